@@ -1,0 +1,169 @@
+"""The data that flows through eagle_train, from a shard member to a training step.
+
+Shape letters: N tiles, S tile side (pixels), T tokens of a row, K samples in a row, M visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+IGNORE_INDEX = -100
+"""Label of a position without loss; the default of `torch.nn.functional.cross_entropy`."""
+
+Role = Literal["system", "user", "assistant"]
+MediaKind = Literal["image", "video"]
+
+
+class SampleError(ValueError):
+    """A sample that cannot be used. It is counted by source and reason, never repaired silently.
+
+    Args:
+        key: key of the sample, unique within its source.
+        reason: short fixed word to count by, for example `unreadable_image` (see `REASONS`).
+        detail: what exactly is wrong, with the numbers.
+    """
+
+    def __init__(self, key: str, reason: str, detail: str) -> None:
+        assert reason in REASONS, f"unknown reason {reason!r}"
+        super().__init__(f"{key}: {reason}: {detail}")
+        self.key = key
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self):
+        return type(self), (self.key, self.reason, self.detail)
+
+
+REASONS = frozenset(
+    {
+        "bad_record",  # the annotation cannot be parsed
+        "missing_media",  # a member or file that the annotation names is not there
+        "unreadable_image",
+        "unreadable_video",
+        "placeholder_mismatch",  # number of placeholders and of media disagree
+        "no_answer",  # no assistant turn, or only empty ones
+        "too_long",  # longer than a row
+        "length_mismatch",  # encoded length differs from the planned one
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Media:
+    """Header facts of one image or video; the encoded bytes stay in their shard."""
+
+    kind: MediaKind
+    member: str
+    """Extension of the tar member that holds the bytes, for example `0.png`."""
+    width: int = 0
+    """Pixels, after EXIF orientation or rotation metadata; 0 where not probed yet."""
+    height: int = 0
+    duration: float = 0.0
+    """Seconds; 0 for an image."""
+    num_frames: int = 1
+    """Frames of the video (container's count or estimate); 1 for an image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One turn: text and media in the order they are read."""
+
+    role: Role
+    content: tuple[str | int, ...]
+    """`str` is text, `int` an index into `Sample.media`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One training example as its source provides it: nothing decoded, nothing tokenized."""
+
+    key: str
+    """`<shard stem>/<tar key>`: unique within the source, named in every error."""
+    source: str
+    messages: tuple[Message, ...]
+    media: tuple[Media, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the record holds, for example `{"type": "ink_colour"}`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaPlan:
+    """How one image or video enters the sequence; decided from its header alone."""
+
+    num_frames: int = 1
+    rows: int = 1
+    cols: int = 1
+    thumbnail: bool = False
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of all frames together."""
+        return self.num_frames * (self.rows * self.cols + int(self.thumbnail))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedSample:
+    """A sample ready to pack. `labels` is already shifted: `labels[t]` follows `input_ids[t]`."""
+
+    key: str
+    source: str
+    input_ids: torch.Tensor
+    """(T,) int64; image positions hold a filler id whose embedding is replaced."""
+    labels: torch.Tensor
+    """(T,) int64; IGNORE_INDEX where there is no loss."""
+    loss_weights: torch.Tensor
+    """(T,) float32; 0 where there is no loss."""
+    image_positions: torch.Tensor
+    """(M,) int64, increasing: where the visual tokens go, tile after tile."""
+    pixels: torch.Tensor
+    """(N, 3, S, S) uint8, in the order of their positions; N may be 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch:
+    """One micro-batch of one rank: K samples laid end to end in one row of T tokens, no padding."""
+
+    input_ids: torch.Tensor
+    """(T,) int64."""
+    labels: torch.Tensor
+    """(T,) int64, already shifted; IGNORE_INDEX where there is no loss."""
+    loss_weights: torch.Tensor
+    """(T,) float32; holds the averaging policy (token, sample, square root), so neither the model
+    nor the trainer knows which one is used."""
+    position_ids: torch.Tensor
+    """(T,) int64; restarts at 0 in every sample."""
+    cu_seqlens: torch.Tensor
+    """(K + 1,) int32, cumulative sample lengths: [0, ..., T]."""
+    max_seqlen: int
+    """Longest of the K samples, in tokens."""
+    image_positions: torch.Tensor
+    """(M,) int64, increasing: where the visual tokens go."""
+    pixels: torch.Tensor
+    """(N, 3, S, S) uint8, N >= 1: a row without images carries one placeholder tile, so that every
+    rank runs the encoders (ZeRO-3 would wait, or apply stale gradients, otherwise)."""
+    num_images: int
+    """Real tiles: N, or 0 where the only tile is the placeholder."""
+    num_tokens: int
+    """Tokens of samples; 0 for the empty row of a rank that has nothing to do in this step."""
+    keys: tuple[str, ...]
+    """The K sample keys."""
+    sources: tuple[str, ...]
+    """The K source names."""
+    errors: tuple[tuple[str, SampleError], ...] = ()
+    """(source, error) of planned samples of this row that turned out to be bad when they were decoded."""
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Returns the batch with its tensors on `device` (asynchronously from pinned memory)."""
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in self._tensors()})
+
+    def pin_memory(self) -> PackedBatch:
+        """Returns the batch with its tensors in page-locked memory; called by the DataLoader."""
+        return replace(self, **{k: v.pin_memory() for k, v in self._tensors()})
+
+    def _tensors(self):
+        values = ((name, getattr(self, name)) for name in self.__slots__)
+        return [(name, value) for name, value in values if isinstance(value, torch.Tensor)]
