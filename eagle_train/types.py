@@ -22,7 +22,7 @@ class SampleError(ValueError):
     """A sample that cannot be used. It is counted by source and reason, never repaired silently.
 
     Args:
-        key: key of the sample, unique within its source.
+        key: key of the sample.
         reason: short fixed word to count by, for example `unreadable_image` (see `REASONS`).
         detail: what exactly is wrong, with the numbers.
     """
@@ -82,7 +82,7 @@ class Sample:
     """One training example as its source provides it: nothing decoded, nothing tokenized."""
 
     key: str
-    """`<shard stem>/<tar key>`: unique within the source, named in every error."""
+    """`<source>/<shard stem>/<tar key>`: unique, named in every error about this sample."""
     source: str
     messages: tuple[Message, ...]
     media: tuple[Media, ...] = ()

@@ -1,0 +1,48 @@
+"""`python -m eagle_train [WORD] [arguments]`: the first word picks the tool; none means `train`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+TOOLS = {
+    "train": "run or resume a training run from config overrides (the default)",
+    "plan": "show parameters, freeze table, tokens, rows, steps and memory of a config, without weights or GPU",
+    "data": "build data sets: data build recipe=NAME, or from annotations or tars",
+    "report": "write one self-contained HTML file about a run",
+    "chat": "ask a run or an export about an image",
+    "export": "write safetensors, config and tokenizer of a run",
+}
+
+HELP = f"""usage: python -m eagle_train [WORD] [arguments]
+
+{chr(10).join(f"  {word:8} {text}" for word, text in TOOLS.items())}
+
+  python -m eagle_train +experiment=toy                    train
+  python -m eagle_train +experiment=toy schedule.sft.num_steps=50 run_dir=runs/short
+  python -m eagle_train plan +experiment=toy               look before you run
+  python -m eagle_train WORD --help                        about one word
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one tool and returns the exit code."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    word, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in TOOLS else ("train", arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if arguments else 2
+    if word == "train" and rest and rest[0].isidentifier():
+        print(f"no tool {rest[0]!r}; words: {', '.join(TOOLS)}", file=sys.stderr)
+        return 2
+    tool = importlib.import_module(f"eagle_train.tools.{word}")
+    try:
+        return tool.main(rest)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""From shards to packed rows: index, plan, read, encode, pack."""

@@ -1,0 +1,143 @@
+"""A sample becomes token ids, shifted labels, loss weights and pixels; its length is known from headers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from eagle_train.data.chat import ChatTemplate, TextRun, encode_run
+from eagle_train.data.frames import FrameRate
+from eagle_train.data.media import MediaError, decode_frames, decode_image
+from eagle_train.data.tiling import Tiling
+from eagle_train.types import IGNORE_INDEX, EncodedSample, Media, MediaPlan, Message, Sample, SampleError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Everything that decides how a sample is laid out as tokens.
+
+    Args:
+        template: the strings around turns.
+        tokenizer: a fast transformers tokenizer.
+        tiling: how images are cut.
+        frames: how many frames a video gives.
+        tile_size: S, side of a tile in pixels.
+        tokens_per_tile: visual tokens of one tile after the projector.
+        loss_weight: weight of a supervised token, from their number in the sample (see `loss_weights`).
+    """
+
+    template: ChatTemplate
+    tokenizer: object
+    tiling: Tiling
+    frames: FrameRate
+    tile_size: int
+    tokens_per_tile: int
+    loss_weight: Callable[[int], float]
+
+    @cached_property
+    def between_frames(self) -> list[int]:
+        """Token ids between two frames of a video: the media suffix and the next prefix."""
+        pieces = [(self.template.media_suffix, False), (self.template.media_prefix, False)]
+        return encode_run(pieces, self.tokenizer).ids
+
+    @cached_property
+    def image_id(self) -> int:
+        """Token id written at image positions."""
+        token = self.template.image_token
+        if token is None:
+            return self.tokenizer.pad_token_id or 0
+        if (index := self.tokenizer.convert_tokens_to_ids(token)) is None:
+            raise ValueError(f"the tokenizer has no image token {token!r}; set chat_template.image_token")
+        return index
+
+    def plan_media(self, media: Media) -> MediaPlan:
+        """Returns the frames and tiles of one image or video, from its header."""
+        if media.kind == "image":
+            return self.tiling.plan(media.width, media.height)
+        return MediaPlan(num_frames=self.frames.num_frames(media.duration, media.num_frames))
+
+    def media_length(self, media: Media) -> int:
+        """Returns the tokens one image or video adds to the text of its sample."""
+        plan = self.plan_media(media)
+        return plan.num_tiles * self.tokens_per_tile + (plan.num_frames - 1) * len(self.between_frames)
+
+    def text_length(self, messages: Sequence[Message]) -> tuple[int, int]:
+        """Returns the numbers of text tokens and of supervised tokens of a conversation, media not counted."""
+        runs = [r for r in self.template.encode(messages, self.tokenizer) if isinstance(r, TextRun)]
+        return sum(len(run.ids) for run in runs), sum(sum(run.is_target) for run in runs)
+
+    def decode(self, key: str, media: Media, data: bytes) -> torch.Tensor:
+        """Returns the tiles (N, 3, S, S) uint8 of one image or video.
+
+        Raises:
+            SampleError: if the bytes cannot be decoded.
+        """
+        plan = self.plan_media(media)
+        try:
+            if media.kind == "image":
+                return self.tiling.cut(decode_image(data), plan, self.tile_size)
+            frames = decode_frames(data, plan.num_frames)
+        except MediaError as error:
+            raise SampleError(key, error.reason, f"{media.member}: {error}") from error
+        one = MediaPlan()
+        return torch.cat([self.tiling.cut(frame, one, self.tile_size) for frame in frames])
+
+    def encode(self, sample: Sample, pixels: Sequence[torch.Tensor]) -> EncodedSample:
+        """Returns the sample ready to pack.
+
+        Args:
+            pixels: tiles of each medium of the sample, (N_i, 3, S, S) uint8.
+
+        Raises:
+            SampleError: if nothing is supervised.
+        """
+        ids, targets, positions = self.lay_out(self.template.encode(sample.messages, self.tokenizer), sample.media)
+        num_targets = sum(targets[1:])
+        if num_targets == 0:
+            raise SampleError(sample.key, "no_answer", "no token of an answer is supervised")
+        input_ids = torch.tensor(ids, dtype=torch.int64)
+        supervised = torch.tensor([*targets[1:], False])
+        labels = torch.where(supervised, input_ids.roll(-1), IGNORE_INDEX)
+        tiles = torch.cat(list(pixels)) if pixels else torch.empty(0, 3, self.tile_size, self.tile_size).byte()
+        if len(positions) != len(tiles) * self.tokens_per_tile:
+            raise SampleError(
+                sample.key,
+                "length_mismatch",
+                f"{len(positions)} image positions, {len(tiles)} tiles of {self.tokens_per_tile} tokens",
+            )
+        return EncodedSample(
+            key=sample.key,
+            source=sample.source,
+            input_ids=input_ids,
+            labels=labels,
+            loss_weights=supervised.float() * self.loss_weight(num_targets),
+            image_positions=torch.tensor(positions, dtype=torch.int64),
+            pixels=tiles,
+        )
+
+    def lay_out(self, items: Sequence[TextRun | int], media: Sequence[Media]):
+        """Returns ids, targets and image positions of text runs with the media put between them.
+
+        A video is its frames one after another, each between the template's media prefix and suffix; the
+        first prefix and the last suffix belong to the text around.
+        """
+        ids: list[int] = []
+        targets: list[bool] = []
+        positions: list[int] = []
+        for item in items:
+            if isinstance(item, TextRun):
+                ids += item.ids
+                targets += item.is_target
+                continue
+            plan = self.plan_media(media[item])
+            per_frame = plan.num_tiles // plan.num_frames * self.tokens_per_tile
+            for frame in range(plan.num_frames):
+                if frame:
+                    ids += self.between_frames
+                positions += range(len(ids), len(ids) + per_frame)
+                ids += [self.image_id] * per_frame
+            targets += [False] * (len(ids) - len(targets))
+        return ids, targets, positions

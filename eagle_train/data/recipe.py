@@ -1,0 +1,133 @@
+"""Recipes: the sources of a mix with their repeats, and the facts of each source."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eagle_train.data.catalog import Source
+from eagle_train.resources import resource_dir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetCard:
+    """One source: what it is, where it comes from, where its shards are.
+
+    Args:
+        shards: glob of its tars, relative to the data root.
+        num_samples: published number of samples.
+        build: how `data build` makes it: a `_target_` called with `out=<folder of the shards>`.
+        index_dir: where the indexes are, relative to the data root; null: beside the shards.
+    """
+
+    name: str
+    description: str
+    licence: str
+    origin: str
+    shards: str
+    num_samples: int | None = None
+    build: Mapping[str, Any] | None = None
+    index_dir: str | None = None
+
+    def folder(self, data_root: Path) -> Path:
+        """Returns the folder of the shards."""
+        return (data_root / self.shards).parent
+
+    def find_shards(self, data_root: Path) -> list[Path]:
+        """Returns the shards that are there, sorted."""
+        return sorted(self.folder(data_root).glob(Path(self.shards).name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A mix of sources.
+
+    Args:
+        sources: by name, each with `repeat`: passes per epoch.
+        evaluation: names of held-out sources that `data build` makes too.
+        tokenizer: how `data build` trains a tokenizer on the text, for toy recipes.
+    """
+
+    name: str
+    description: str
+    sources: Mapping[str, Mapping[str, float]]
+    evaluation: list[str] = field(default_factory=list)
+    tokenizer: Mapping[str, Any] | None = None
+    cards: Mapping[str, DatasetCard] = field(default_factory=dict)
+    """The cards of all sources and held-out sources."""
+
+
+def load_recipe(name: str) -> Recipe:
+    """Returns a recipe of `data_recipes/`, or the one at a path, with the cards of its sources.
+
+    A recipe outside `data_recipes/` may hold its cards itself, under `datasets`; their shards are then
+    relative to the recipe's folder.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known ones, or a bad file.
+    """
+    folder = resource_dir("data_recipes")
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no recipe {name}{hint} Known: {', '.join(known)}, or a path to a .yaml file")
+    content = read_yaml(path)
+    inline = content.pop("datasets", {})
+    recipe = make(Recipe, content, path)
+    cards = {}
+    for source in [*recipe.sources, *recipe.evaluation]:
+        card_path = folder / "datasets" / f"{source}.yaml"
+        if source in inline:
+            shards = str(path.parent.resolve() / inline[source]["shards"])  # beside the recipe
+            cards[source] = make(DatasetCard, {"name": source, **inline[source], "shards": shards}, path)
+        elif card_path.is_file():
+            cards[source] = make(DatasetCard, read_yaml(card_path), card_path)
+        else:
+            raise ValueError(f"{path}: source {source} has no card {card_path.name} in {card_path.parent}")
+    return make(Recipe, {**content, "cards": cards}, path)
+
+
+def recipe_sources(recipe: Recipe, data_root: Path) -> list[Source]:
+    """Returns the sources of a recipe whose shards lie under `data_root`.
+
+    Raises:
+        ValueError: for a source without shards, with what builds or says how to get it.
+    """
+    sources = []
+    for name, how in recipe.sources.items():
+        sources.append(card_source(recipe, name, data_root, **how))
+    return sources
+
+
+def card_source(recipe: Recipe, name: str, data_root: Path, repeat: float = 1.0) -> Source:
+    """Returns one source of a recipe, see `recipe_sources`."""
+    card = recipe.cards[name]
+    shards = card.find_shards(data_root)
+    if not shards:
+        remedy = f"run `python -m eagle_train data build recipe={recipe.name}`" if card.build else card.origin
+        raise ValueError(f"source {name}: no shard at {data_root / card.shards}; {remedy}")
+    index_dir = data_root / card.index_dir if card.index_dir else None
+    return Source(name=name, shards=shards, repeat=repeat, index_dir=index_dir)
+
+
+def read_yaml(path: Path) -> dict:
+    """Returns the mapping in a YAML file."""
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, expected a mapping")
+    return content
+
+
+def make(kind: type, content: Mapping, path: Path):
+    """Returns `kind(**content)`; a wrong key raises ValueError with the file's name."""
+    try:
+        return kind(**content)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from error

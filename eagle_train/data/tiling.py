@@ -1,0 +1,73 @@
+"""From an image of any size to square tiles: which tiles (from the size alone) and their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from eagle_train.types import MediaPlan
+
+
+class Tiling(Protocol):
+    """How an image becomes tiles of S x S pixels."""
+
+    def plan(self, width: int, height: int) -> MediaPlan:
+        """Returns the tiles of an image of this size (pixels)."""
+
+    def cut(self, image: Image.Image, plan: MediaPlan, tile_size: int) -> torch.Tensor:
+        """Returns the tiles (N, 3, S, S) uint8 of an RGB `image`."""
+
+
+class PadToSquare:
+    """One tile: the image centred on a square of its longer side, resized (bicubic).
+
+    Args:
+        colour: RGB of the padding; Eagle 1 pads with the CLIP mean, (122, 116, 104).
+
+    Source: LLaVA-1.5 and Eagle 1, `image_aspect_ratio: pad`.
+    """
+
+    def __init__(self, colour: Sequence[int] = (122, 116, 104)) -> None:
+        self.colour = tuple(colour)
+
+    def plan(self, width: int, height: int) -> MediaPlan:
+        """Returns one tile, whatever the size."""
+        del width, height
+        return MediaPlan()
+
+    def cut(self, image: Image.Image, plan: MediaPlan, tile_size: int) -> torch.Tensor:
+        """Returns (1, 3, S, S) uint8."""
+        del plan
+        side = max(image.size)
+        square = Image.new("RGB", (side, side), self.colour)
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return to_tensor(square.resize((tile_size, tile_size), Image.Resampling.BICUBIC))[None]
+
+
+class CentreCrop:
+    """One tile: the shorter side resized to the tile, the centre cropped.
+
+    Source: Eagle 1's stage 1, whose scripts set no `image_aspect_ratio`.
+    """
+
+    def plan(self, width: int, height: int) -> MediaPlan:
+        """Returns one tile, whatever the size."""
+        del width, height
+        return MediaPlan()
+
+    def cut(self, image: Image.Image, plan: MediaPlan, tile_size: int) -> torch.Tensor:
+        """Returns (1, 3, S, S) uint8."""
+        del plan
+        side = min(image.size)  # only what is kept is resized
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        return to_tensor(image.resize((tile_size, tile_size), Image.Resampling.BICUBIC, box=box))[None]
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Returns an RGB image as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,1 @@
+"""A toy data set, drawn from a seed: small pictures, clips and texts that a tiny model can learn from."""

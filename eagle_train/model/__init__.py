@@ -1,0 +1,1 @@
+"""Encoders, projector, LLM and loss."""

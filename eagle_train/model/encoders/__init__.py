@@ -1,0 +1,1 @@
+"""One vision encoder family per file."""

@@ -1,0 +1,58 @@
+"""What every vision encoder is, and the resize and normalization they share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class VisionEncoder(nn.Module, ABC):
+    """A vision encoder with a declared input size, output grid and channels.
+
+    It resizes and normalizes on the device with its own statistics, so that a mixture never asks
+    "whose image processor?".
+
+    Args:
+        input_size: side of its input in pixels.
+        grid: side of its output grid.
+        channels: C, channels of its features.
+        mean, std: RGB statistics of its pretraining, in 0..1.
+    """
+
+    def __init__(
+        self, *, input_size: int, grid: int, channels: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.grid = grid
+        self.channels = channels
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns features (N, C, G, G) of tiles (N, 3, S, S) uint8, in the encoder's dtype."""
+        images = resize(pixels, self.input_size)
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        dtype = next(self.parameters()).dtype
+        return self.encode(((images - mean) / std).to(dtype))
+
+    @abstractmethod
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns features (N, C, G, G) of normalized images (N, 3, input_size, input_size)."""
+
+    @abstractmethod
+    def set_activation_checkpointing(self) -> None:
+        """Recomputes activations in the backward pass instead of keeping them."""
+
+
+def resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns (N, 3, S, S) uint8 as float32 in 0..1 of side `size` (bilinear, antialiased)."""
+    images = pixels.float() / 255.0
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)

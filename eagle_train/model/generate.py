@@ -1,0 +1,73 @@
+"""Greedy answers of a vision-language model, batched, by transformers' own generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from eagle_train.model.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is asked."""
+
+    input_ids: list[int]
+    image_positions: list[int]
+    pixels: torch.Tensor
+    """(N, 3, S, S) uint8; N may be 0."""
+
+
+@torch.inference_mode()
+def generate(
+    model: VisionLanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    streamer=None,
+) -> list[list[int]]:
+    """Returns the new token ids of each prompt, without the stop token.
+
+    Prompts are padded on the left, so that all end together.
+
+    Args:
+        streamer: transformers streamer that gets the tokens of a single prompt as they come.
+    """
+    device = next(model.parameters()).device
+    embeddings = [embed_prompt(model, prompt, device) for prompt in prompts]
+    longest = max(map(len, embeddings))
+    batch = embeddings[0].new_zeros(len(prompts), longest, embeddings[0].shape[1])
+    mask = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
+    for row, embedding in enumerate(embeddings):
+        batch[row, longest - len(embedding) :] = embedding
+        mask[row, longest - len(embedding) :] = 1
+    ids = model.llm.generate(
+        inputs_embeds=batch,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad_id,
+        streamer=streamer,
+    )
+    return [until_stop(row, stop_ids) for row in ids.tolist()]
+
+
+def embed_prompt(model: VisionLanguageModel, prompt: Prompt, device: torch.device) -> torch.Tensor:
+    """Returns the embeddings (T, H) of one prompt."""
+    ids = torch.tensor(prompt.input_ids, device=device)
+    if len(prompt.pixels) == 0:
+        return model.llm.get_input_embeddings()(ids)
+    positions = torch.tensor(prompt.image_positions, device=device)
+    return model.embed(ids, positions, prompt.pixels.to(device))
+
+
+def until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    """Returns the ids before the first stop token."""
+    ends = [place for place, index in enumerate(ids) if index in stop_ids]
+    return ids[: ends[0]] if ends else ids

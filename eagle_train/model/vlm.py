@@ -1,0 +1,70 @@
+"""The vision-language model: mixture of encoders, projector, causal LLM."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from eagle_train.model.loss import token_losses
+from eagle_train.model.mixture import ChannelConcat
+from eagle_train.model.recompute import recompute_layers
+from eagle_train.types import PackedBatch
+
+
+class VisionLanguageModel(nn.Module):
+    """Consumes a `PackedBatch`, changes no length, returns the loss of every token.
+
+    Args:
+        mixture: tiles -> features (N, P, C), P tokens per tile.
+        projector: features -> embeddings (N, P, H).
+        llm: a transformers causal LM of hidden size H.
+        loss_chunk: positions whose logits are held at a time.
+    """
+
+    def __init__(
+        self, *, mixture: ChannelConcat, projector: nn.Module, llm: PreTrainedModel, loss_chunk: int = 1024
+    ) -> None:
+        super().__init__()
+        self.mixture = mixture
+        self.projector = projector
+        self.llm = llm
+        self.loss_chunk = loss_chunk
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Returns the loss of every token, (T,) float32; 0 where there is no label."""
+        # Samples are kept apart by restarting positions; transformers honours them only without a mask
+        # and without a cache object.
+        hidden = self.llm.model(
+            inputs_embeds=self.embed(batch.input_ids, batch.image_positions, batch.pixels)[None],
+            position_ids=batch.position_ids[None],
+            attention_mask=None,
+            use_cache=False,
+        ).last_hidden_state[0]
+        return token_losses(self.llm.get_output_embeddings(), hidden, batch.labels, self.loss_chunk)
+
+    def embed(self, input_ids: torch.Tensor, image_positions: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns embeddings (T, H) with the visual tokens in their places.
+
+        Args:
+            input_ids: (T,) int64.
+            image_positions: (M,) int64, one per visual token; M may be 0 although there is a (placeholder)
+                tile, whose features then enter with weight zero.
+            pixels: (N, 3, S, S) uint8, N >= 1.
+
+        Raises:
+            ValueError: if the positions and the visual tokens disagree in number.
+        """
+        embeddings = self.llm.get_input_embeddings()(input_ids)
+        features = self.projector(self.mixture(pixels)).flatten(0, 1).to(embeddings.dtype)
+        if len(image_positions) == 0:
+            return embeddings + 0.0 * features.sum()
+        if len(image_positions) != len(features):
+            raise ValueError(f"{len(image_positions)} image positions but {len(features)} visual tokens")
+        return embeddings.index_copy(0, image_positions, features)
+
+    def set_activation_checkpointing(self) -> None:
+        """Recomputes activations of every encoder and of the LLM in the backward pass."""
+        for encoder in self.mixture.encoders.values():
+            encoder.set_activation_checkpointing()
+        recompute_layers(self.llm)

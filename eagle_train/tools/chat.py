@@ -1,0 +1,87 @@
+"""`python -m eagle_train chat RUN_OR_EXPORT [--image FILE] ["question"]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformers import TextStreamer
+
+from eagle_train.data.encode import Encoder
+from eagle_train.data.media import MediaError, probe_image, probe_video
+from eagle_train.model.generate import generate
+from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.train.evaluate import make_prompt
+from eagle_train.train.load import load_model
+from eagle_train.types import Media, Message
+
+
+def main(arguments: list[str]) -> int:
+    """Answers one question, or several turns read from the terminal; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eagle_train chat",
+        description="Asks a trained model about images and videos; without a question, a conversation.",
+    )
+    parser.add_argument("model", type=Path, help="run folder or export")
+    parser.add_argument("question", nargs="?", help="without it, questions are read until an empty line")
+    parser.add_argument("--image", type=Path, action="append", default=[], help="may be given several times")
+    parser.add_argument("--video", type=Path, action="append", default=[])
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    options = parser.parse_args(arguments)
+    media, data = read_media(options.image, options.video)
+    model, encoder = load_model(options.model)
+    tiles = [encoder.decode(m.member, m, d) for m, d in zip(media, data, strict=True)]
+    messages: list[Message] = []
+    for question in [options.question] if options.question else ask():
+        shown = tuple(range(len(media))) if not messages else ()
+        messages.append(Message(role="user", content=(*shown, question)))
+        answer = reply(model, encoder, messages, media, tiles, options.max_new_tokens)
+        messages.append(Message(role="assistant", content=(answer,)))
+    return 0
+
+
+def ask():
+    """Yields questions typed at the terminal until an empty line or the end of input."""
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        question = sys.stdin.readline().strip()
+        if not question:
+            return
+        yield question
+
+
+def read_media(images: list[Path], videos: list[Path]) -> tuple[list[Media], list[bytes]]:
+    """Returns the header facts and bytes of the given files.
+
+    Raises:
+        ValueError: for a file that is missing or unreadable.
+    """
+    media, data = [], []
+    for path in [*images, *videos]:
+        try:
+            content = path.read_bytes()
+            if path in images:
+                width, height = probe_image(content)
+                media.append(Media(kind="image", member=path.name, width=width, height=height))
+            else:
+                width, height, duration, frames = probe_video(content)
+                facts = {"width": width, "height": height, "duration": duration, "num_frames": frames}
+                media.append(Media(kind="video", member=path.name, **facts))
+        except (OSError, MediaError) as error:
+            raise ValueError(f"cannot read {path}: {error}") from error
+        data.append(content)
+    return media, data
+
+
+def reply(model: VisionLanguageModel, encoder: Encoder, messages, media, tiles, max_new_tokens: int) -> str:
+    """Prints the answer to a conversation as it comes, and returns it."""
+    ids = generate(
+        model,
+        [make_prompt(encoder, messages, media, tiles)],
+        max_new_tokens=max_new_tokens,
+        stop_ids=encoder.template.stop_ids(encoder.tokenizer),
+        pad_id=encoder.image_id,
+        streamer=TextStreamer(encoder.tokenizer, skip_special_tokens=True),
+    )
+    return encoder.tokenizer.decode(ids[0], skip_special_tokens=True).strip()

@@ -1,0 +1,161 @@
+"""`python -m eagle_train data build ...`: makes data sets and their indexes."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+
+from eagle_train.data.build import BuildReport, build_from_annotation, build_from_tars
+from eagle_train.data.index import ensure_index, read_sample
+from eagle_train.data.recipe import Recipe, load_recipe
+from eagle_train.data.shards import ShardReader
+from eagle_train.track.console import progress
+from eagle_train.train.config import build
+
+HELP = """usage: python -m eagle_train data build key=value ...
+
+  data build recipe=toy [data_root=data]
+      builds every source of a recipe under data_root, and its tokenizer if the recipe trains one
+  data build name=NAME annotation=FILE [media_root=DIR] out=DIR [max_bad_share=0.01]
+      a JSON list or JSONL (LLaVA, ShareGPT messages, typed content, Eagle 2.5, alpaca) with its media
+  data build name=NAME tars=GLOB out=DIR [max_bad_share=0.01]
+      WebDataset tars: images with txt or json
+
+The last two also write DIR/NAME.yaml, a recipe to train on: schedule.sft.recipe=DIR/NAME.yaml
+A source that is there already is left as it is; delete its folder to build it again.
+"""
+
+KEYS = {
+    "recipe": {"recipe", "data_root"},
+    "annotation": {"name", "annotation", "media_root", "out", "max_bad_share"},
+    "tars": {"name", "tars", "out", "max_bad_share"},
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Builds; returns the exit code."""
+    if not arguments or arguments[0] != "build" or "--help" in arguments:
+        print(HELP)
+        return 0 if "--help" in arguments else 2
+    values = dict(argument.partition("=")[::2] for argument in arguments[1:])
+    kinds = [kind for kind in KEYS if kind in values]
+    if len(kinds) != 1:
+        raise ValueError(f"give exactly one of recipe=, annotation= and tars=; got {sorted(values)}")
+    if unknown := set(values) - KEYS[kinds[0]]:
+        raise ValueError(f"unknown {sorted(unknown)}; with {kinds[0]}= there are {sorted(KEYS[kinds[0]])}")
+    if kinds[0] == "recipe":
+        build_recipe(load_recipe(values["recipe"]), Path(values.get("data_root", "data")))
+        return 0
+    if missing := {"name", "out"} - set(values):
+        raise ValueError(f"{sorted(missing)} must be given, see `data build --help`")
+    build_own(values)
+    return 0
+
+
+def build_recipe(recipe: Recipe, data_root: Path) -> None:
+    """Builds every source of a recipe that is not there yet, the indexes, and the tokenizer.
+
+    Raises:
+        ValueError: if a source is missing and cannot be built here; says where to get it.
+    """
+    for card in recipe.cards.values():
+        folder = card.folder(data_root)
+        if not card.find_shards(data_root):
+            if card.build is None:
+                raise ValueError(f"source {card.name} is not at {folder} and cannot be built here: {card.origin}")
+            with progress(f"building {card.name}", card.num_samples) as advance:
+                build(card.build, out=folder, progress=steps(advance))
+        index_all(card.find_shards(data_root), card.name)
+    if recipe.tokenizer is not None:
+        folder = data_root / recipe.name / "tokenizer"
+        if not (folder / "tokenizer.json").exists():
+            build(recipe.tokenizer, out=folder, texts=recipe_texts(recipe, data_root))
+        print(f"tokenizer: {folder}")
+    print(f"recipe {recipe.name}: {len(recipe.cards)} sources under {data_root}")
+
+
+def steps(advance):
+    """Returns a callback that takes the number done so far, over one that takes how many more are done."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        advance(count - done)
+        done = count
+
+    return report
+
+
+def index_all(shards: list[Path], name: str) -> None:
+    """Builds the missing indexes of shards, with progress."""
+    with progress(f"indexing {name}", len(shards)) as advance:
+        for shard in shards:
+            ensure_index(shard)
+            advance(1)
+
+
+def recipe_texts(recipe: Recipe, data_root: Path) -> Iterator[str]:
+    """Yields all text of a recipe's training sources."""
+    for name in recipe.sources:
+        for shard in recipe.cards[name].find_shards(data_root):
+            reader = ShardReader(shard)
+            for row in pq.read_table(ensure_index(shard)).to_pylist():
+                for message in read_sample(reader, name, row).messages:
+                    yield from (part for part in message.content if isinstance(part, str))
+            reader.close()
+
+
+def build_own(values: dict[str, str]) -> None:
+    """Builds a source from annotations or tars, and writes a recipe that holds just it."""
+    name, out = values["name"], Path(values["out"])
+    folder = out / name
+    if any(folder.glob("*.tar")):
+        print(f"{folder} is there already; delete it to build it again")
+    else:
+        share = float(values.get("max_bad_share", 0.01))
+        with progress(f"building {name}", None) as advance:
+            report = build_source(values, folder, share, steps(advance))
+        print_report(report)
+    index_all(sorted(folder.glob("*.tar")), name)
+    card = {
+        "description": f"built from {values.get('annotation', values.get('tars'))}",
+        "licence": "that of its source",
+        "origin": values.get("annotation", values.get("tars")),
+        "shards": f"{name}/*.tar",
+    }
+    recipe = {"name": name, "description": f"{name} alone", "sources": {name: {"repeat": 1.0}}}
+    path = out / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"datasets": {name: card}}, sort_keys=False))
+    print(f"recipe: {path}")
+
+
+def build_source(values: dict[str, str], folder: Path, max_bad_share: float, report) -> BuildReport:
+    """Builds the shards of `build_own`."""
+    if "annotation" in values:
+        root = Path(values["media_root"]) if "media_root" in values else None
+        return build_from_annotation(
+            folder,
+            annotation=Path(values["annotation"]),
+            media_root=root,
+            progress=report,
+            max_bad_share=max_bad_share,
+        )
+    tars = sorted(Path(path) for path in glob.glob(values["tars"]))
+    if not tars:
+        raise ValueError(f"no file matches tars={values['tars']}")
+    return build_from_tars(folder, tars=tars, progress=report, max_bad_share=max_bad_share)
+
+
+def print_report(report: BuildReport) -> None:
+    """Prints what was read, written and dropped."""
+    print(f"read {report.read} = written {report.written} + bad {len(report.errors)}")
+    for error in report.errors:
+        print(f"  {error}", file=sys.stderr)
+    for reason, count in sorted(Counter(error.reason for error in report.errors).items()):
+        print(f"  {reason}: {count}")

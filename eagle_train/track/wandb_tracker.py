@@ -1,0 +1,121 @@
+"""Metrics to Weights & Biases: online for a user who is logged in, else to files that `wandb sync` uploads later.
+
+The only file that imports wandb, and only when a tracker is made: the import takes most of a second.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import secrets
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from eagle_train.track.tracker import Metrics
+
+STEP = "global_step"
+MODES = ("online", "offline", "disabled")
+FLUSH_SECONDS = 0.5
+"""Of W&B's local file. Measured with wandb 0.31: with its default of 15 s, a run killed after 3 s left none of its
+points on disk; with 0.5 s, 74 of 79."""
+
+
+def new_run_id() -> str:
+    """Returns a random id for a new run: 8 lower-case letters and digits, as W&B makes them.
+
+    Not drawn from `random`, so that seeding a run does not give two runs the same id.
+    """
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+class WandbTracker:
+    """One W&B run with its own step axis.
+
+    A resumed run goes on under its id. W&B keeps the first values of steps that are done again after a resume.
+    Offline it makes a new folder per start; `wandb sync` joins them by their id.
+
+    Args:
+        run_dir: folder of the run; W&B's files go to `wandb/` in it.
+        project, name: under which W&B shows the run.
+        run_id: see `new_run_id`; the same on every start of the run.
+        config: the run's config, shown with it.
+        mode: `online`, `offline` or `disabled`; None takes WANDB_MODE, else online if logged in, else offline.
+
+    Raises:
+        ValueError: for an unknown mode.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        project: str,
+        name: str,
+        run_id: str,
+        config: Mapping[str, Any],
+        mode: str | None = None,
+    ) -> None:
+        mode = choose_mode(mode, os.environ)
+        import wandb
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(
+            console="off",  # the terminal is the console tracker's
+            silent=True,
+            disable_code=True,
+            x_transaction_log_flush_interval=FLUSH_SECONDS,
+        )
+        self._run = wandb.init(
+            project=project,
+            name=name,
+            id=run_id,
+            resume="allow",
+            dir=run_dir,
+            config=dict(config),
+            mode=mode,
+            settings=settings,
+        )
+        # W&B's own counter is of no use as an axis: each offline start would begin at 0 again.
+        self._run.define_metric(STEP)
+        self._run.define_metric("*", step_metric=STEP)
+
+    def begin_stage(self, stage: str, step: int, num_steps: int) -> None:
+        """Writes nothing: every record of a stage names it."""
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Records the metrics with `global_step` as their x axis; records of the same step become one."""
+        self._run.log(dict(metrics) | {STEP: step}, step=step)
+
+    def close(self) -> None:
+        """Writes or uploads what is left."""
+        self._run.finish()
+
+
+def choose_mode(mode: str | None, env: Mapping[str, str]) -> str:
+    """Returns the W&B mode: `mode`, else WANDB_MODE, else online if the user is logged in, else offline.
+
+    Raises:
+        ValueError: for an unknown mode.
+    """
+    chosen = mode or env.get("WANDB_MODE") or ("online" if logged_in(env) else "offline")
+    if chosen not in MODES:
+        raise ValueError(f"W&B mode {chosen!r} is none of {', '.join(MODES)}; check tracker.wandb.mode and WANDB_MODE")
+    return chosen
+
+
+def logged_in(env: Mapping[str, str]) -> bool:
+    """Whether there is an API key: in WANDB_API_KEY, or in the netrc file for the host of WANDB_BASE_URL."""
+    if env.get("WANDB_API_KEY"):
+        return True
+    path = Path(env.get("NETRC") or Path(env.get("HOME", "")) / ".netrc")
+    host = urlparse(env.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    if host is None:
+        return False
+    try:
+        # `authenticators` would also give the entry of another host named `default`.
+        return host in netrc.netrc(path).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,1 @@
+"""Config to objects, the loop, engines, checkpoints."""

@@ -1,0 +1,145 @@
+"""From a composed config to the objects of a run: model, encoder of samples, schedule, data of a stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from eagle_train import dist
+from eagle_train.data.catalog import Catalog, Source, build_catalog
+from eagle_train.data.encode import Encoder
+from eagle_train.data.plan import PlanConfig, Rows, fingerprint, plan_rows
+from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.track.console import progress
+from eagle_train.train.config import ConfigError, build
+from eagle_train.train.schedule import Stage
+
+
+def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
+    """Returns the model on the current default device; under `torch.device("meta")` it holds no memory."""
+    mixture = build(config["mixture"])
+    llm = build(config["llm"])
+    projector = build(config["projector"], in_channels=mixture.channels, hidden_size=llm.config.hidden_size)
+    return VisionLanguageModel(mixture=mixture, projector=projector, llm=llm, loss_chunk=config["loss_chunk"])
+
+
+def build_schedule(config: Mapping[str, Any]) -> dict[str, Stage]:
+    """Returns the stages by name, in order."""
+    return {name: build(node) for name, node in config["schedule"].items()}
+
+
+def load_tokenizer(path: str):
+    """Returns a fast tokenizer of a folder or hub id.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer at {path!r} ({str(error).splitlines()[0]}); set tokenizer=FOLDER") from error
+    if not tokenizer.is_fast:
+        raise ConfigError(f"the tokenizer at {path!r} gives no offsets; a tokenizer.json is needed")
+    return tokenizer
+
+
+def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: int) -> Encoder:
+    """Returns what lays samples out as tokens.
+
+    Raises:
+        ConfigError: if the tokenizer has more tokens than the LLM has embeddings.
+    """
+    tokenizer = load_tokenizer(config["tokenizer"])
+    if len(tokenizer) > vocab_size:
+        raise ConfigError(
+            f"the tokenizer at {config['tokenizer']!r} has {len(tokenizer)} tokens, the LLM {vocab_size} embeddings; "
+            f"set llm.vocab_size={len(tokenizer)}"
+        )
+    data = config["data"]
+    return Encoder(
+        template=build(config["chat_template"]),
+        tokenizer=tokenizer,
+        tiling=build(data["tiling"]),
+        frames=build(data["frames"]),
+        tile_size=data["tile_size"],
+        tokens_per_tile=tokens_per_tile,
+        loss_weight=build(data["loss_weight"]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageData:
+    """A stage's samples and plan."""
+
+    catalog: Catalog
+    rows: Rows
+    num_steps: int
+    fingerprint: dict[str, str]
+
+    def planned(self) -> dict[str, int]:
+        """Returns the number of samples in the plan's rows, by source."""
+        counts = np.bincount(self.catalog.source_ids[self.rows.samples], minlength=len(self.catalog.sources))
+        return {source.name: int(n) for source, n in zip(self.catalog.sources, counts, strict=True)}
+
+    def asked_shares(self) -> dict[str, float]:
+        """Returns each source's share of an epoch's samples, as its repeat asks."""
+        sizes = self.catalog.source_sizes()
+        wanted = [s.repeat * n for s, n in zip(self.catalog.sources, sizes, strict=True)]
+        return {s.name: w / sum(wanted) for s, w in zip(self.catalog.sources, wanted, strict=True)}
+
+
+def build_stage_data(config: Mapping[str, Any], stage: Stage, encoder: Encoder) -> StageData:
+    """Returns the samples and the plan of a stage; rank 0 builds what is missing on disk, the others wait."""
+    sources = recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))
+    if dist.rank() != 0:
+        dist.barrier()
+    catalog = read_sources(config, sources, encoder, stage.max_length)
+    if dist.rank() == 0:
+        dist.barrier()
+    plan = PlanConfig(max_length=stage.max_length, seed=stage.seed, window_samples=config["data"]["window_samples"])
+    num_rows = stage.num_steps * stage.rows_per_step if stage.num_steps is not None else None
+    rows = plan_rows(catalog, plan, num_epochs=stage.num_epochs, num_rows=num_rows)
+    identity = {
+        "data": catalog.fingerprint,
+        "repeats": {source.name: source.repeat for source in sources},
+        "text": text_fingerprint(config, encoder),
+        "media": [config["data"][k] for k in ("tiling", "frames", "tile_size")] + [encoder.tokens_per_tile],
+        "plan": asdict(plan),
+        "rows_per_step": stage.rows_per_step,
+    }
+    num_steps = -(-len(rows) // stage.rows_per_step)
+    return StageData(catalog=catalog, rows=rows, num_steps=num_steps, fingerprint=fingerprint(identity))
+
+
+def read_sources(config: Mapping[str, Any], sources: list[Source], encoder: Encoder, max_length: int) -> Catalog:
+    """Returns the catalog of `sources`, with progress over their shards."""
+    with progress("reading indexes", sum(len(source.shards) for source in sources)) as advance:
+        return build_catalog(
+            sources,
+            encoder,
+            max_length=max_length,
+            text_fingerprint=text_fingerprint(config, encoder),
+            max_bad_share=config["data"]["max_bad_share"],
+            progress=lambda shard: advance(1),
+        )
+
+
+def text_fingerprint(config: Mapping[str, Any], encoder: Encoder) -> str:
+    """Returns a short hash of everything text lengths depend on: tokenizer and template."""
+    parts = [encoder.tokenizer.backend_tokenizer.to_str(), config["chat_template"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def meta_model(config: Mapping[str, Any]) -> VisionLanguageModel:
+    """Returns the model on the meta device: shapes and names without memory."""
+    with torch.device("meta"):
+        return build_model(config)

@@ -1,0 +1,114 @@
+"""Hydra's home: overrides become one composed config, a config node becomes an object.
+
+Everything outside this file sees plain dicts and constructor arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from eagle_train.resources import resource_dir
+
+
+class ConfigError(ValueError):
+    """The overrides do not make a config; the message names the nearest valid key or choice."""
+
+
+def load_config(overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns the composed and resolved config.
+
+    Raises:
+        ConfigError: for an unknown key, experiment or group option, or a missing value.
+    """
+    with initialize_config_dir(str(resource_dir("configs").resolve()), version_base="1.3"):
+        try:
+            config = compose("train", overrides=list(overrides))
+            if missing := sorted(OmegaConf.missing_keys(config)):
+                raise ConfigError(
+                    f"no value for {', '.join(missing)}; choose an experiment with "
+                    f"+experiment=NAME (known: {', '.join(options('experiment'))}) or set them"
+                )
+            return OmegaConf.to_container(config, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(str(error), overrides)) from error
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    """Returns a config as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(config))
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """Returns what a config node describes: nested `_target_` mappings become objects.
+
+    Raises:
+        ConfigError: if a constructor refuses its arguments, with its reason.
+    """
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except HydraException as error:
+        raise ConfigError(f"{node.get('_target_')}: {error.__cause__ or error}") from error
+
+
+def constructor(node: dict[str, Any]) -> Any:
+    """Returns the class or function a config node names."""
+    return get_object(node["_target_"])
+
+
+def options(group: str) -> list[str]:
+    """Returns the choices of a config group."""
+    return sorted(path.stem for path in (resource_dir("configs") / group).glob("*.yaml"))
+
+
+def explain(message: str, overrides: Sequence[str]) -> str:
+    """Returns what is wrong with the overrides and the nearest thing that would be right."""
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            return f"{override!r} is no override; write key=value"
+        key, _, value = override.lstrip("+~").partition("=")
+        group = key.split("@")[0]
+        known = options(group)
+        if known and value not in known:
+            return f"no {group} {value!r}{nearest(value, known)} (known: {', '.join(known)})"
+    if message.startswith("You must specify"):
+        return f"choose an experiment with +experiment=NAME (known: {', '.join(options('experiment'))})"
+    valid = valid_keys(overrides)
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if "@" not in key and key not in valid and not options(key):
+            return f"no config key {key!r}{nearest(key, valid)} (`--cfg` prints the composed config)"
+    return message.splitlines()[0]
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Returns `; did you mean X?` for the closest of `known`, or nothing."""
+    close = difflib.get_close_matches(word, known, 1, 0.5)
+    # A key may be given without the groups it stands in: compare the last parts too.
+    if not close:
+        last = {name.rpartition(".")[2]: name for name in known}
+        close = [last[name] for name in difflib.get_close_matches(word.rpartition(".")[2], list(last), 1)]
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def valid_keys(overrides: Sequence[str]) -> list[str]:
+    """Returns the dotted keys of the config that the group choices among the overrides compose."""
+    chosen = [o for o in overrides if options(o.lstrip("+~").partition("=")[0].split("@")[0])]
+    config = OmegaConf.to_container(compose("train", overrides=chosen), resolve=False)
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for name, child in node.items():
+            keys.append(f"{prefix}{name}")
+            if isinstance(child, dict):
+                walk(child, f"{prefix}{name}.")
+
+    walk(config, "")
+    return keys

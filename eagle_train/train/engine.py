@@ -1,0 +1,131 @@
+"""The engine protocol, and the plain torch engine: replicated weights, summed gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed
+from torch import nn
+
+from eagle_train import dist
+from eagle_train.train.optim import adamw, set_learning_rates
+from eagle_train.train.schedule import Stage
+from eagle_train.types import PackedBatch
+
+
+class Engine(Protocol):
+    """Owns precision, sharding, gradients and the optimizer.
+
+    The gradient of a step is the SUM over ranks and micro-batches of what `backward` is given, so the
+    trainer alone decides the normalization.
+    """
+
+    device: torch.device
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Returns the loss of every token, (T,) float32."""
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Adds the gradient of a scalar; `last` marks the last micro-batch of the step."""
+
+    def step(self, lr_scale: float) -> tuple[Mapping[str, float], float]:
+        """Clips, updates, clears the gradients; returns learning rates by group and the gradient norm."""
+
+    def save(self, folder: Path) -> None:
+        """Writes weights and optimizer state into `folder`; every rank calls it."""
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote."""
+
+    def close(self) -> None:
+        """Releases what the engine holds besides the model, whose weights are left whole and current."""
+
+
+class EngineFactory(Protocol):
+    """What a config's `engine` is: it makes the engine of one stage."""
+
+    def __call__(self, model: nn.Module, stage: Stage, micro_batches: int) -> Engine:
+        """Returns the engine of `stage`, whose frozen parameters are already marked."""
+
+
+class PlainEngine:
+    """Plain torch: every rank holds everything; gradients are summed over ranks.
+
+    Args:
+        model, stage: what is trained and how.
+        micro_batches: per step and rank; not needed here.
+        bf16: compute in bfloat16 over float32 weights; null: where there is a GPU.
+        activation_checkpointing: recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stage: Stage,
+        micro_batches: int,
+        *,
+        bf16: bool | None = None,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        del micro_batches
+        self.device = dist.device()
+        self.model = model.to(self.device)
+        self.stage = stage
+        self.bf16 = self.device.type == "cuda" if bf16 is None else bf16
+        if activation_checkpointing:
+            model.set_activation_checkpointing()
+        self.optimizer = adamw(model, stage)
+
+    @staticmethod
+    def state_bytes(total: int, trainable: int, ranks: int, **fields: object) -> dict[str, int]:
+        """Returns bytes per rank of weights, gradients and optimizer state, all float32.
+
+        Args:
+            total, trainable: numbers of parameters.
+        """
+        del ranks, fields
+        return {"parameters": 4 * total, "gradients": 4 * trainable, "optimizer": 8 * trainable}
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Returns the loss of every token, (T,) float32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.model(batch)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Adds the gradient of `loss`; after the last micro-batch, sums gradients over ranks."""
+        loss.backward()
+        if last and dist.world_size() > 1:
+            for parameter in self._trained():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+
+    def step(self, lr_scale: float) -> tuple[Mapping[str, float], float]:
+        """Clips, updates and clears; returns learning rates and the gradient norm before clipping."""
+        limit = self.stage.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self._trained(), float("inf") if limit is None else limit)
+        rates = set_learning_rates(self.optimizer, lr_scale)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return rates, float(norm)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def save(self, folder: Path) -> None:
+        """Rank 0 writes weights and optimizer state; they are the same on every rank."""
+        if dist.rank() == 0:
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, folder / "engine.pt")
+
+    def load(self, folder: Path) -> None:
+        """Restores weights and optimizer state."""
+        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def close(self) -> None:
+        """Nothing to release."""

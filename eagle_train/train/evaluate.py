@@ -1,0 +1,183 @@
+"""Held-out questions answered greedily, scored by exact match, with the images and with grey ones."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from eagle_train.data.catalog import Catalog
+from eagle_train.data.chat import TextRun
+from eagle_train.data.encode import Encoder
+from eagle_train.data.loader import RowDataset
+from eagle_train.data.plan import Rows
+from eagle_train.model.generate import Prompt, generate
+from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.track.console import progress
+from eagle_train.types import Media, Message, Sample
+
+GREY = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is evaluated at the end of a run.
+
+    Args:
+        sources: held-out sources of the last stage's recipe; each sample is one question whose
+            `meta.type` names its question type.
+        simple_types: types whose average is `exact_match/simple`.
+        batch_size: questions answered at once.
+        max_new_tokens: length of an answer at most.
+        gallery_per_type: questions per type written, with their images, for the report.
+    """
+
+    sources: Sequence[str]
+    simple_types: Sequence[str]
+    batch_size: int = 32
+    max_new_tokens: int = 16
+    gallery_per_type: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One held-out question with its tiles."""
+
+    sample: Sample
+    prompt: Prompt
+
+    @property
+    def type(self) -> str:
+        """Question type, the key accuracies are reported under."""
+        return str(self.sample.meta["type"])
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+        return "".join(part for part in self.sample.messages[-1].content if isinstance(part, str))
+
+
+def evaluate(
+    model: VisionLanguageModel, catalog: Catalog, encoder: Encoder, evaluation: Evaluation, gallery: Path
+) -> dict[str, float]:
+    """Returns `eval/exact_match/<type>`, `eval_grey/...` and `eval_chance/...`; writes the gallery.
+
+    Chance is what always giving the commonest answer of the type would score.
+    """
+    model.eval()
+    order = torch.argsort(torch.from_numpy(catalog.lengths), stable=True).tolist()  # little padding
+    usable = [number for number in order if catalog.lengths[number] > 0]
+    dataset = RowDataset(catalog, encoder, Rows(catalog.rows[:0], catalog.rows[:1]))
+    results: list[tuple[Question, str, str]] = []
+    with progress("evaluating held-out questions", len(usable)) as advance:
+        for start in range(0, len(usable), evaluation.batch_size):
+            numbers = usable[start : start + evaluation.batch_size]
+            questions = [read_question(dataset, number) for number in numbers]
+            seen = answer(model, encoder, questions, evaluation.max_new_tokens)
+            blind = answer(model, encoder, [grey(question) for question in questions], evaluation.max_new_tokens)
+            results += zip(questions, seen, blind, strict=True)
+            advance(len(questions))
+    model.train()
+    write_gallery(results, gallery, evaluation.gallery_per_type)
+    simple = evaluation.simple_types
+    right = [(question.type, float(said == question.answer)) for question, said, _ in results]
+    right_blind = [(question.type, float(said == question.answer)) for question, _, said in results]
+    return (
+        scores(right, simple, "eval/exact_match")
+        | scores(right_blind, simple, "eval_grey/exact_match")
+        | scores(chance([question for question, _, _ in results]), simple, "eval_chance/exact_match")
+    )
+
+
+def read_question(dataset: RowDataset, number: int) -> Question:
+    """Returns held-out sample `number` as a question: everything but its last answer."""
+    source = dataset.catalog.sources[dataset.catalog.source_ids[number]].name
+    sample, data = dataset.read(number, source)
+    tiles = [dataset.encoder.decode(sample.key, m, d) for m, d in zip(sample.media, data, strict=True)]
+    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], sample.media, tiles))
+
+
+def make_prompt(
+    encoder: Encoder, messages: Sequence[Message], media: Sequence[Media], tiles: Sequence[torch.Tensor]
+) -> Prompt:
+    """Returns a conversation that ends with a user turn as a prompt.
+
+    Args:
+        tiles: of each medium, (N_i, 3, S, S) uint8.
+    """
+    items: list[TextRun | int] = encoder.template.encode_prompt(messages, encoder.tokenizer)
+    ids, _, positions = encoder.lay_out(items, media)
+    pixels = torch.cat(list(tiles)) if tiles else torch.empty(0, 3, encoder.tile_size, encoder.tile_size).byte()
+    return Prompt(ids, positions, pixels)
+
+
+def grey(question: Question) -> Question:
+    """Returns the question with all its tiles grey."""
+    prompt = question.prompt
+    blank = torch.full_like(prompt.pixels, GREY)
+    return Question(question.sample, Prompt(prompt.input_ids, prompt.image_positions, blank))
+
+
+def answer(
+    model: VisionLanguageModel, encoder: Encoder, questions: Sequence[Question], max_new_tokens: int
+) -> list[str]:
+    """Returns the model's greedy answers."""
+    ids = generate(
+        model,
+        [question.prompt for question in questions],
+        max_new_tokens=max_new_tokens,
+        stop_ids=encoder.template.stop_ids(encoder.tokenizer),
+        pad_id=encoder.image_id,
+    )
+    return [encoder.tokenizer.decode(one, skip_special_tokens=True).strip() for one in ids]
+
+
+def chance(questions: Sequence[Question]) -> list[tuple[str, float]]:
+    """Returns, per question, the share of the commonest answer of its type."""
+    answers: Mapping[str, Counter[str]] = defaultdict(Counter)
+    for question in questions:
+        answers[question.type][question.answer] += 1
+    return [(kind, max(counts.values()) / counts.total()) for kind, counts in answers.items()]
+
+
+def scores(right: Sequence[tuple[str, float]], simple: Sequence[str], prefix: str) -> dict[str, float]:
+    """Returns the mean per type, and the average of the simple types' means."""
+    by_type: dict[str, list[float]] = defaultdict(list)
+    for kind, value in right:
+        by_type[kind].append(value)
+    means = {kind: sum(values) / len(values) for kind, values in sorted(by_type.items())}
+    known = [means[kind] for kind in simple if kind in means]
+    overall = {f"{prefix}/simple": sum(known) / len(known)} if known else {}
+    return {f"{prefix}/{kind}": mean for kind, mean in means.items()} | overall
+
+
+def write_gallery(results: Sequence[tuple[Question, str, str]], folder: Path, per_type: int) -> None:
+    """Writes `gallery.json` and the tiles of the first `per_type` questions of each type as PNGs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, taken = [], Counter()
+    for number, (question, said, blind) in enumerate(results):
+        taken[question.type] += 1
+        if taken[question.type] > per_type:
+            continue
+        names = []
+        for place, tile in enumerate(question.prompt.pixels):
+            names.append(f"{number:05d}-{place}.png")
+            Image.fromarray(tile.permute(1, 2, 0).numpy()).save(folder / names[-1])
+        text = " ".join(p for m in question.sample.messages[:-1] for p in m.content if isinstance(p, str))
+        entries.append(
+            {
+                "type": question.type,
+                "question": text.strip(),
+                "answer": question.answer,
+                "prediction": said,
+                "prediction_grey": blind,
+                "images": names,
+                "correct": said == question.answer,
+            }
+        )
+    (folder / "gallery.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False))

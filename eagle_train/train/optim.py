@@ -1,0 +1,124 @@
+"""Which parameters are trained, at which learning rate: freezing, optimizer groups and the freeze table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from eagle_train.train.schedule import Stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreezeRow:
+    """One line of the freeze table."""
+
+    module: str
+    total: int
+    trainable: int
+    learning_rate: float | None
+    dtype: str
+
+
+def rate_name(parameter: str, rates: Mapping[str, float | None]) -> str:
+    """Returns the key of `rates` that is the longest prefix of a parameter's name.
+
+    Raises:
+        ValueError: if none is.
+    """
+    matches = [name for name in rates if parameter == name or parameter.startswith(f"{name}.")]
+    if not matches:
+        raise ValueError(f"no learning rate for {parameter}; learning_rates has {sorted(rates)} (null freezes)")
+    return max(matches, key=len)
+
+
+def freeze(model: nn.Module, rates: Mapping[str, float | None]) -> None:
+    """Sets `requires_grad` of every parameter: trained where its learning rate is not null.
+
+    Raises:
+        ValueError: for a parameter without a rate, or a rate that matches no parameter.
+    """
+    used = set()
+    for name, parameter in model.named_parameters():
+        key = rate_name(name, rates)
+        used.add(key)
+        parameter.requires_grad_(rates[key] is not None)
+    if unused := set(rates) - used:
+        modules = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+        raise ValueError(f"learning_rates names {sorted(unused)}, which match nothing; modules are {modules}")
+
+
+def parameter_groups(model: nn.Module, stage: Stage) -> list[dict]:
+    """Returns AdamW groups of the trained parameters, one per learning-rate name and weight decay.
+
+    Each group has `name`, `peak_lr` and torch's own keys. Weight decay is for tensors of two or more
+    dimensions, so norms and biases have none.
+    """
+    groups: dict[tuple[str, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        key = rate_name(name, stage.learning_rates)
+        decays = parameter.ndim >= 2
+        group = groups.setdefault(
+            (key, decays),
+            {
+                "params": [],
+                "name": key,
+                "peak_lr": stage.learning_rates[key],
+                "lr": 0.0,
+                "weight_decay": stage.weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def adamw(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """Returns a fused AdamW over the trained parameters.
+
+    Raises:
+        ValueError: if everything is frozen.
+    """
+    groups = parameter_groups(model, stage)
+    if not groups:
+        raise ValueError("every learning rate is null: nothing would be trained")
+    return torch.optim.AdamW(groups, betas=tuple(stage.betas), eps=stage.eps, fused=True)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, scale: float) -> dict[str, float]:
+    """Sets every group to `scale` times its peak and returns the rates by name."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * scale
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+def freeze_table(model: nn.Module, rates: Mapping[str, float | None]) -> list[FreezeRow]:
+    """Returns parameters, trainable parameters, learning rate and dtype per module of `model`.
+
+    The modules are the encoders by name, the mixture's own norms, the projector and the LLM.
+    """
+    rows: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        rows.setdefault(module_of(name), []).append((name, parameter))
+    table = []
+    for module, members in rows.items():
+        learning_rates = {rates[rate_name(name, rates)] for name, _ in members} - {None}
+        table.append(
+            FreezeRow(
+                module=module,
+                total=sum(p.numel() for _, p in members),
+                trainable=sum(p.numel() for n, p in members if rates[rate_name(n, rates)] is not None),
+                learning_rate=max(learning_rates, default=None),
+                dtype="/".join(sorted({str(p.dtype).removeprefix("torch.") for _, p in members})),
+            )
+        )
+    return table
+
+
+def module_of(parameter: str) -> str:
+    """Returns the module a parameter counts under: `mixture.encoders.<name>`, or its first name."""
+    parts = parameter.split(".")
+    return ".".join(parts[:3]) if parts[:2] == ["mixture", "encoders"] else parts[0]

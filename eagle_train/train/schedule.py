@@ -1,0 +1,61 @@
+"""Stages and the learning rate as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One stage of the schedule: its data, its length, and what is trained at which rate.
+
+    Args:
+        recipe: name of a recipe under `data_recipes/`, or a path to one.
+        learning_rates: peak learning rate by module name; the longest matching prefix counts, null
+            freezes. Every parameter must be matched.
+        max_length: tokens of a row.
+        rows_per_step: global batch in rows, over all ranks and micro-batches.
+        num_steps: optimizer steps; null: as many as `num_epochs` needs.
+        num_epochs: passes over the recipe; exactly one of the two is given.
+        warmup_ratio: share of the steps with linear warm-up.
+        min_lr_ratio: end of the cosine, as a share of the peak.
+        weight_decay: of matrices; norms and biases have none.
+        betas, eps: of AdamW.
+        max_grad_norm: global gradient norm is clipped to it; null: not clipped.
+        seed: of the plan's shuffles.
+    """
+
+    recipe: str
+    learning_rates: Mapping[str, float | None]
+    max_length: int
+    rows_per_step: int
+    num_steps: int | None = None
+    num_epochs: int | None = None
+    warmup_ratio: float = 0.03
+    min_lr_ratio: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    max_grad_norm: float | None = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError(f"give num_steps ({self.num_steps}) or num_epochs ({self.num_epochs}), not both")
+        if self.rows_per_step < 1 or self.max_length < 2:
+            raise ValueError(f"rows_per_step {self.rows_per_step} and max_length {self.max_length} are too small")
+
+
+def lr_scale(step: int, num_steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:
+    """Returns the factor on the peak learning rate in `step` (0-based) of `num_steps`.
+
+    Linear warm-up over ceil(warmup_ratio * num_steps) steps, then a cosine that would reach
+    `min_lr_ratio` at step `num_steps`.
+    """
+    warmup = math.ceil(warmup_ratio * num_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return min_lr_ratio + (1.0 - min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,175 @@
+"""The training loop of one stage: packed rows in, optimizer steps out.
+
+What depends on DeepSpeed is behind `Engine`, what depends on W&B behind `Tracker`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from eagle_train import dist
+from eagle_train.data.budget import BadSampleBudget
+from eagle_train.data.catalog import TooManyBadSamples
+from eagle_train.data.ledger import Ledger
+from eagle_train.track.throughput import Throughput
+from eagle_train.track.tracker import Tracker
+from eagle_train.train.checkpoint import TrainState
+from eagle_train.train.engine import Engine
+from eagle_train.train.preemption import PreemptionFlag
+from eagle_train.train.schedule import Stage, lr_scale
+from eagle_train.types import PackedBatch, SampleError
+
+
+class NonFiniteLossError(ValueError):
+    """The loss of a step is NaN or infinite."""
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Runs one stage from `state.step` to its last step.
+
+    Args:
+        engine: owns the model, precision, sharding and optimizer.
+        batches: this rank's rows from `state.step` on, `micro_batches` per step.
+        stage, num_steps: what is trained, and for how many optimizer steps.
+        micro_batches: rows of this rank per step.
+        sources: names of the stage's sources.
+        state: counts; kept current, and what `save` stores.
+        save: writes a checkpoint of `state`; all ranks call it together.
+        save_every, log_every: steps between; the last step always does both.
+    """
+
+    engine: Engine
+    batches: Iterator[PackedBatch]
+    stage: Stage
+    num_steps: int
+    micro_batches: int
+    sources: list[str]
+    state: TrainState
+    tracker: Tracker
+    ledger: Ledger
+    budget: BadSampleBudget
+    preempted: PreemptionFlag
+    save: Callable[[], None]
+    save_every: int
+    log_every: int
+
+    def fit(self) -> bool:
+        """Trains to the end of the stage; returns False if a signal ended it early, state saved.
+
+        Raises:
+            NonFiniteLossError: after saving the state before the step.
+            TooManyBadSamples: see `budget`.
+        """
+        meter = Throughput()
+        while self.state.step < self.num_steps:
+            started = time.perf_counter()
+            rows = [next(self.batches) for _ in range(self.micro_batches)]
+            waited = time.perf_counter() - started
+            preempted, metrics = self.train_step(rows, meter)
+            meter.update(
+                capacity=self.stage.rows_per_step * self.stage.max_length,
+                data_wait_seconds=waited,
+                step_seconds=time.perf_counter() - started,
+            )
+            if self.due(self.log_every):
+                speed = meter.flush()
+                left = (self.num_steps - self.state.step) * speed["time/step_seconds"]
+                self.tracker.log(metrics | speed | {"time/eta_seconds": left}, self.state.global_step)
+            if preempted or self.due(self.save_every):
+                self.ledger.flush()
+                self.save()
+            if preempted:
+                return self.state.step == self.num_steps
+        return True
+
+    def train_step(self, rows: list[PackedBatch], meter: Throughput) -> tuple[bool, dict]:
+        """Takes one optimizer step; returns whether any rank was asked to stop, and the step's metrics.
+
+        The loss is the weighted mean over the supervised tokens of all ranks and micro-batches, so it
+        depends neither on how samples were packed nor on how many ranks share them.
+        """
+        errors = [error for row in rows for error in row.errors]
+        counts = [
+            sum(float(row.loss_weights.sum(dtype=torch.float64)) for row in rows),
+            sum(row.num_tokens for row in rows),
+            sum(int((row.loss_weights > 0).sum()) for row in rows),
+            sum(row.num_images for row in rows),
+            len(errors),
+            float(self.preempted.signal is not None),
+        ]
+        weight, tokens, supervised, images, bad, stop = dist.all_reduce_sum(counts)
+        if bad:
+            self.count_bad(errors)
+        if weight == 0:
+            raise ValueError(f"step {self.state.step} of stage {self.state.stage} holds no supervised token")
+        sums = [self.run_row(row, weight, last=i == len(rows) - 1) for i, row in enumerate(rows)]
+        by_source = torch.tensor(dist.all_reduce_sum(sum(sums).flatten().tolist())).view(-1, 2)
+        loss = float(by_source[:, 0].sum()) / weight
+        if not math.isfinite(loss):
+            self.stop_on_non_finite(loss, rows)
+        scale = lr_scale(self.state.step, self.num_steps, self.stage.warmup_ratio, self.stage.min_lr_ratio)
+        rates, grad_norm = self.engine.step(scale)
+        if not math.isfinite(grad_norm):
+            raise NonFiniteLossError(
+                f"gradient norm {grad_norm} in step {self.state.step} of stage {self.state.stage}; resume from the "
+                f"last checkpoint. Samples of this rank's rows: {', '.join(k for row in rows for k in row.keys)}"
+            )
+        for row in rows:
+            self.ledger.record(self.state.stage, self.state.step, row)
+        self.ledger.flush()
+        self.state.step += 1
+        self.state.global_step += 1
+        self.state.tokens_seen += int(tokens)
+        meter.update(tokens=int(tokens), supervised=int(supervised), images=int(images))
+        metrics = {"stage": self.state.stage, "stage_step": self.state.step, "train/loss": loss}
+        metrics |= {"train/grad_norm": grad_norm, "train/tokens_seen": self.state.tokens_seen}
+        metrics |= {f"lr/{name}": rate for name, rate in rates.items()}
+        for source, (loss_sum, weight_sum) in zip(self.sources, by_source.tolist(), strict=True):
+            if weight_sum > 0:
+                metrics[f"train/loss/{source}"] = loss_sum / weight_sum
+        return stop > 0, metrics
+
+    def run_row(self, row: PackedBatch, weight: float, *, last: bool) -> torch.Tensor:
+        """Runs one row forward and backward.
+
+        Returns:
+            (number of sources, 2) float64: weighted loss sum and weight sum by source, of this row.
+        """
+        on_device = row.to(self.engine.device)
+        losses = self.engine.forward(on_device) * on_device.loss_weights
+        self.engine.backward(losses.sum() / weight, last=last)
+        per_sample = torch.stack([losses.detach(), on_device.loss_weights]).double().cumsum(1).cpu()
+        ends = row.cu_seqlens[1:].long() - 1
+        sums = per_sample[:, ends].diff(dim=1, prepend=torch.zeros(2, 1, dtype=torch.float64)).T
+        by_source = torch.zeros(len(self.sources), 2, dtype=torch.float64)
+        places = [self.sources.index(source) for source in row.sources]
+        return by_source.index_add(0, torch.tensor(places, dtype=torch.int64), sums[: len(places)])
+
+    def count_bad(self, errors: list[tuple[str, SampleError]]) -> None:
+        """Counts the bad samples of all ranks; over the budget, saves and raises TooManyBadSamples."""
+        for of_rank in dist.gather_objects(errors):
+            self.budget.add(of_rank)
+        try:
+            self.budget.check()
+        except TooManyBadSamples:
+            self.save()
+            raise
+
+    def stop_on_non_finite(self, loss: float, rows: list[PackedBatch]) -> None:
+        """Saves the state before this step and raises, naming the samples of the step's rows."""
+        self.save()
+        keys = [key for keys in dist.gather_objects([k for row in rows for k in row.keys]) for key in keys]
+        raise NonFiniteLossError(
+            f"loss {loss} in step {self.state.step} of stage {self.state.stage}; the state before it is saved. "
+            f"Samples of its rows: {', '.join(keys)}"
+        )
+
+    def due(self, every: int) -> bool:
+        """Whether something done `every` steps falls on the current step; the last step always does."""
+        return self.state.step % every == 0 or self.state.step == self.num_steps

@@ -1,0 +1,152 @@
+"""The label mask covers exactly the answers and their end tokens, for every template."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from eagle_train.data.chat import TextRun, encode_run
+from eagle_train.train.config import build, load_config, options
+from eagle_train.types import Message
+
+ANSWERS = ("  Two cats, I think.", "No — 12 été\nof them", "7")
+TEXTS = ["what is in the picture? a cat, two dogs: 12 été 日本", *ANSWERS]
+
+
+ASCII = "".join(chr(c) + " " for c in range(32, 127)) + "\n"
+
+
+def make_tokenizer(pre_tokenizer, decoder, special):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if isinstance(decoder, decoders.ByteLevel) else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<pad>", *special], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([*TEXTS * 3, ASCII], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=special[-1])
+
+
+def special_tokens(template):
+    pieces = [template.start, *template.prefix.values(), *template.suffix.values()]
+    found = []
+    for piece in pieces:
+        while "<" in piece and ">" in piece:
+            token = piece[piece.index("<") : piece.index(">") + 1]
+            found.append(token)
+            piece = piece.replace(token, "")
+    return sorted(set(found)) or ["</s>"]
+
+
+def byte_level(template):
+    """GPT-2 style, as Llama 3 and Qwen."""
+    return make_tokenizer(
+        pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel(), special_tokens(template)
+    )
+
+
+def metaspace(template):
+    """SentencePiece style, as Vicuna: a word's first token holds the space before it."""
+    return make_tokenizer(
+        pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace(), special_tokens(template)
+    )
+
+
+def template_of(name):
+    return build(load_config(["+experiment=toy", f"chat_template={name}"])["chat_template"])
+
+
+CONVERSATION = (
+    Message(role="user", content=(0, "what is in the picture?")),
+    Message(role="assistant", content=(ANSWERS[0],)),
+    Message(role="user", content=("a cat,", 1, "two dogs:")),
+    Message(role="assistant", content=(ANSWERS[1],)),
+    Message(role="user", content=("12",)),
+    Message(role="assistant", content=(ANSWERS[2],)),
+)
+
+
+@pytest.mark.parametrize("make", [byte_level, metaspace])
+@pytest.mark.parametrize("name", options("chat_template"))
+def test_mask_covers_exactly_answers_and_end_tokens(name, make):
+    template = template_of(name)
+    tokenizer = make(template)
+    items = template.encode(CONVERSATION, tokenizer)
+    assert [item for item in items if isinstance(item, int)] == [0, 1]
+    learnt, covered = [], []
+    for item, run in zip(items, template.render(CONVERSATION), strict=True):
+        if isinstance(item, int):
+            continue
+        text = "".join(piece for piece, _ in run)
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert item.ids == encoded["input_ids"], "tokenized as one string"
+        wanted = [i for i, is_learnt in spread(run) if is_learnt]
+        got = {i for (a, b), t in zip(encoded["offset_mapping"], item.is_target, strict=True) if t for i in range(a, b)}
+        # Every learnt character is covered; a token may also hold the one space before an answer.
+        missing = [i for i in wanted if i not in got and not text[i].isspace()]
+        extra = [i for i in got if i not in wanted and not (text[i] == " " and i + 1 in wanted)]
+        assert not missing and not extra, (text, missing, extra)
+        learnt += wanted
+        covered += got
+    assert len(learnt) == sum(len(answer) + len(template.suffix["assistant"]) for answer in ANSWERS)
+    assert covered
+
+
+def spread(run):
+    place = 0
+    for piece, is_learnt in run:
+        for _ in piece:
+            yield place, is_learnt
+            place += 1
+
+
+@pytest.mark.parametrize("name", options("chat_template"))
+def test_last_supervised_token_of_each_answer_is_its_end_token(name):
+    template = template_of(name)
+    tokenizer = byte_level(template)
+    end = tokenizer.encode(template.suffix["assistant"], add_special_tokens=False)[-1]
+    ids, targets = [], []
+    for item in template.encode(CONVERSATION, tokenizer):
+        if isinstance(item, TextRun):
+            ids += item.ids
+            targets += item.is_target
+    last = [i for i, t in enumerate(targets) if t and not (targets + [False])[i + 1]]
+    if name != "plain":  # whose answers follow one another without anything between
+        assert len(last) == len(ANSWERS)
+    assert all(ids[i] == end for i in last)
+
+
+@pytest.mark.parametrize("name", sorted(set(options("chat_template")) - {"plain"}))
+def test_prompt_is_a_prefix_of_the_training_text(name):
+    template = template_of(name)
+    prompt = render_text(template.render(CONVERSATION[:1]), template.generation_prompt)
+    full = render_text(template.render(CONVERSATION[:2]), "")
+    assert full.startswith(prompt)
+    assert full[len(prompt) :].lstrip(" ").startswith(ANSWERS[0].lstrip())
+
+
+def render_text(items, more):
+    return "".join("<media>" if isinstance(i, int) else "".join(text for text, _ in i) for i in items) + more
+
+
+def test_plain_drops_questions_but_keeps_media():
+    template = template_of("plain")
+    items = template.render(CONVERSATION[:2])
+    assert render_text(items, "") == f"<media>{ANSWERS[0]}\n"
+
+
+def test_system_prompt_is_put_first_unless_the_sample_brings_one():
+    template = template_of("vicuna_v1")
+    assert template.system in render_text(template.render(CONVERSATION), "")
+    own = (Message(role="system", content=("Be brief.",)), *CONVERSATION)
+    text = render_text(template.render(own), "")
+    assert "Be brief." in text and template.system not in text
+
+
+def test_stop_ids_hold_the_end_token():
+    template = template_of("toy")
+    tokenizer = byte_level(template)
+    assert tokenizer.convert_tokens_to_ids("<|end|>") in template.stop_ids(tokenizer)
+
+
+def test_an_empty_run_gives_nothing():
+    assert encode_run([("", False), ("", True)], None) == TextRun([], [])

@@ -1,0 +1,143 @@
+"""Every config composes, and every `_target_` accepts exactly the keys it is given."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eagle_train.data.recipe import load_recipe
+from eagle_train.resources import resource_dir
+from eagle_train.train.assemble import build_schedule, meta_model
+from eagle_train.train.config import ConfigError, build, constructor, load_config, options, to_yaml
+from eagle_train.train.optim import freeze, freeze_table
+
+CONFIGS = resource_dir("configs")
+RECIPES = resource_dir("data_recipes")
+OPTIONS = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.glob("*/*.yaml"))
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+GIVEN = {  # by the code that finishes a partial
+    "PlainEngine": ("model", "stage", "micro_batches"),
+    "ZeroEngine": ("model", "stage", "micro_batches"),
+    "MlpProjector": ("in_channels", "hidden_size"),
+    "WandbTracker": ("run_dir", "name", "run_id", "config"),
+    "per_token": ("num_targets",),
+    "per_sample": ("num_targets",),
+    "square_root": ("num_targets",),
+    "build_toy": ("out", "progress"),
+    "train_tokenizer": ("texts", "out"),
+}
+
+
+def targets(node):
+    """Yields every mapping under `node` that names a `_target_`."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node
+        for child in node.values():
+            yield from targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from targets(child)
+
+
+def check_binding(node):
+    target = constructor(node)
+    arguments = {k: v for k, v in node.items() if k not in HYDRA_KEYS}
+    arguments |= dict.fromkeys(GIVEN.get(target.__name__, ()))
+    inspect.signature(target).bind(**arguments)
+
+
+def with_option(option):
+    group, name = option.split("/")
+    if group == "experiment":
+        return [f"+experiment={name}"]
+    if group == "encoder":
+        return ["+experiment=toy", f"+encoder@mixture.encoders.extra={name}"]
+    if group == "stage":
+        return ["+experiment=toy", f"stage@schedule.sft={name}"]
+    return ["+experiment=toy", f"{group}={name}"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_keys_match_signature(option):
+    config = load_config(with_option(option))
+    found = list(targets(config))
+    assert found
+    for node in found:
+        check_binding(node)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_experiment_builds_on_the_meta_device(name):
+    config = load_config([f"+experiment={name}"])
+    model = meta_model(config)
+    total = sum(p.numel() for p in model.parameters())
+    for stage in build_schedule(config).values():
+        freeze(model, stage.learning_rates)
+        rows = freeze_table(model, stage.learning_rates)
+        assert sum(row.total for row in rows) == total
+        assert sum(row.trainable for row in rows) == sum(p.numel() for p in model.parameters() if p.requires_grad) > 0
+        load_recipe(stage.recipe)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipe_loads_and_what_it_builds_binds(path):
+    recipe = load_recipe(path.stem)
+    assert recipe.name == path.stem
+    for card in recipe.cards.values():
+        for node in targets(card.build):
+            check_binding(node)
+    for node in targets(recipe.tokenizer):
+        check_binding(node)
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "datasets").glob("*.yaml")), ids=lambda p: p.stem)
+def test_dataset_card_names_itself_and_its_licence(path):
+    card = yaml.safe_load(path.read_text())
+    assert card["name"] == path.stem
+    assert card["licence"] and card["origin"] and card["shards"]
+
+
+def test_mixture_keeps_config_order():
+    assert list(meta_model(load_config(["+experiment=toy"])).mixture.encoders) == ["vit", "convnext"]
+
+
+def test_groups_are_those_of_the_root_config():
+    groups = {p.name for p in CONFIGS.iterdir() if p.is_dir()}
+    defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())["defaults"]
+    composed = {next(iter(entry)) for entry in defaults if isinstance(entry, dict)}
+    assert groups == composed | {"encoder", "stage", "experiment"}
+
+
+def test_config_survives_a_round_trip_through_yaml():
+    config = load_config(["+experiment=toy"])
+    assert yaml.safe_load(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["+experiment=tooy"], "did you mean 'toy'"),
+        (["+experiment=toy", "schedule.sft.num_stepss=4"], "did you mean 'schedule.sft.num_steps'"),
+        (["+experiment=toy", "run_dri=x"], "did you mean 'run_dir'"),
+        (["+experiment=toy", "max_lenght=3"], "did you mean 'schedule.sft.max_length'"),
+        (["+experiment=toy", "llm=vicunna"], "no llm 'vicunna'"),
+        (["+experiment=toy", "run_dir"], "write key=value"),
+        ([], "+experiment=NAME (known: "),
+    ],
+)
+def test_a_wrong_override_names_the_nearest_right_one(overrides, said):
+    with pytest.raises(ConfigError) as error:
+        load_config(overrides)
+    assert said in str(error.value)
+
+
+def test_a_wrong_argument_names_the_constructor():
+    config = load_config(["+experiment=toy", "+projector.deptth=3"])
+    with pytest.raises(ConfigError, match="MlpProjector.*deptth"):
+        build(config["projector"], in_channels=4, hidden_size=4)
+
+
+def test_resources_exist():
+    assert Path(CONFIGS / "train.yaml").is_file()

@@ -1,0 +1,133 @@
+"""A run killed, preempted, or moved to other ranks and workers goes on as if nothing had happened."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from eagle_train.track.jsonl import read_metrics
+from eagle_train.train.app import train
+from eagle_train.train.checkpoint import CheckpointDir
+from eagle_train.train.config import ConfigError
+from tests.runs import config, losses, must_run, overrides, rows, start
+
+STEPS = 9  # 3 of pretrain, 6 of sft
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    """The run everything is compared with."""
+    run = tmp_path_factory.mktemp("undisturbed")
+    assert train(config(data, run))
+    assert len(losses(run)) == STEPS
+    return run
+
+
+class Stop(Exception):
+    """Ends a run in the middle, like a kill: nothing is saved."""
+
+
+def run_until(config, step, monkeypatch):
+    """Trains, and fails when `step` global steps are done."""
+    from eagle_train.track.jsonl import JsonlTracker
+
+    log = JsonlTracker.log
+
+    def fail(self, metrics, at):
+        log(self, metrics, at)
+        if at == step:
+            raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(JsonlTracker, "log", fail)
+        train(config)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 8])
+def test_a_run_stopped_anywhere_repeats_the_losses_to_the_bit(data, undisturbed, tmp_path, step, monkeypatch):
+    run_until(config(data, tmp_path), step, monkeypatch)
+    assert train(config(data, tmp_path))
+    assert losses(tmp_path) == losses(undisturbed)
+    assert rows(tmp_path) == rows(undisturbed)
+    assert weights(tmp_path) == weights(undisturbed)
+
+
+def weights(run):
+    state = torch.load(CheckpointDir(run / "checkpoints").latest() / "engine.pt", weights_only=True)
+    return {name: tensor.tolist() for name, tensor in state["model"].items()}
+
+
+def test_workers_change_neither_rows_nor_losses(data, undisturbed, tmp_path, monkeypatch):
+    run_until(config(data, tmp_path, "data.num_workers=2"), 5, monkeypatch)
+    assert train(config(data, tmp_path, "data.num_workers=1"))
+    assert losses(tmp_path) == losses(undisturbed)
+    assert rows(tmp_path) == rows(undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_with_sigkill_the_same_command_repeats_the_run(data, undisturbed, tmp_path):
+    arguments = overrides(data, tmp_path)
+    process = start(arguments)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 5:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    must_run(arguments)
+    assert losses(tmp_path) == losses(undisturbed)
+    assert rows(tmp_path) == rows(undisturbed)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_next_start_goes_on(data, undisturbed, tmp_path):
+    arguments = overrides(data, tmp_path, "save_every=1000")
+    process = start(arguments)
+    metrics = tmp_path / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "state saved" in stderr
+    must_run(arguments)
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+@pytest.mark.slow
+def test_other_numbers_of_ranks_run_the_same_rows(data, tmp_path, monkeypatch):
+    four_rows = "schedule.sft.rows_per_step=4"
+    assert train(config(data, tmp_path / "whole", four_rows))
+    run_until(config(data, tmp_path / "parts", four_rows), 5, monkeypatch)
+    must_run(overrides(data, tmp_path / "parts", four_rows, "data.num_workers=1"), ranks=2)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+def test_an_incomplete_checkpoint_is_skipped_with_a_warning_and_kept(data, undisturbed, tmp_path, caplog, monkeypatch):
+    run_until(config(data, tmp_path), 7, monkeypatch)
+    newest = CheckpointDir(tmp_path / "checkpoints").latest()
+    (newest / "engine.pt").write_bytes(b"torn")
+    assert train(config(data, tmp_path))
+    assert "skipping incomplete checkpoint" in caplog.text and newest.name in caplog.text
+    assert losses(tmp_path) == losses(undisturbed)
+    assert any(p.name.startswith(f"{newest.name}.replaced") for p in newest.parent.iterdir())
+
+
+def test_a_finished_run_started_again_does_nothing_more(data, tmp_path):
+    small = config(data, tmp_path, "schedule.sft.num_steps=1")
+    assert train(small)
+    before = read_metrics(tmp_path / "metrics.jsonl")
+    assert train(small)
+    assert read_metrics(tmp_path / "metrics.jsonl") == before
+
+
+def test_another_plan_is_refused_by_name(data, tmp_path, monkeypatch):
+    run_until(config(data, tmp_path), 6, monkeypatch)
+    with pytest.raises(ConfigError, match="stopped at step 2 with another plan; its rows would not be the same"):
+        train(config(data, tmp_path, "schedule.sft.seed=1"))

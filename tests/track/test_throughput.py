@@ -1,0 +1,56 @@
+"""Rates are totals over totals since the last flush."""
+
+import pytest
+
+from eagle_train.track.throughput import Throughput, peak_memory
+
+
+def test_rates_are_totals_over_totals():
+    meter = Throughput()
+    meter.update(tokens=900, supervised=90, images=6, capacity=1000, data_wait_seconds=0.5, step_seconds=1.0)
+    meter.update(tokens=600, supervised=30, images=0, capacity=1000, data_wait_seconds=0.25, step_seconds=4.0)
+    metrics = meter.flush()
+    memory = {name: metrics.pop(name) for name in list(metrics) if name.startswith("memory/")}
+    assert metrics == {
+        "time/tokens_per_second": 300.0,
+        "time/supervised_tokens_per_second": 24.0,
+        "time/images_per_second": 1.2,
+        "time/step_seconds": 2.5,
+        "time/data_wait_share": 0.15,
+        "data/fill": 0.75,
+    }
+    assert "memory/peak_rss_gib" in memory
+
+
+def test_a_step_may_be_told_in_several_calls():
+    meter = Throughput()
+    for _ in range(2):
+        meter.update(tokens=10)
+        meter.update(capacity=20, step_seconds=2.0)
+    metrics = meter.flush()
+    assert (metrics["time/step_seconds"], metrics["data/fill"]) == (2.0, 0.5)
+
+
+def test_a_flush_begins_anew():
+    meter = Throughput()
+    meter.update(tokens=1000, capacity=1000, data_wait_seconds=1.0, step_seconds=1.0)
+    meter.flush()
+    meter.update(tokens=10, step_seconds=1.0)
+    metrics = meter.flush()
+    assert (metrics["time/tokens_per_second"], metrics["time/data_wait_share"]) == (10.0, 0.0)
+    assert "data/fill" not in metrics
+
+
+def test_a_flush_without_a_step_is_an_error():
+    meter = Throughput()
+    meter.update(tokens=5)
+    with pytest.raises(ValueError, match="0 steps"):
+        meter.flush()
+
+
+def test_peak_memory_grows_by_what_is_allocated():
+    before = peak_memory()["memory/peak_rss_gib"]
+    block = bytearray(b"x") * (int(before * 2**30) + 2**28)
+    after = peak_memory()["memory/peak_rss_gib"]
+    assert len(block) / 2**30 <= after < 50
+    assert after > before

@@ -1,0 +1,180 @@
+"""One optimizer step: accumulation, ranks of rows, metrics, and what stops a run."""
+
+from itertools import repeat
+
+import pytest
+import torch
+
+from eagle_train.data.budget import BadSampleBudget
+from eagle_train.data.catalog import TooManyBadSamples
+from eagle_train.data.ledger import Ledger, read_ledger
+from eagle_train.data.packing import pack
+from eagle_train.track.throughput import Throughput
+from eagle_train.track.tracker import Trackers
+from eagle_train.train.checkpoint import TrainState
+from eagle_train.train.engine import PlainEngine
+from eagle_train.train.optim import freeze
+from eagle_train.train.preemption import PreemptionFlag
+from eagle_train.train.schedule import Stage
+from eagle_train.train.trainer import NonFiniteLossError, Trainer
+from eagle_train.types import SampleError
+from tests.toys import TILE, grown, tiny_model, tiny_row, tiny_sample
+
+RATES = {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2}
+SAMPLES = [tiny_sample(i, tiles=i % 3, text=8 + i, source="ab"[i % 2]) for i in range(8)]
+
+
+def stage(**changes):
+    values = {"recipe": "x", "learning_rates": RATES, "max_length": 256, "rows_per_step": 1, "num_steps": 4}
+    return Stage(**values | {"warmup_ratio": 0.0} | changes)
+
+
+@pytest.fixture
+def make(tmp_path):
+    flag = PreemptionFlag()
+    ledgers = []
+
+    def trainer(rows_per_step=1, batches=(), saved=None, share=1.0, **changes):
+        model = tiny_model()
+        plan = stage(rows_per_step=rows_per_step, **changes)
+        freeze(model, plan.learning_rates)
+        ledgers.append(Ledger(tmp_path / "ledger", 0, 0))
+        return Trainer(
+            engine=PlainEngine(model, plan, rows_per_step),
+            batches=iter(batches),
+            stage=plan,
+            num_steps=4,
+            micro_batches=rows_per_step,
+            sources=["a", "b"],
+            state=TrainState(stage="sft"),
+            tracker=Trackers([]),
+            ledger=ledgers[-1],
+            budget=BadSampleBudget({"a": 100, "b": 100}, share, []),
+            preempted=flag,
+            save=lambda: (saved if saved is not None else []).append(1),
+            save_every=100,
+            log_every=1,
+        )
+
+    yield trainer
+    flag.close()
+    for ledger in ledgers:
+        ledger.close()
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.engine.model.named_parameters()}
+
+
+def test_four_micro_batches_equal_one(make):
+    one, four = make(1), make(4)
+    _, metrics_one = one.train_step([tiny_row(SAMPLES)], Throughput())
+    rows = [tiny_row(SAMPLES[i : i + 2]) for i in range(0, 8, 2)]
+    _, metrics_four = four.train_step(rows, Throughput())
+    assert metrics_one["train/loss"] == pytest.approx(metrics_four["train/loss"], abs=1e-5)
+    assert metrics_one["train/grad_norm"] == pytest.approx(metrics_four["train/grad_norm"], rel=1e-4)
+    before, after = weights(make(1)), weights(one)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for source in "ab":
+        assert metrics_one[f"train/loss/{source}"] == pytest.approx(metrics_four[f"train/loss/{source}"], abs=1e-5)
+
+
+def test_gradients_of_four_micro_batches_equal_those_of_one(make):
+    found = []
+    for rows in ([tiny_row(SAMPLES)], [tiny_row(SAMPLES[i : i + 2]) for i in range(0, 8, 2)]):
+        trainer = make(len(rows))
+        weight = sum(float(row.loss_weights.sum()) for row in rows)
+        for row in rows:
+            trainer.run_row(row, weight, last=row is rows[-1])
+        found.append({name: p.grad.clone() for name, p in trainer.engine.model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], atol=1e-5), name
+
+
+def test_an_empty_row_changes_nothing(make):
+    plain, padded = make(1), make(2)
+    plain.train_step([tiny_row(SAMPLES)], Throughput())
+    padded.train_step([tiny_row(SAMPLES), tiny_row([])], Throughput())
+    for name, value in weights(plain).items():
+        assert torch.allclose(value, weights(padded)[name], atol=1e-6), name
+
+
+def test_loss_is_the_weighted_mean_and_source_losses_add_up(make):
+    trainer = make(1)
+    row = tiny_row(SAMPLES)
+    with torch.no_grad():
+        losses = trainer.engine.forward(row)
+    _, metrics = trainer.train_step([row], Throughput())
+    expected = float((losses * row.loss_weights).sum() / row.loss_weights.sum())
+    assert metrics["train/loss"] == pytest.approx(expected, rel=1e-6)
+    share = {
+        source: sum(float(s.loss_weights.sum()) for s in SAMPLES if s.source == source) / float(row.loss_weights.sum())
+        for source in "ab"
+    }
+    assert sum(metrics[f"train/loss/{s}"] * share[s] for s in "ab") == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_nan_loss_saves_and_names_the_samples(make):
+    saved = []
+    trainer = make(1, saved=saved)
+    trainer.engine.model.llm.lm_head.weight.data[3] = float("nan")
+    before = weights(trainer)
+    with pytest.raises(NonFiniteLossError, match="a/0, b/1") as error:
+        trainer.train_step([tiny_row(SAMPLES)], Throughput())
+    assert "step 0 of stage sft" in str(error.value)
+    assert saved == [1] and trainer.state.step == 0
+    assert all(torch.equal(v, before[n]) for n, v in weights(trainer).items() if n != "llm.lm_head.weight")
+
+
+def test_bad_samples_over_the_share_save_and_stop_with_the_list(make):
+    saved = []
+    trainer = make(1, saved=saved, share=0.01)
+
+    def row(i):
+        error = SampleError(f"a/bad{i}", "unreadable_image", "broken")
+        return pack(SAMPLES[:2], [("a", error)], filler_id=0, tile_size=TILE)
+
+    trainer.train_step([row(0)], Throughput())
+    trainer.train_step([row(0)], Throughput())  # the same sample again counts once
+    with pytest.raises(TooManyBadSamples, match="2 of 100 samples are bad") as error:
+        trainer.train_step([row(1)], Throughput())
+    assert "a/bad0" in str(error.value) and "a/bad1" in str(error.value)
+    assert saved == [1]
+
+
+def test_the_ledger_holds_what_each_step_used_and_dropped(make, tmp_path):
+    error = SampleError("b/x", "unreadable_video", "broken")
+    trainer = make(1, batches=[pack(SAMPLES[:2], [("b", error)], filler_id=0, tile_size=TILE)] * 4)
+    assert trainer.fit()
+    steps = read_ledger(tmp_path / "ledger")
+    assert list(steps) == [("sft", i) for i in range(4)]
+    assert steps["sft", 0][0]["used"] == ["a/0", "b/1"]
+    assert steps["sft", 0][0]["dropped"] == [["b", "b/x", "unreadable_video"]]
+
+
+def test_a_signal_ends_the_stage_after_saving(make):
+    saved = []
+    trainer = make(1, batches=repeat(tiny_row(SAMPLES)), saved=saved)
+    trainer.preempted.signal = 15
+    assert not trainer.fit()
+    assert trainer.state.step == 1 and saved == [1]
+
+
+def test_clipping_limits_the_update(make):
+    norms = []
+    for limit in (None, 1e-3):
+        trainer = make(1, max_grad_norm=limit)
+        trainer.run_row(tiny_row(SAMPLES), 1.0, last=True)
+        trainer.engine.optimizer.step = lambda: None
+        trainer.engine.optimizer.zero_grad = lambda: None
+        _, norm = trainer.engine.step(1.0)
+        after = torch.stack([p.grad.norm() for p in trainer.engine.model.parameters()]).norm()
+        norms.append((norm, float(after)))
+    assert norms[0][0] == pytest.approx(norms[0][1], rel=1e-5)
+    assert norms[1][0] == pytest.approx(norms[0][0], rel=1e-5) and norms[1][1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_step_without_supervised_tokens_is_refused(make):
+    sample = grown(SAMPLES[0], loss_weights=torch.zeros_like(SAMPLES[0].loss_weights))
+    with pytest.raises(ValueError, match="no supervised token"):
+        make(1).train_step([tiny_row([sample])], Throughput())
