@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from pathlib import Path
 
 TOOLS = {
     "train": "run or resume a training run from config overrides (the default)",
@@ -26,9 +27,19 @@ HELP = f"""usage: python -m eagle_train [WORD] [arguments]
 """
 
 
+class Stderr(logging.Handler):
+    """Writes to what is stderr at that moment, so that a live progress bar can put lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record."""
+        print(self.format(record), file=sys.stderr)
+
+
 def main(arguments: list[str]) -> int:
     """Runs one tool and returns the exit code."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, handlers=[Stderr()]
+    )
     word, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in TOOLS else ("train", arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP)
@@ -40,8 +51,18 @@ def main(arguments: list[str]) -> int:
     try:
         return tool.main(rest)
     except ValueError as error:
+        if not raised_by_us(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Returns whether an error is a message of this package to its user, not a defect with a traceback to read."""
+    frame = error.__traceback__
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    return Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 if __name__ == "__main__":

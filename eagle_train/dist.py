@@ -79,6 +79,8 @@ def device() -> torch.device:
 def init(timeout_seconds: float = 1800.0) -> None:
     """Joins the process group (NCCL on GPUs, gloo on CPUs); does nothing for a single process."""
     here = place()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())  # collectives of objects go through the current device
     if here.world_size == 1 or torch.distributed.is_initialized():
         return
     torch.distributed.init_process_group(
@@ -110,7 +112,11 @@ def export_env() -> None:
 
 
 def shutdown() -> None:
-    """Leaves the process group. The barrier avoids an abort seen when a rank leaves during a collective."""
+    """Leaves the process group at the good end of a run; all ranks call it.
+
+    The barrier avoids an abort seen when a rank leaves during a collective. After an error there is no
+    leaving in good order: the process ends, and its launcher ends the others.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -41,6 +41,7 @@ class SampleError(ValueError):
 REASONS = frozenset(
     {
         "bad_record",  # the annotation cannot be parsed
+        "missing_shard",  # every sample of a shard that is not there
         "missing_media",  # a member or file that the annotation names is not there
         "unreadable_image",
         "unreadable_video",

@@ -9,7 +9,6 @@ import torch
 
 from tests.runs import make_data
 
-
 torch.set_num_threads(1)  # sums are added in the same order in every run that is compared to the bit
 
 

@@ -97,7 +97,9 @@ def start(arguments: list[str], **extra: str) -> subprocess.Popen:
     """Starts `python -m eagle_train ...`."""
     command = [sys.executable, "-m", "eagle_train", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment(**extra), stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command, env=environment(**extra), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
 
 
 def run_ranks(arguments: list[str], ranks: int = 1) -> list[tuple[int, str]]:
@@ -124,6 +126,11 @@ def losses(run: Path) -> list[float]:
     records = [r for r in read_metrics(run / "metrics.jsonl") if "train/loss" in r]
     assert [r["step"] for r in records] == list(range(1, len(records) + 1))
     return [r["train/loss"] for r in records]
+
+
+def gradient_norms(run: Path) -> list[float]:
+    """Returns the gradient norm of every global step."""
+    return [r["train/grad_norm"] for r in read_metrics(run / "metrics.jsonl") if "train/grad_norm" in r]
 
 
 def rows(run: Path) -> dict[tuple[str, int], list[list[str]]]:

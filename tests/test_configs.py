@@ -135,8 +135,20 @@ def test_a_wrong_override_names_the_nearest_right_one(overrides, said):
 
 def test_a_wrong_argument_names_the_constructor():
     config = load_config(["+experiment=toy", "+projector.deptth=3"])
-    with pytest.raises(ConfigError, match="MlpProjector.*deptth"):
+    with pytest.raises(ConfigError, match=r"MlpProjector.*deptth"):
         build(config["projector"], in_channels=4, hidden_size=4)
+
+
+def test_a_misspelt_field_of_the_llm_is_refused():
+    config = load_config(["+experiment=toy", "+llm.hiden_size=3"])
+    with pytest.raises(ConfigError, match="did you mean 'hidden_size'"):
+        build(config["llm"])
+
+
+@pytest.mark.parametrize("override", ["+log_evry=5", "+data.num_worker=8"])
+def test_an_added_key_that_nobody_reads_is_refused(override):
+    with pytest.raises(ConfigError, match=r"log_evry|num_worker"):
+        build(load_config(["+experiment=toy", override])["data"])
 
 
 def test_resources_exist():

@@ -1,9 +1,13 @@
 """Two ranks give what one gives; ZeRO-2 gives what plain torch gives."""
 
+import time
+
 import pytest
+import torch
 
 from eagle_train.train.app import train
-from tests.runs import config, losses, must_run, overrides, rows, run_ranks
+from eagle_train.train.load import export_run, load_model
+from tests.runs import config, gradient_norms, losses, must_run, overrides, rows, run_ranks, start
 
 ROWS = ("schedule.pretrain.rows_per_step=3", "schedule.sft.rows_per_step=4")
 
@@ -21,6 +25,8 @@ def one_rank(data, tmp_path_factory):
 def test_two_ranks_equal_one(data, one_rank, tmp_path):
     must_run(overrides(data, tmp_path, *ROWS), ranks=2)
     assert losses(tmp_path) == pytest.approx(losses(one_rank), abs=1e-5)
+    # Adam and clipping hide a wrong scale of the gradient from the losses.
+    assert gradient_norms(tmp_path) == pytest.approx(gradient_norms(one_rank), rel=1e-4)
     assert rows(tmp_path) == rows(one_rank)
 
 
@@ -28,4 +34,34 @@ def test_two_ranks_equal_one(data, one_rank, tmp_path):
 def test_zero_2_equals_plain_torch(data, one_rank, tmp_path, ranks):
     must_run(overrides(data, tmp_path, *ROWS, "engine=zero2"), ranks=ranks)
     assert losses(tmp_path) == pytest.approx(losses(one_rank), abs=1e-5)
+    # Adam and clipping hide a wrong scale of the gradient from the losses.
+    assert gradient_norms(tmp_path) == pytest.approx(gradient_norms(one_rank), rel=1e-4)
     assert rows(tmp_path) == rows(one_rank)
+
+
+def test_zero_2_resumes_and_exports(data, one_rank, tmp_path):
+    arguments = overrides(data, tmp_path / "run", *ROWS, "engine=zero2", "save_every=100")
+    # Some of the 9 steps, saved at a signal; then the rest.
+    process = start(arguments)
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    must_run(arguments)
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), abs=1e-5)
+    export_run(tmp_path / "run", tmp_path / "export")
+    ours, _ = load_model(tmp_path / "export")
+    plain, _ = load_model(one_rank)
+    for name, weight in ours.state_dict().items():
+        assert torch.allclose(weight, plain.state_dict()[name], atol=1e-4), name
+
+
+def test_zero_2_refuses_another_number_of_ranks_with_both_numbers(data, tmp_path):
+    arguments = overrides(data, tmp_path, *ROWS, "engine=zero2", "schedule.sft.num_steps=1")
+    must_run(arguments)
+    longer = [*arguments, "schedule.sft.num_steps=2"]
+    outputs = [output for _, output in run_ranks(longer, ranks=2)]
+    assert all("holds ZeRO shards of 1 ranks, this run has 2" in output for output in outputs)

@@ -1,6 +1,7 @@
 """A run killed, preempted, or moved to other ranks and workers goes on as if nothing had happened."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -11,6 +12,8 @@ from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.app import train
 from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.config import ConfigError
+from eagle_train.train.load import load_model
+from eagle_train.train.run_folder import read_attempts
 from tests.runs import config, losses, must_run, overrides, rows, start
 
 STEPS = 9  # 3 of pretrain, 6 of sft
@@ -84,14 +87,14 @@ def test_killed_with_sigkill_the_same_command_repeats_the_run(data, undisturbed,
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_next_start_goes_on(data, undisturbed, tmp_path):
-    arguments = overrides(data, tmp_path, "save_every=1000")
+def test_sigterm_to_all_processes_saves_and_the_next_start_goes_on(data, undisturbed, tmp_path):
+    arguments = overrides(data, tmp_path, "save_every=1000", "data.num_workers=1")
     process = start(arguments)
     metrics = tmp_path / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do: loader workers get it too
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
     assert "state saved" in stderr
@@ -131,3 +134,47 @@ def test_another_plan_is_refused_by_name(data, tmp_path, monkeypatch):
     run_until(config(data, tmp_path), 6, monkeypatch)
     with pytest.raises(ConfigError, match="stopped at step 2 with another plan; its rows would not be the same"):
         train(config(data, tmp_path, "schedule.sft.seed=1"))
+
+
+def test_a_failed_start_leaves_the_run_usable(data, undisturbed, tmp_path):
+    run = tmp_path / "copy"
+    shutil.copytree(undisturbed, run)
+    with pytest.raises(RuntimeError, match=r"size mismatch|Unexpected key"):
+        train(config(data, run, "projector.depth=1"))
+    assert load_model(run)
+
+
+def test_a_changed_learning_rate_counts_from_the_resume_on(data, tmp_path, monkeypatch, caplog):
+    run_until(config(data, tmp_path), 6, monkeypatch)
+    assert train(config(data, tmp_path, "schedule.sft.learning_rates.llm=0.5"))
+    assert "the config changed" in caplog.text and "schedule.sft.learning_rates.llm" in caplog.text
+    rates = {r["step"]: r["lr/llm"] for r in read_metrics(tmp_path / "metrics.jsonl") if "lr/llm" in r}
+    assert rates[5] < 1e-3 < rates[7]
+
+
+def test_a_run_killed_before_its_first_checkpoint_keeps_its_tracker_id(data, tmp_path, monkeypatch):
+    run_until(config(data, tmp_path), 1, monkeypatch)
+    assert train(config(data, tmp_path))
+    first, second = read_attempts(tmp_path)
+    assert first["run_id"] == second["run_id"] and second["resumed_from"] is None
+
+
+def test_a_checkpoint_that_a_rank_could_not_write_is_not_published(tmp_path):
+    checkpoints = CheckpointDir(tmp_path)
+    with pytest.raises(OSError, match=r"rank 0: .*No space left"), checkpoints.writing(3) as folder:
+        (folder / "part").write_text("x")
+        raise OSError(28, "No space left on device")
+    assert checkpoints.latest() is None and len(list(tmp_path.iterdir())) == 1
+
+
+def test_old_checkpoints_are_pruned_and_incomplete_ones_are_not(tmp_path):
+    checkpoints = CheckpointDir(tmp_path, keep_last=2)
+    for step in range(4):
+        with checkpoints.writing(step) as folder:
+            (folder / "part").write_text("x" * 10)
+        if step == 0:
+            (tmp_path / "step-00000000/part").write_text("torn")
+    assert [p.name for p in checkpoints.published()] == ["step-00000000", "step-00000002", "step-00000003"]
+    with checkpoints.writing(3) as folder:
+        (folder / "part").write_text("again")
+    assert (tmp_path / "step-00000003/part").read_text() == "x" * 10, "a whole checkpoint of the step stays"

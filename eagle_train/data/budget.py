@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-from eagle_train.data.catalog import TooManyBadSamples
 from eagle_train.types import SampleError
+
+SHOWN = 20
+"""Errors listed in the message; the exception holds all."""
+
+
+class TooManyBadSamples(ValueError):
+    """More than the allowed share of a source is bad.
+
+    Args:
+        source: its name.
+        errors: one per bad sample.
+        total: samples of the source.
+        max_bad_share: the largest share of them that may be bad.
+    """
+
+    def __init__(self, source: str, errors: Sequence[SampleError], total: int, max_bad_share: float) -> None:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(e.reason for e in errors).most_common())
+        shown = "\n".join(f"  {error}" for error in errors[:SHOWN])
+        more = f"\n  ... and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+        super().__init__(
+            f"source {source}: {len(errors)} of {total} samples are bad ({reasons}), more than "
+            f"max_bad_share={max_bad_share:g}; repair or remove them, or raise max_bad_share:\n{shown}{more}"
+        )
+        self.errors = tuple(errors)
 
 
 class BadSampleBudget:

@@ -10,12 +10,12 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.index import read_record
 from eagle_train.data.placeholders import MediaRef, media_kind
 from eagle_train.data.schemas import Record, parse_record, to_canonical
@@ -39,22 +39,6 @@ class BuildReport:
     errors: tuple[SampleError, ...]
     """Why the others are not."""
     shards: tuple[Path, ...]
-
-
-class TooManyBadSamples(ValueError):
-    """A build that left out more samples than it may.
-
-    Args:
-        message: the numbers and the remedy.
-        errors: one for every sample left out.
-    """
-
-    def __init__(self, message: str, errors: tuple[SampleError, ...]) -> None:
-        super().__init__(message)
-        self.errors = errors
-
-    def __reduce__(self):
-        return type(self), (str(self), self.errors)
 
 
 def build_from_annotation(
@@ -165,12 +149,7 @@ class _Tally:
             raise ValueError(f"{name} holds no records; is it the right file?")
         bad = len(self.errors)
         if bad > max_bad_share * self.read or bad == self.read:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(e.reason for e in self.errors).most_common())
-            raise TooManyBadSamples(
-                f"{bad} of {self.read} samples of {name} are bad ({reasons}; max_bad_share is {max_bad_share}). "
-                f"The first: {self.errors[0]}. Correct them, or raise max_bad_share to leave them out",
-                tuple(self.errors),
-            )
+            raise TooManyBadSamples(name, self.errors, self.read, max_bad_share)
 
 
 def _publish(made: Path, out: Path) -> None:
@@ -180,7 +159,7 @@ def _publish(made: Path, out: Path) -> None:
         ValueError: if `out` holds anything else.
     """
     if out.exists() and any(out.iterdir()):
-        names = sorted(path.name for path in made.iterdir())
+        names = sorted(path.name for path in made.glob("*.tar"))
         same = names == sorted(path.name for path in out.glob("*.tar"))
         if not same or not all(filecmp.cmp(made / name, out / name, shallow=False) for name in names):
             raise ValueError(f"{out} holds other data; delete it or choose another folder")
@@ -196,7 +175,7 @@ def _read_annotation(path: Path) -> Iterator[bytes | Any]:
         if path.suffix.lower() != ".jsonl" and start.lstrip()[:1] == b"[":
             try:
                 yield from json.load(file)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} is not a whole JSON list ({error}); download or export it again") from error
             return
         for line in file:

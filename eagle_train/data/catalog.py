@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.encode import Encoder
-from eagle_train.data.index import ensure_index, ensure_lengths, sample_key
+from eagle_train.data.index import SCHEMA, ensure_index, ensure_lengths, sample_key
+from eagle_train.data.shards import expected_shards
 from eagle_train.types import Media, SampleError
 
 
@@ -33,19 +35,6 @@ class Source:
     shards: Sequence[Path]
     repeat: float = 1.0
     index_dir: Path | None = None
-
-
-class TooManyBadSamples(ValueError):
-    """More than the allowed share of a source is bad; carries the list."""
-
-    def __init__(self, source: str, errors: Sequence[SampleError], total: int, max_share: float) -> None:
-        shown = "\n".join(f"  {error}" for error in errors[:20])
-        more = f"\n  ... and {len(errors) - 20} more" if len(errors) > 20 else ""
-        super().__init__(
-            f"source {source}: {len(errors)} of {total} samples are bad ({len(errors) / total:.2%}), more than "
-            f"max_bad_share={max_share:.2%}; repair or remove them, or raise max_bad_share:\n{shown}{more}"
-        )
-        self.errors = list(errors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +56,7 @@ class Catalog:
     errors: dict[int, SampleError]
     """Bad samples, by number."""
     fingerprint: str
-    """Hash of the data: names, shard sizes and index contents."""
+    """Hash of the data: names, keys and lengths."""
     tables: list[pa.Table] = field(repr=False)
     """Index of each shard."""
 
@@ -97,7 +86,6 @@ def build_catalog(
     max_length: int,
     text_fingerprint: str,
     max_bad_share: float = 0.01,
-    progress: Callable[[Path], None] = lambda shard: None,
 ) -> Catalog:
     """Reads (building what is missing) the indexes and text lengths of all sources.
 
@@ -105,10 +93,8 @@ def build_catalog(
         max_length: tokens of a row; longer samples are bad (`too_long`).
         text_fingerprint: names the tokenizer and template, see `index.lengths_path`.
         max_bad_share: largest share of a source that may be bad.
-        progress: called after each shard.
 
     Raises:
-        ValueError: for a source without shards, or a shard that is not there.
         TooManyBadSamples: with the list.
     """
     digest = hashlib.sha256()
@@ -121,12 +107,11 @@ def build_catalog(
             n = len(lengths)
             columns.append((np.full(n, source_id), np.full(n, len(shards)), np.arange(n), lengths, tiles))
             errors |= {start + row: error for row, error in bad.items()}
-            digest.update(json.dumps([source.name, shard.name, shard.stat().st_size, n]).encode())
+            digest.update(json.dumps([source.name, shard.name, table["key"].to_pylist()]).encode())
             digest.update(lengths.tobytes())
             shards.append(shard)
             tables.append(table)
             start += n
-            progress(shard)
         bad_here = [error for number, error in errors.items() if number >= first]
         if len(bad_here) > max_bad_share * (start - first):
             raise TooManyBadSamples(source.name, bad_here, start - first, max_bad_share)
@@ -147,6 +132,8 @@ def build_catalog(
 
 def read_shard(source: Source, shard: Path, encoder: Encoder, text_fingerprint: str, max_length: int):
     """Returns a shard's index, total lengths (n,), tiles (n,) and bad samples by row."""
+    if not shard.exists():
+        return lost_shard(source, shard)
     text = ensure_lengths(shard, source.index_dir, text_fingerprint, encoder.text_length)
     table = pq.read_table(ensure_index(shard, source.index_dir))
     lengths = text[:, 0].astype(np.int32)
@@ -168,3 +155,13 @@ def read_shard(source: Source, shard: Path, encoder: Encoder, text_fingerprint: 
             bad[row] = SampleError(key, reason, detail)
             lengths[row] = tiles[row] = 0
     return table, lengths, tiles, bad
+
+
+def lost_shard(source: Source, shard: Path):
+    """Returns what `read_shard` does for a shard that is not there: every sample it held is bad."""
+    count = expected_shards(shard.parent).get(shard.name, 1)
+    keys = [f"sample {row} of {count}" for row in range(count)]
+    table = pa.table({f.name: keys if f.name == "key" else pa.nulls(count, f.type) for f in SCHEMA})
+    detail = f"{shard} is not there; restore it, or build the data set again"
+    bad = {row: SampleError(sample_key(source.name, shard, keys[row]), "missing_shard", detail) for row in range(count)}
+    return table, np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int32), bad

@@ -7,7 +7,8 @@ template, named by their fingerprint.
 
 from __future__ import annotations
 
-import os
+import hashlib
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eagle_train.data.media import MediaError, probe_image, probe_video
+from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_members
 from eagle_train.data.shards import Member, ShardReader, scan_shard
 from eagle_train.types import Media, Message, Sample, SampleError
 
-INDEX_VERSION = "1"
+INDEX_VERSION = b"1"
+ENDS_BYTES = 1 << 16
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 MEDIA = pa.struct(
     [
@@ -42,31 +45,51 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-MEDIA_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"} | {
-    "mp4", "avi", "mov", "mkv", "webm", "m4v",
-}  # fmt: skip
 
 
 def index_path(shard: Path, index_dir: Path | None) -> Path:
     """Returns where the index of `shard` is: beside it, or in `index_dir`."""
-    return (index_dir or shard.parent) / f"{shard.stem}.index.parquet"
+    return index_stem(shard, index_dir).with_suffix(".index.parquet")
 
 
 def lengths_path(shard: Path, index_dir: Path | None, fingerprint: str) -> Path:
     """Returns where the text lengths of `shard` under one tokenizer and template are."""
-    return (index_dir or shard.parent) / f"{shard.stem}.lengths-{fingerprint}.parquet"
+    return index_stem(shard, index_dir).with_suffix(f".lengths-{fingerprint}.parquet")
+
+
+def index_stem(shard: Path, index_dir: Path | None) -> Path:
+    """Returns the common stem of a shard's index files; one `index_dir` may serve several data sets."""
+    return shard.with_suffix("") if index_dir is None else index_dir / f"{shard.parent.name}-{shard.stem}"
+
+
+def shard_identity(shard: Path) -> bytes:
+    """Returns what tells a shard from a rebuilt one, from its size and a hash of its ends."""
+    size = shard.stat().st_size
+    with shard.open("rb") as file:
+        head = file.read(ENDS_BYTES)
+        file.seek(max(0, size - ENDS_BYTES))
+        return f"{size}-{hashlib.sha256(head + file.read()).hexdigest()[:16]}".encode()
 
 
 def ensure_index(shard: Path, index_dir: Path | None = None) -> Path:
     """Builds the index of `shard` unless it has one that fits the shard's size; returns its path."""
     path = index_path(shard, index_dir)
-    if path.exists():
-        metadata = pq.read_schema(path).metadata or {}
-        expected = {b"version": INDEX_VERSION.encode(), b"shard_bytes": str(shard.stat().st_size).encode()}
-        if all(metadata.get(name) == value for name, value in expected.items()):
-            return path
-    write_table(index_shard(shard), path)
+    if not is_of(path, shard):
+        write_table(index_shard(shard).replace_schema_metadata(identity_metadata(shard)), path)
     return path
+
+
+def is_of(path: Path, shard: Path) -> bool:
+    """Returns whether an index file is there and was made from `shard` as it is now."""
+    if not path.exists():
+        return False
+    metadata = pq.read_schema(path).metadata or {}
+    return all(metadata.get(name) == value for name, value in identity_metadata(shard).items())
+
+
+def identity_metadata(shard: Path) -> dict[bytes, bytes]:
+    """Returns the Parquet metadata that ties an index file to its shard."""
+    return {b"version": INDEX_VERSION, b"shard": shard_identity(shard)}
 
 
 def index_shard(shard: Path) -> pa.Table:
@@ -84,8 +107,7 @@ def index_shard(shard: Path) -> pa.Table:
         seen.add(key)
         rows.append(row)
     reader.close()
-    metadata = {"version": INDEX_VERSION, "shard_bytes": str(shard.stat().st_size)}
-    return pa.Table.from_pylist(rows, SCHEMA.with_metadata(metadata))
+    return pa.Table.from_pylist(rows, SCHEMA)
 
 
 def probe_sample(reader: ShardReader, key: str, members: Sequence[Member]) -> list[Media]:
@@ -117,13 +139,8 @@ def probe_sample(reader: ShardReader, key: str, members: Sequence[Member]) -> li
 
 def read_record(reader: ShardReader, key: str, members: Sequence[Member]) -> Record:
     """Returns the parsed record of a sample; media members are named, not read."""
-    contents = {m.name: b"" if is_media(m.name) else reader.read(m) for m in members}
+    contents = {m.name: b"" if media_kind(m.name) else reader.read(m) for m in members}
     return parse_members(contents, key=key)
-
-
-def is_media(name: str) -> bool:
-    """Returns whether a member extension is that of an image or a video."""
-    return name.rpartition(".")[2] in MEDIA_SUFFIXES
 
 
 def sample_key(source: str, shard: Path, key: str) -> str:
@@ -155,11 +172,12 @@ def ensure_lengths(
 
     Built once per tokenizer and template (`fingerprint`) and kept beside the index.
     """
+    index_file = ensure_index(shard, index_dir)
     path = lengths_path(shard, index_dir, fingerprint)
-    index = pq.read_table(ensure_index(shard, index_dir))
-    if path.exists() and pq.read_metadata(path).num_rows == index.num_rows:
+    if is_of(path, shard):
         table = pq.read_table(path)
         return np.stack([table["text"].to_numpy(), table["supervised"].to_numpy()], axis=1)
+    index = pq.read_table(index_file)
     reader = ShardReader(shard)
     lengths = np.zeros((index.num_rows, 2), dtype=np.int32)
     for i, row in enumerate(index.to_pylist()):
@@ -167,7 +185,8 @@ def ensure_lengths(
             members = [Member(**member) for member in row["members"]]
             lengths[i] = text_length(read_record(reader, row["key"], members).messages)
     reader.close()
-    write_table(pa.table({"text": lengths[:, 0], "supervised": lengths[:, 1]}), path)
+    table = pa.table({"text": lengths[:, 0], "supervised": lengths[:, 1]})
+    write_table(table.replace_schema_metadata(identity_metadata(shard)), path)
     return lengths
 
 
@@ -177,7 +196,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     Raises:
         ValueError: if the folder is not writable; the remedy is `index_dir`.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, aside, compression="zstd")

@@ -27,7 +27,11 @@ class Ledger:
     def __init__(self, folder: Path, rank: int, attempt: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.attempt = attempt
-        self._file = (folder / f"rank-{rank:05d}.jsonl").open("a", encoding="utf-8")
+        path = folder / f"rank-{rank:05d}.jsonl"
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a", encoding="utf-8")
+        if torn:  # by a kill; the next line must not be glued to it
+            self._file.write("\n")
 
     def record(self, stage: str, step: int, batch: PackedBatch) -> None:
         """Writes what one row used and dropped."""
@@ -63,16 +67,24 @@ def read_ledger(folder: Path) -> dict[tuple[str, int], list[dict]]:
 
 
 def account(
-    folder: Path, stage: str, planned: Mapping[str, int], dropped: Mapping[str, Mapping[str, int]], num_steps: int
+    folder: Path,
+    stage: str,
+    num_steps: int,
+    read: Mapping[str, int],
+    total: Mapping[str, int],
+    dropped: Mapping[str, Mapping[str, int]],
 ) -> dict[str, dict]:
-    """Returns, by source: samples `read` = `used` + sum of `dropped`, and `pending` ones not read yet.
+    """Returns, by source: samples `read`, `used`, `dropped` by reason, and `pending` ones not read yet.
+
+    In good books read = used + sum of dropped; the two sides are counted apart.
 
     Args:
         folder: of the ledger.
         stage: whose lines count.
-        planned: samples in the rows of the stage, by source.
-        dropped: samples dropped while planning, by source and reason.
         num_steps: steps done; later lines are of a lost future and do not count.
+        read: samples in the rows of these steps, by source, from the plan.
+        total: samples in all rows of the stage, by source.
+        dropped: samples dropped from the plan, by source and reason; they count as read, once.
     """
     used: Counter[str] = Counter()
     bad = {source: Counter(reasons) for source, reasons in dropped.items()}
@@ -81,14 +93,12 @@ def account(
             used.update(key.split("/", 1)[0] for line in lines for key in line["used"])
             for source, _, reason in (drop for line in lines for drop in line.get("dropped", ())):
                 bad[source][reason] += 1
-    accounts = {}
-    for source, count in planned.items():
-        total = count + sum(dropped[source].values())
-        read = used[source] + sum(bad[source].values())
-        accounts[source] = {
-            "read": read,
+    return {
+        source: {
+            "read": read[source] + sum(dropped[source].values()),
             "used": used[source],
             "dropped": dict(bad[source]),
-            "pending": total - read,
+            "pending": total[source] - read[source],
         }
-    return accounts
+        for source in total
+    }

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eagle_train.data.catalog import Catalog
 from eagle_train.data.encode import Encoder
-from eagle_train.data.index import read_sample
+from eagle_train.data.index import read_sample, sample_key
 from eagle_train.data.packing import pack
 from eagle_train.data.plan import Rows, step_rows
 from eagle_train.data.shards import Member, ShardReader
@@ -48,9 +48,14 @@ class RowDataset(Dataset):
         """Returns sample `number` encoded.
 
         Raises:
-            SampleError: if its media cannot be decoded, or its length is not the planned one.
+            SampleError: if it cannot be read or decoded, or its length is not the planned one.
         """
-        sample, data = self.read(number, source)
+        try:
+            sample, data = self.read(number, source)
+        except OSError as error:
+            shard = self.catalog.shards[self.catalog.shard_ids[number]]
+            key = sample_key(source, shard, self.catalog.index_row(number)["key"])
+            raise SampleError(key, "missing_shard", f"{shard}: {error}") from error
         pixels = [self.encoder.decode(sample.key, m, d) for m, d in zip(sample.media, data, strict=True)]
         encoded = self.encoder.encode(sample, pixels)
         planned = int(self.catalog.lengths[number])
@@ -109,9 +114,12 @@ def make_loader(
 
 
 def set_up_worker(worker: int) -> None:
-    """Keeps a worker to one thread, and leaves signals to its parent, which ends it in good order."""
+    """Keeps a worker to one thread, and leaves signals to its parent, which ends it in good order.
+
+    Schedulers signal every process of a job: a worker that died of SIGTERM would take the parent's save
+    with it. A worker whose parent is gone ends by itself.
+    """
     del worker
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

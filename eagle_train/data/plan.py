@@ -17,6 +17,9 @@ import numpy as np
 from eagle_train.data.catalog import Catalog
 from eagle_train.data.packing import best_fit_decreasing
 
+# Streams of random numbers, one per use.
+SHARDS, SUBSETS, SAMPLES, ROWS = range(4)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanConfig:
@@ -62,10 +65,14 @@ def plan_rows(catalog: Catalog, config: PlanConfig, *, num_epochs: int | None, n
     rows: list[np.ndarray] = []
     epoch = 0
     while (epoch < num_epochs) if num_epochs is not None else (len(rows) < num_rows):
+        before = len(rows)
         for window in plan_epoch(catalog, config, epoch):
             rows += window
             if num_rows is not None and len(rows) >= num_rows:
                 break
+        if len(rows) == before:
+            repeats = {source.name: source.repeat for source in catalog.sources}
+            raise ValueError(f"epoch {epoch} holds no sample: the sources' repeats are {repeats}; raise one")
         epoch += 1
     rows = rows[:num_rows]
     return Rows(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
@@ -76,7 +83,7 @@ def plan_epoch(catalog: Catalog, config: PlanConfig, epoch: int) -> Iterator[lis
     windows = list(epoch_windows(catalog, config, epoch))
     carried = np.empty(0, dtype=np.int64)
     for number, window in enumerate(windows):
-        samples = shuffled(np.concatenate([carried, window]), config.seed, epoch, number)
+        samples = shuffled(np.concatenate([carried, window]), config.seed, epoch, SAMPLES, number)
         packed = best_fit_decreasing(catalog.lengths[samples], config.max_length)
         rows = [samples[row] for row in packed]
         carried = np.empty(0, dtype=np.int64)
@@ -85,7 +92,9 @@ def plan_epoch(catalog: Catalog, config: PlanConfig, epoch: int) -> Iterator[lis
             leftover = [row for row, keep in zip(rows, full, strict=True) if not keep]
             rows = [row for row, keep in zip(rows, full, strict=True) if keep]
             carried = np.concatenate([carried, *leftover])
-        order = shuffled(np.arange(len(rows)), config.seed, epoch, number)
+            if len(carried) > config.window_samples:  # samples too long to share rows: carrying on is no use
+                rows, carried = rows + leftover, carried[:0]
+        order = shuffled(np.arange(len(rows)), config.seed, epoch, ROWS, number)
         yield [rows[i] for i in order]
 
 
@@ -98,12 +107,13 @@ def epoch_windows(catalog: Catalog, config: PlanConfig, epoch: int) -> Iterator[
     for source_id, source in enumerate(catalog.sources):
         numbers = np.flatnonzero((catalog.source_ids == source_id) & (catalog.lengths > 0))
         whole = int(source.repeat)
-        part = shuffled(numbers, config.seed, epoch, source_id)[: round((source.repeat - whole) * len(numbers))]
+        share = round((source.repeat - whole) * len(numbers))
+        part = shuffled(numbers, config.seed, epoch, SUBSETS, source_id)[:share]
         for chosen in [*[numbers] * whole, np.sort(part)]:
             borders = np.flatnonzero(np.diff(catalog.shard_ids[chosen])) + 1
             pieces += [piece for piece in np.split(chosen, borders) if len(piece)]
     window: list[np.ndarray] = []
-    for index in shuffled(np.arange(len(pieces)), config.seed, epoch, len(catalog.sources)):
+    for index in shuffled(np.arange(len(pieces)), config.seed, epoch, SHARDS, 0):
         window.append(pieces[index])
         if sum(map(len, window)) >= config.window_samples:
             yield np.concatenate(window)
@@ -112,12 +122,13 @@ def epoch_windows(catalog: Catalog, config: PlanConfig, epoch: int) -> Iterator[
         yield np.concatenate(window)
 
 
-def shuffled(values: np.ndarray, seed: int, epoch: int, stream: int) -> np.ndarray:
-    """Returns `values` in an order given by a hash of (seed, epoch, stream, place).
+def shuffled(values: np.ndarray, seed: int, epoch: int, stream: int, number: int) -> np.ndarray:
+    """Returns `values` in an order given by a hash of (seed, epoch, stream, number, place).
 
     Integer arithmetic only, so the order is the same on every machine and under every numpy.
     """
-    return values[np.argsort(splitmix64(np.arange(len(values)), seed, epoch, stream), kind="stable")]
+    hashes = splitmix64(np.arange(len(values)), seed, epoch, stream, number)
+    return values[np.argsort(hashes, kind="stable")]
 
 
 def splitmix64(values: np.ndarray, *keys: int) -> np.ndarray:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from eagle_train.data.catalog import Source
+from eagle_train.data.shards import expected_shards
 from eagle_train.resources import resource_dir
 
 
@@ -39,8 +41,11 @@ class DatasetCard:
         return (data_root / self.shards).parent
 
     def find_shards(self, data_root: Path) -> list[Path]:
-        """Returns the shards that are there, sorted."""
-        return sorted(self.folder(data_root).glob(Path(self.shards).name))
+        """Returns the shards that are there, and those that the manifest beside them names, sorted."""
+        folder = self.folder(data_root)
+        pattern = Path(self.shards).name
+        lost = {folder / name for name in expected_shards(folder) if fnmatch(name, pattern)}
+        return sorted({*folder.glob(pattern), *lost})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,8 @@ import webdataset
 MAX_MEMBER_BYTES = (2 << 30) - 4096
 """Largest member that is read: what one Linux `pread` returns; more is a broken or hostile header."""
 
+MANIFEST = "shards.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -36,7 +38,8 @@ def write_shards(
 ) -> list[Path]:
     """Writes `(key, record, media)` samples as tar shards and returns their paths.
 
-    The bytes depend on the samples alone (no times, no user names), so equal data gives equal shards.
+    A manifest beside them holds the samples of each, so that a shard lost later is noticed. The bytes
+    depend on the samples alone (no times, no user names), so equal data gives equal shards.
 
     Args:
         samples: key, canonical record (see `schemas`) and media bytes by member extension.
@@ -48,6 +51,7 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     pattern = f"{folder}/{folder.name}-%06d.tar"
     paths: list[str] = []
+    counts: dict[str, int] = {}
     with webdataset.ShardWriter(
         pattern, maxcount=samples_per_shard, maxsize=2e9, post=paths.append, verbose=0, mtime=0, encoder=False
     ) as writer:
@@ -56,7 +60,16 @@ def write_shards(
                 raise ValueError(f"sample key {key!r} may not contain a dot or a slash")
             text = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
             writer.write({"__key__": key, "json": text, **media})
+            name = Path(writer.fname).name
+            counts[name] = counts.get(name, 0) + 1
+    (folder / MANIFEST).write_text(json.dumps(counts, indent=1))
     return [Path(path) for path in paths]
+
+
+def expected_shards(folder: Path) -> dict[str, int]:
+    """Returns the samples of every shard that was written to `folder`; empty if it has no manifest."""
+    path = folder / MANIFEST
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def scan_shard(path: Path) -> Iterator[tuple[str, list[Member]]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from eagle_train.model.attention import PACKED
 
 
 def build_llm(*, model_type: str, **config: Any) -> PreTrainedModel:
@@ -14,5 +17,14 @@ def build_llm(*, model_type: str, **config: Any) -> PreTrainedModel:
     Args:
         model_type: as in a `config.json`: `llama`, `qwen2`, ...
         config: fields of that family's configuration.
+
+    Raises:
+        ValueError: for a field that the family does not have; transformers would take it silently.
     """
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config), dtype=torch.float32)
+    known = set(AutoConfig.for_model(model_type).to_dict())
+    if unknown := sorted(set(config) - known):
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        raise ValueError(f"{model_type} has no field {unknown}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **config), dtype=torch.float32, attn_implementation=PACKED
+    )

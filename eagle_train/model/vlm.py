@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from eagle_train.model.attention import packed_arguments
 from eagle_train.model.loss import token_losses
 from eagle_train.model.mixture import ChannelConcat
 from eagle_train.model.recompute import recompute_layers
@@ -33,13 +34,11 @@ class VisionLanguageModel(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
-        # Samples are kept apart by restarting positions; transformers honours them only without a mask
-        # and without a cache object.
+        embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels)
         hidden = self.llm.model(
-            inputs_embeds=self.embed(batch.input_ids, batch.image_positions, batch.pixels)[None],
+            inputs_embeds=embeddings[None],
             position_ids=batch.position_ids[None],
-            attention_mask=None,
-            use_cache=False,
+            **packed_arguments(batch.cu_seqlens.diff().tolist(), embeddings.device),
         ).last_hidden_state[0]
         return token_losses(self.llm.get_output_embeddings(), hidden, batch.labels, self.loss_chunk)
 

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--image", type=Path, action="append", default=[], help="may be given several times")
     parser.add_argument("--video", type=Path, action="append", default=[])
     parser.add_argument("--max-new-tokens", type=int, default=128)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     media, data = read_media(options.image, options.video)
     model, encoder = load_model(options.model)
     tiles = [encoder.decode(m.member, m, d) for m, d in zip(media, data, strict=True)]

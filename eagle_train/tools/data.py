@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -146,7 +145,8 @@ def build_source(values: dict[str, str], folder: Path, max_bad_share: float, rep
             progress=report,
             max_bad_share=max_bad_share,
         )
-    tars = sorted(Path(path) for path in glob.glob(values["tars"]))
+    pattern = Path(values["tars"])
+    tars = sorted(pattern.parent.glob(pattern.name))
     if not tars:
         raise ValueError(f"no file matches tars={values['tars']}")
     return build_from_tars(folder, tars=tars, progress=report, max_bad_share=max_bad_share)

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="+experiment=NAME and key=value")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--ranks", type=int, default=1, help="number of ranks the memory is planned for")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     plan = make_plan(load_config(options.overrides), options.ranks)
     if options.json:
         print(json.dumps(plan))

@@ -113,9 +113,11 @@ def line_chart(
         unit: written after values.
         from_zero: whether the y axis begins at 0; if not, it is logarithmic where that shows more.
     """
-    values = [y for line in lines for stretch in line.stretches for _, y in stretch]
-    if not values:
+    size = -(-max((len(s) for line in lines for s in line.stretches), default=0) // MAX_POINTS)
+    if size == 0:
         return None
+    thinned = [replace(line, stretches=[thin(s, size) for s in line.stretches if s]) for line in lines]
+    values = [y for line in thinned for stretch in line.stretches for _, y in stretch]
     log = not from_zero and min(values) > 0 and max(values) / min(values) > LOG_RATIO
     low, high, marks = y_axis(0.0 if from_zero else min(values), max(values), log)
     x0, x1 = min(start for _, start, _ in stages), max(end for _, _, end in stages)
@@ -129,8 +131,6 @@ def line_chart(
         share = math.log(y / low) / math.log(high / low) if log else (y - low) / (high - low)
         return round(bottom - share * (bottom - TOP), 1)
 
-    size = -(-max(len(s) for line in lines for s in line.stretches) // MAX_POINTS)
-    thinned = [replace(line, stretches=[thin(s, size) for s in line.stretches if s]) for line in lines]
     named = [line for line in thinned if line.style != "raw" and line.stretches]
     return Chart(
         title=title,
@@ -198,11 +198,10 @@ def smooth(points: Sequence[Point], span: float) -> list[Point]:
 def y_axis(low: float, high: float, log: bool) -> tuple[float, float, list[float]]:
     """Returns the ends of an axis that holds `low` to `high`, and its ticks."""
     if log:
-        ends = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high))
-        marks = [10.0**k for k in range(round(math.log10(ends[0])), round(math.log10(ends[1])) + 1)]
-        if len(marks) <= 3:
-            marks = sorted({m * f for m in marks for f in (1, 2, 5)})
         low, high = low / 1.1, high * 1.1
+        marks = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+        if sum(low <= mark <= high for mark in marks) <= 2:
+            marks = [mark * factor for mark in marks for factor in (1, 2, 5)]
         return low, high, [mark for mark in marks if low <= mark <= high]
     if high <= low:
         low, high = low - 0.05 * abs(low) - 1e-9, high + 0.05 * abs(high) + 1e-9

@@ -28,9 +28,10 @@ for (const figure of document.querySelectorAll("figure[data-hover]")) {
       tip.append(row);
     }
     tip.style.display = "block";
-    const left = at / scale;
-    tip.style.left = `${left + 14 + tip.offsetWidth < box.width ? left + 14 : left - 14 - tip.offsetWidth}px`;
-    tip.style.top = `${svg.offsetTop + 24}px`;
+    const outer = figure.getBoundingClientRect();
+    const left = box.left - outer.left + at / scale;
+    tip.style.left = `${left + 14 + tip.offsetWidth < outer.width ? left + 14 : left - 14 - tip.offsetWidth}px`;
+    tip.style.top = `${box.top - outer.top + 34}px`;
   });
   svg.addEventListener("pointerleave", () => {
     cursor.style.visibility = "hidden";

@@ -79,9 +79,8 @@ def facts(run: RunFolder) -> list[Fact]:
     records = run.training
     if not records:
         return found
-    losses = [
-        r["train/loss"] for r in records if r.get("stage") == records[-1].get("stage") and r["train/loss"] is not None
-    ]
+    losses = [r["train/loss"] for r in records if r.get("stage") == records[-1].get("stage")]
+    losses = [loss for loss in losses if loss is not None]
     if losses:
         last = losses[-max(1, min(50, len(losses) // 10)) :]
         note = f"mean of the last {len(last)} records" if len(last) > 1 else "last record"

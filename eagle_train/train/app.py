@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import DataLoader
 
 from eagle_train import dist
-from eagle_train.data.budget import BadSampleBudget
 from eagle_train.data.encode import Encoder
-from eagle_train.data.ledger import Ledger, account
+from eagle_train.data.ledger import Ledger
 from eagle_train.data.loader import RowDataset, make_loader
 from eagle_train.data.recipe import card_source, load_recipe
 from eagle_train.model.vlm import VisionLanguageModel
@@ -32,6 +30,7 @@ from eagle_train.train.assemble import (
     build_stage_data,
     read_sources,
 )
+from eagle_train.train.books import make_budget, write_accounts
 from eagle_train.train.checkpoint import (
     CheckpointDir,
     TrainState,
@@ -45,6 +44,7 @@ from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.evaluate import evaluate
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table
 from eagle_train.train.preemption import PreemptionFlag
+from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
 from eagle_train.train.schedule import Stage
 from eagle_train.train.trainer import Trainer
 
@@ -63,7 +63,6 @@ class Run:
     checkpoints: CheckpointDir
     resume_from: Path | None
     state: TrainState
-    preempted: PreemptionFlag
     attempt: int
     trackers: Trackers
 
@@ -83,18 +82,17 @@ def train(config: Mapping[str, Any]) -> bool:
                 run.state = replace(run.state, stage=name, step=0)
             if not run_stage(run, stage):
                 log.warning("preempted at step %d; state saved, run the same command to go on", run.state.global_step)
+                dist.shutdown()
                 return False
         finish(run)
-        return True
     finally:
         run.trackers.close()
-        run.preempted.close()
-        dist.shutdown()
+    dist.shutdown()
+    return True
 
 
 def start(config: Mapping[str, Any]) -> Run:
     """Returns a run ready for its first or next stage."""
-    preempted = PreemptionFlag()
     folder = Path(config["run_dir"])
     schedule = build_schedule(config)
     checkpoints = CheckpointDir(folder / "checkpoints", config["keep_last"])
@@ -103,14 +101,18 @@ def start(config: Mapping[str, Any]) -> Run:
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     latest = checkpoints.latest()
     if latest is None:
-        run_id = dist.broadcast_object(new_run_id())
-        state = TrainState(stage=next(iter(schedule)), run_id=run_id, config_hash=hash_of(to_yaml(config)))
+        run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
+        state = TrainState(stage=next(iter(schedule)), run_id=run_id)
     else:
         state = read_state(latest)
         log.warning("resuming stage %s at step %d from %s", state.stage, state.step, latest)
         if state.stage not in schedule:
             raise ConfigError(f"{latest} is in stage {state.stage!r}; the schedule has {sorted(schedule)}")
-    attempt = dist.broadcast_object(record_attempt(folder, latest, config) if dist.rank() == 0 else None)
+        if state.config_hash != hash_of(to_yaml(config)):
+            log.warning("the config changed: %s", ", ".join(changed_keys(latest / "config.yaml", config)))
+    state.config_hash = hash_of(to_yaml(config))
+    attempt = record_attempt(folder, config, state.run_id, latest) if dist.rank() == 0 else None
+    attempt = dist.broadcast_object(attempt)
     return Run(
         config=config,
         folder=folder,
@@ -120,27 +122,9 @@ def start(config: Mapping[str, Any]) -> Run:
         checkpoints=checkpoints,
         resume_from=latest,
         state=state,
-        preempted=preempted,
         attempt=attempt,
         trackers=make_trackers(config, folder, state),
     )
-
-
-def record_attempt(folder: Path, resumed_from: Path | None, config: Mapping[str, Any]) -> int:
-    """Writes the config and a line about this start of the run; returns its number, from 0."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(dict(config)))
-    path = folder / "attempts.jsonl"
-    attempt = len(path.read_text().splitlines()) if path.exists() else 0
-    line = {
-        "attempt": attempt,
-        "time": time.time(),
-        "ranks": dist.world_size(),
-        "resumed_from": resumed_from and resumed_from.name,
-    }
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    return attempt
 
 
 def make_trackers(config: Mapping[str, Any], folder: Path, state: TrainState) -> Trackers:
@@ -160,25 +144,18 @@ def run_stage(run: Run, stage: Stage) -> bool:
     check_plan(run.state, data)
     run.state.plan = data.fingerprint
     freeze(run.model, stage.learning_rates)
-    if dist.rank() == 0:
-        show_stage(run, stage, data)
     micro_batches = -(-stage.rows_per_step // dist.world_size())
     engine = build(run.config["engine"])(run.model, stage, micro_batches)
+    if dist.rank() == 0:
+        show_stage(run, stage, data)
     if run.resume_from is not None:
         engine.load(run.resume_from)
         restore_random_states(run.resume_from)
         run.resume_from = None
     ledger = Ledger(run.folder / "ledger", dist.rank(), run.attempt)
     dataset = RowDataset(data.catalog, run.encoder, data.rows)
-    loader = make_loader(
-        dataset,
-        steps=range(run.state.step, data.num_steps),
-        rows_per_step=stage.rows_per_step,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        num_workers=run.config["data"]["num_workers"],
-        pin_memory=engine.device.type == "cuda",
-    )
+    loader = stage_loader(run, stage, dataset, data.num_steps)
+    preempted = PreemptionFlag()
 
     def save() -> None:
         with run.checkpoints.writing(run.state.global_step) as folder:
@@ -195,8 +172,8 @@ def run_stage(run: Run, stage: Stage) -> bool:
         state=run.state,
         tracker=run.trackers,
         ledger=ledger,
-        budget=make_budget(run, data),
-        preempted=run.preempted,
+        budget=make_budget(run.folder, run.state, data, build(run.config["data"]).max_bad_share),
+        preempted=preempted,
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
@@ -204,14 +181,28 @@ def run_stage(run: Run, stage: Stage) -> bool:
     run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
     try:
         finished = trainer.fit()
+        dist.barrier()  # every rank's ledger is written
     finally:
+        preempted.close()
         ledger.close()
         dataset.close()
-    dist.barrier()
-    if dist.rank() == 0:
-        write_accounts(run, data)
+        if dist.rank() == 0:
+            write_accounts(run.folder, run.state, stage, data)
     engine.close()
     return finished
+
+
+def stage_loader(run: Run, stage: Stage, dataset: RowDataset, num_steps: int) -> DataLoader:
+    """Returns this rank's rows from the run's present step to the end of the stage."""
+    return make_loader(
+        dataset,
+        steps=range(run.state.step, num_steps),
+        rows_per_step=stage.rows_per_step,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=build(run.config["data"]).num_workers,
+        pin_memory=dist.device().type == "cuda",
+    )
 
 
 def check_plan(state: TrainState, data: StageData) -> None:
@@ -223,14 +214,6 @@ def check_plan(state: TrainState, data: StageData) -> None:
         f"stage {state.stage} stopped at step {state.step} with another {', '.join(parts)}; its rows would not be "
         f"the same. Restore what changed, or start anew with another run_dir"
     )
-
-
-def make_budget(run: Run, data: StageData) -> BadSampleBudget:
-    """Returns the budget of bad samples, with those the index and the ledger know already."""
-    names = [source.name for source in data.catalog.sources]
-    sizes = dict(zip(names, data.catalog.source_sizes(), strict=True))
-    known = [(names[data.catalog.source_ids[number]], error) for number, error in data.catalog.errors.items()]
-    return BadSampleBudget(sizes, run.config["data"]["max_bad_share"], known)
 
 
 def show_stage(run: Run, stage: Stage, data: StageData) -> None:
@@ -257,27 +240,9 @@ def freeze_table_view(stage: str, rows: list[FreezeRow]) -> Table:
     return table
 
 
-def write_accounts(run: Run, data: StageData) -> None:
-    """Writes `accounting.json` and `mixture.json` of the run, with this stage's part made anew."""
-    planned = data.planned()
-    accounts = account(run.folder / "ledger", run.state.stage, planned, data.catalog.dropped(), run.state.step)
-    used = sum(entry["used"] for entry in accounts.values())
-    asked = data.asked_shares()
-    mixture = {
-        name: {"asked": asked[name], "realized": entry["used"] / max(used, 1)} for name, entry in accounts.items()
-    }
-    for name, part in (("accounting.json", accounts), ("mixture.json", mixture)):
-        path = run.folder / name
-        content = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(content | {run.state.stage: part}, indent=1))
-
-
 def finish(run: Run) -> None:
-    """Evaluates on the held-out sources, once; the scores are the last record of the metrics."""
-    path = run.folder / "metrics.jsonl"
-    if dist.rank() != 0 or not run.config["evaluation"]:
-        return
-    if any("eval/exact_match/simple" in record for record in read_metrics(path)):
+    """Evaluates on the held-out sources, unless it was done; the scores are the last record of the metrics."""
+    if not run.config["evaluation"] or dist.broadcast_object(evaluated(run) if dist.rank() == 0 else None):
         return
     evaluation = build(run.config["evaluation"])
     recipe = load_recipe(list(run.schedule.values())[-1].recipe)
@@ -286,3 +251,9 @@ def finish(run: Run) -> None:
     catalog = read_sources(run.config, sources, run.encoder, longest)
     scores = evaluate(run.model, catalog, run.encoder, evaluation, run.folder / "gallery")
     run.trackers.log(scores, run.state.global_step)
+
+
+def evaluated(run: Run) -> bool:
+    """Returns whether the metrics hold the scores of the run's present step."""
+    records = read_metrics(run.folder / "metrics.jsonl")
+    return any("eval/dropped" in record and record["step"] == run.state.global_step for record in records)

@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoTokenizer
 
 from eagle_train import dist
 from eagle_train.data.catalog import Catalog, Source, build_catalog
 from eagle_train.data.encode import Encoder
+from eagle_train.data.frames import FrameRate
+from eagle_train.data.index import ensure_lengths
 from eagle_train.data.plan import PlanConfig, Rows, fingerprint, plan_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.tiling import Tiling
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import progress
 from eagle_train.train.config import ConfigError, build
 from eagle_train.train.schedule import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How samples are laid out and read; a config's `data`.
+
+    Args:
+        tile_size: S, side in pixels of the tiles that the loader makes; encoders resize from it.
+        tiling: how images are cut into tiles.
+        frames: how many frames a video gives.
+        loss_weight: weight of a supervised token, from their number in its sample.
+        window_samples: samples packed together.
+        max_bad_share: share of a source that may be bad before the run stops with the list.
+        num_workers: loader processes per rank; the result does not depend on it.
+    """
+
+    tile_size: int
+    tiling: Tiling
+    frames: FrameRate
+    loss_weight: Callable[[int], float]
+    window_samples: int
+    max_bad_share: float
+    num_workers: int
 
 
 def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
@@ -64,15 +89,15 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
             f"the tokenizer at {config['tokenizer']!r} has {len(tokenizer)} tokens, the LLM {vocab_size} embeddings; "
             f"set llm.vocab_size={len(tokenizer)}"
         )
-    data = config["data"]
+    data = build(config["data"])
     return Encoder(
         template=build(config["chat_template"]),
         tokenizer=tokenizer,
-        tiling=build(data["tiling"]),
-        frames=build(data["frames"]),
-        tile_size=data["tile_size"],
+        tiling=data.tiling,
+        frames=data.frames,
+        tile_size=data.tile_size,
         tokens_per_tile=tokens_per_tile,
-        loss_weight=build(data["loss_weight"]),
+        loss_weight=data.loss_weight,
     )
 
 
@@ -85,11 +110,6 @@ class StageData:
     num_steps: int
     fingerprint: dict[str, str]
 
-    def planned(self) -> dict[str, int]:
-        """Returns the number of samples in the plan's rows, by source."""
-        counts = np.bincount(self.catalog.source_ids[self.rows.samples], minlength=len(self.catalog.sources))
-        return {source.name: int(n) for source, n in zip(self.catalog.sources, counts, strict=True)}
-
     def asked_shares(self) -> dict[str, float]:
         """Returns each source's share of an epoch's samples, as its repeat asks."""
         sizes = self.catalog.source_sizes()
@@ -98,14 +118,11 @@ class StageData:
 
 
 def build_stage_data(config: Mapping[str, Any], stage: Stage, encoder: Encoder) -> StageData:
-    """Returns the samples and the plan of a stage; rank 0 builds what is missing on disk, the others wait."""
+    """Returns the samples and the plan of a stage; ranks share the building of what is missing on disk."""
     sources = recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))
-    if dist.rank() != 0:
-        dist.barrier()
     catalog = read_sources(config, sources, encoder, stage.max_length)
-    if dist.rank() == 0:
-        dist.barrier()
-    plan = PlanConfig(max_length=stage.max_length, seed=stage.seed, window_samples=config["data"]["window_samples"])
+    settings = build(config["data"])
+    plan = PlanConfig(max_length=stage.max_length, seed=stage.seed, window_samples=settings.window_samples)
     num_rows = stage.num_steps * stage.rows_per_step if stage.num_steps is not None else None
     rows = plan_rows(catalog, plan, num_epochs=stage.num_epochs, num_rows=num_rows)
     identity = {
@@ -121,16 +138,20 @@ def build_stage_data(config: Mapping[str, Any], stage: Stage, encoder: Encoder) 
 
 
 def read_sources(config: Mapping[str, Any], sources: list[Source], encoder: Encoder, max_length: int) -> Catalog:
-    """Returns the catalog of `sources`, with progress over their shards."""
-    with progress("reading indexes", sum(len(source.shards) for source in sources)) as advance:
-        return build_catalog(
-            sources,
-            encoder,
-            max_length=max_length,
-            text_fingerprint=text_fingerprint(config, encoder),
-            max_bad_share=config["data"]["max_bad_share"],
-            progress=lambda shard: advance(1),
-        )
+    """Returns the catalog of `sources`, with progress over their shards.
+
+    Each rank first builds its share of the indexes and text lengths that are missing on disk.
+    """
+    name = text_fingerprint(config, encoder)
+    pairs = [(source, shard) for source in sources for shard in source.shards if shard.exists()]
+    mine = pairs[dist.rank() :: dist.world_size()]
+    with progress("reading indexes", len(mine)) as advance:
+        for source, shard in mine:
+            ensure_lengths(shard, source.index_dir, name, encoder.text_length)
+            advance(1)
+    dist.barrier()
+    share = build(config["data"]).max_bad_share
+    return build_catalog(sources, encoder, max_length=max_length, text_fingerprint=name, max_bad_share=share)
 
 
 def text_fingerprint(config: Mapping[str, Any], encoder: Encoder) -> str:

@@ -58,15 +58,25 @@ class CheckpointDir:
     def writing(self, step: int) -> Iterator[Path]:
         """Yields a folder that every rank writes into; on leaving, it is published as `step`.
 
-        All ranks call it. If any rank fails, nothing is published and the folder stays as it is.
+        All ranks call it. If any rank fails, nothing is published, the folder stays as it is, and every
+        rank raises.
+
+        Raises:
+            OSError: if a rank could not write, with its reason.
         """
         final = self.folder / f"step-{step:08d}"
         aside = Path(dist.broadcast_object(str(unused(final.with_name(f"{final.name}.writing")))))
         if dist.rank() == 0:
             aside.mkdir(parents=True)
         dist.barrier()
-        yield aside
-        dist.barrier()
+        trouble = None
+        try:
+            yield aside
+        except (OSError, RuntimeError) as error:  # torch.save raises the latter when a disk is full
+            trouble = f"rank {dist.rank()}: {error}"
+        troubles = [text for text in dist.gather_objects(trouble) if text]
+        if troubles:
+            raise OSError(f"checkpoint {final} is not published, {aside} is incomplete: {'; '.join(troubles)}")
         if dist.rank() == 0:
             publish(aside, final)
             self.prune()
@@ -105,7 +115,10 @@ def publish(aside: Path, final: Path) -> None:
     sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
     (aside / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1))
     sync(aside / MANIFEST)
-    if final.exists():  # an incomplete one of the same step, or one from before a rollback
+    if final.exists() and problem(final) is None:  # the same step was saved before: keep it
+        shutil.rmtree(aside)
+        return
+    if final.exists():
         final.rename(unused(final.with_name(f"{final.name}.replaced")))
     aside.rename(final)
     sync(final.parent)

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
@@ -36,9 +37,18 @@ def load_config(overrides: Sequence[str]) -> dict[str, Any]:
                     f"no value for {', '.join(missing)}; choose an experiment with "
                     f"+experiment=NAME (known: {', '.join(options('experiment'))}) or set them"
                 )
+            if unknown := sorted(set(config) - root_keys()):
+                raise ConfigError(f"no config key {unknown[0]!r}{nearest(unknown[0], sorted(root_keys()))}")
             return OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(str(error), overrides)) from error
+
+
+def root_keys() -> set[str]:
+    """Returns the top-level keys that a config may have: those of `train.yaml` and its groups."""
+    root = yaml.safe_load((resource_dir("configs") / "train.yaml").read_text())
+    groups = (name for entry in root.pop("defaults") if isinstance(entry, dict) for name in entry)
+    return {*root, *groups}
 
 
 def to_yaml(config: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import torch.distributed
 from torch import nn
 
 from eagle_train import dist
-from eagle_train.train.optim import adamw, set_learning_rates
+from eagle_train.train.optim import adamw, keeping_hyperparameters, set_learning_rates
 from eagle_train.train.schedule import Stage
 from eagle_train.types import PackedBatch
 
@@ -32,7 +32,10 @@ class Engine(Protocol):
         """Adds the gradient of a scalar; `last` marks the last micro-batch of the step."""
 
     def step(self, lr_scale: float) -> tuple[Mapping[str, float], float]:
-        """Clips, updates, clears the gradients; returns learning rates by group and the gradient norm."""
+        """Clips, updates, clears the gradients; returns learning rates by group and the gradient norm.
+
+        With a norm that is not finite, nothing is updated.
+        """
 
     def save(self, folder: Path) -> None:
         """Writes weights and optimizer state into `folder`; every rank calls it."""
@@ -42,13 +45,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Releases what the engine holds besides the model, whose weights are left whole and current."""
-
-
-class EngineFactory(Protocol):
-    """What a config's `engine` is: it makes the engine of one stage."""
-
-    def __call__(self, model: nn.Module, stage: Stage, micro_batches: int) -> Engine:
-        """Returns the engine of `stage`, whose frozen parameters are already marked."""
 
 
 class PlainEngine:
@@ -108,7 +104,8 @@ class PlainEngine:
         limit = self.stage.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self._trained(), float("inf") if limit is None else limit)
         rates = set_learning_rates(self.optimizer, lr_scale)
-        self.optimizer.step()
+        if torch.isfinite(norm):  # else the weights stay as they are; the trainer stops
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return rates, float(norm)
 
@@ -122,10 +119,17 @@ class PlainEngine:
             torch.save(state, folder / "engine.pt")
 
     def load(self, folder: Path) -> None:
-        """Restores weights and optimizer state."""
+        """Restores weights and optimizer state; learning rates and the like stay those of the stage.
+
+        Raises:
+            ValueError: if another engine wrote the checkpoint.
+        """
+        if not (folder / "engine.pt").exists():
+            raise ValueError(f"{folder} was written by another engine; go on with that one")
         state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with keeping_hyperparameters(self.optimizer):
+            self.optimizer.load_state_dict(state["optimizer"])
 
     def close(self) -> None:
         """Nothing to release."""

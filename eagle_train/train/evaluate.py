@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
+from eagle_train import dist
 from eagle_train.data.catalog import Catalog
 from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
@@ -19,7 +22,9 @@ from eagle_train.data.plan import Rows
 from eagle_train.model.generate import Prompt, generate
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import progress
-from eagle_train.types import Media, Message, Sample
+from eagle_train.types import Media, Message, Sample, SampleError
+
+log = logging.getLogger(__name__)
 
 GREY = 128
 
@@ -54,7 +59,7 @@ class Question:
     @property
     def type(self) -> str:
         """Question type, the key accuracies are reported under."""
-        return str(self.sample.meta["type"])
+        return str(self.sample.meta.get("type", "all"))
 
     @property
     def answer(self) -> str:
@@ -62,36 +67,66 @@ class Question:
         return "".join(part for part in self.sample.messages[-1].content if isinstance(part, str))
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one held-out question."""
+
+    question: Question
+    said: str
+    """The model's answer."""
+    blind: str
+    """Its answer with all images grey."""
+
+
 def evaluate(
     model: VisionLanguageModel, catalog: Catalog, encoder: Encoder, evaluation: Evaluation, gallery: Path
 ) -> dict[str, float]:
-    """Returns `eval/exact_match/<type>`, `eval_grey/...` and `eval_chance/...`; writes the gallery.
+    """Returns `eval/exact_match/<type>`, `eval_grey/...` and `eval_chance/...`; rank 0 writes the gallery.
 
-    Chance is what always giving the commonest answer of the type would score.
+    Ranks share the questions; every rank returns the scores of all. Chance is what always giving the
+    commonest answer of a type would score. Questions that cannot be read are counted in `eval/dropped`.
     """
-    model.eval()
-    order = torch.argsort(torch.from_numpy(catalog.lengths), stable=True).tolist()  # little padding
-    usable = [number for number in order if catalog.lengths[number] > 0]
+    order = [int(number) for number in np.argsort(catalog.lengths, kind="stable") if catalog.lengths[number] > 0]
+    mine = order[dist.rank() :: dist.world_size()]
     dataset = RowDataset(catalog, encoder, Rows(catalog.rows[:0], catalog.rows[:1]))
-    results: list[tuple[Question, str, str]] = []
-    with progress("evaluating held-out questions", len(usable)) as advance:
-        for start in range(0, len(usable), evaluation.batch_size):
-            numbers = usable[start : start + evaluation.batch_size]
-            questions = [read_question(dataset, number) for number in numbers]
-            seen = answer(model, encoder, questions, evaluation.max_new_tokens)
-            blind = answer(model, encoder, [grey(question) for question in questions], evaluation.max_new_tokens)
-            results += zip(questions, seen, blind, strict=True)
-            advance(len(questions))
-    model.train()
-    write_gallery(results, gallery, evaluation.gallery_per_type)
+    outcomes: list[Outcome] = []
+    training = model.training
+    model.eval()
+    with progress("evaluating held-out questions", len(mine)) as advance:
+        for start in range(0, len(mine), evaluation.batch_size):  # of like length: little padding
+            numbers = mine[start : start + evaluation.batch_size]
+            outcomes += ask(model, encoder, dataset, numbers, evaluation.max_new_tokens)
+            advance(len(numbers))
+    model.train(training)
+    dataset.close()
+    if dist.rank() == 0:
+        write_gallery(outcomes, gallery, evaluation.gallery_per_type)
+    facts = [(o.question.type, o.question.answer, o.said, o.blind) for o in outcomes]
+    facts = [fact for of_rank in dist.gather_objects(facts) for fact in of_rank]
     simple = evaluation.simple_types
-    right = [(question.type, float(said == question.answer)) for question, said, _ in results]
-    right_blind = [(question.type, float(said == question.answer)) for question, _, said in results]
     return (
-        scores(right, simple, "eval/exact_match")
-        | scores(right_blind, simple, "eval_grey/exact_match")
-        | scores(chance([question for question, _, _ in results]), simple, "eval_chance/exact_match")
+        scores([(kind, float(said == answer)) for kind, answer, said, _ in facts], simple, "eval/exact_match")
+        | scores([(kind, float(blind == answer)) for kind, answer, _, blind in facts], simple, "eval_grey/exact_match")
+        | scores(chance([(kind, answer) for kind, answer, _, _ in facts]), simple, "eval_chance/exact_match")
+        | {"eval/dropped": float(len(catalog) - len(facts))}
     )
+
+
+def ask(
+    model: VisionLanguageModel, encoder: Encoder, dataset: RowDataset, numbers: Sequence[int], max_new_tokens: int
+) -> list[Outcome]:
+    """Returns the outcomes of the held-out samples `numbers` that can be read."""
+    questions = []
+    for number in numbers:
+        try:
+            questions.append(read_question(dataset, number))
+        except SampleError as error:
+            log.warning("held-out sample left out: %s", error)
+    if not questions:
+        return []
+    said = answer(model, encoder, questions, max_new_tokens)
+    blind = answer(model, encoder, [grey(question) for question in questions], max_new_tokens)
+    return [Outcome(*triple) for triple in zip(questions, said, blind, strict=True)]
 
 
 def read_question(dataset: RowDataset, number: int) -> Question:
@@ -137,12 +172,12 @@ def answer(
     return [encoder.tokenizer.decode(one, skip_special_tokens=True).strip() for one in ids]
 
 
-def chance(questions: Sequence[Question]) -> list[tuple[str, float]]:
-    """Returns, per question, the share of the commonest answer of its type."""
-    answers: Mapping[str, Counter[str]] = defaultdict(Counter)
-    for question in questions:
-        answers[question.type][question.answer] += 1
-    return [(kind, max(counts.values()) / counts.total()) for kind, counts in answers.items()]
+def chance(answers: Sequence[tuple[str, str]]) -> list[tuple[str, float]]:
+    """Returns, per question type, the share of its commonest answer among (type, answer) pairs."""
+    by_type: Mapping[str, Counter[str]] = defaultdict(Counter)
+    for kind, right in answers:
+        by_type[kind][right] += 1
+    return [(kind, max(counts.values()) / counts.total()) for kind, counts in by_type.items()]
 
 
 def scores(right: Sequence[tuple[str, float]], simple: Sequence[str], prefix: str) -> dict[str, float]:
@@ -156,11 +191,12 @@ def scores(right: Sequence[tuple[str, float]], simple: Sequence[str], prefix: st
     return {f"{prefix}/{kind}": mean for kind, mean in means.items()} | overall
 
 
-def write_gallery(results: Sequence[tuple[Question, str, str]], folder: Path, per_type: int) -> None:
+def write_gallery(outcomes: Sequence[Outcome], folder: Path, per_type: int) -> None:
     """Writes `gallery.json` and the tiles of the first `per_type` questions of each type as PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
     entries, taken = [], Counter()
-    for number, (question, said, blind) in enumerate(results):
+    for number, outcome in enumerate(outcomes):
+        question = outcome.question
         taken[question.type] += 1
         if taken[question.type] > per_type:
             continue
@@ -174,10 +210,10 @@ def write_gallery(results: Sequence[tuple[Question, str, str]], folder: Path, pe
                 "type": question.type,
                 "question": text.strip(),
                 "answer": question.answer,
-                "prediction": said,
-                "prediction_grey": blind,
+                "prediction": outcome.said,
+                "prediction_grey": outcome.blind,
                 "images": names,
-                "correct": said == question.answer,
+                "correct": outcome.said == question.answer,
             }
         )
     (folder / "gallery.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False))

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from eagle_train import dist
-from eagle_train.data.budget import BadSampleBudget
-from eagle_train.data.catalog import TooManyBadSamples
+from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
 from eagle_train.data.ledger import Ledger
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Tracker
@@ -26,7 +25,7 @@ from eagle_train.types import PackedBatch, SampleError
 
 
 class NonFiniteLossError(ValueError):
-    """The loss of a step is NaN or infinite."""
+    """The loss or the gradient of a step is NaN or infinite."""
 
 
 @dataclass(kw_only=True)
@@ -59,6 +58,10 @@ class Trainer:
     save_every: int
     log_every: int
 
+    def __post_init__(self) -> None:
+        # (number of sources, 2): weighted loss sums and weight sums since the last log
+        self.sums = torch.zeros(len(self.sources), 2, dtype=torch.float64)
+
     def fit(self) -> bool:
         """Trains to the end of the stage; returns False if a signal ended it early, state saved.
 
@@ -80,7 +83,9 @@ class Trainer:
             if self.due(self.log_every):
                 speed = meter.flush()
                 left = (self.num_steps - self.state.step) * speed["time/step_seconds"]
-                self.tracker.log(metrics | speed | {"time/eta_seconds": left}, self.state.global_step)
+                self.tracker.log(
+                    metrics | self.flush_losses() | speed | {"time/eta_seconds": left}, self.state.global_step
+                )
             if preempted or self.due(self.save_every):
                 self.ledger.flush()
                 self.save()
@@ -92,8 +97,12 @@ class Trainer:
         """Takes one optimizer step; returns whether any rank was asked to stop, and the step's metrics.
 
         The loss is the weighted mean over the supervised tokens of all ranks and micro-batches, so it
-        depends neither on how samples were packed nor on how many ranks share them.
+        depends neither on how samples were packed nor on how many ranks share them. A step of which every
+        sample turned out bad is passed over, on all ranks.
         """
+        for row in rows:
+            self.ledger.record(self.state.stage, self.state.step, row)
+        self.ledger.flush()
         errors = [error for row in rows for error in row.errors]
         counts = [
             sum(float(row.loss_weights.sum(dtype=torch.float64)) for row in rows),
@@ -106,34 +115,45 @@ class Trainer:
         weight, tokens, supervised, images, bad, stop = dist.all_reduce_sum(counts)
         if bad:
             self.count_bad(errors)
-        if weight == 0:
+        metrics = {"stage": self.state.stage, "stage_step": self.state.step + 1}
+        if weight > 0:
+            metrics |= self.update(rows, weight)
+        elif not bad:
             raise ValueError(f"step {self.state.step} of stage {self.state.stage} holds no supervised token")
-        sums = [self.run_row(row, weight, last=i == len(rows) - 1) for i, row in enumerate(rows)]
-        by_source = torch.tensor(dist.all_reduce_sum(sum(sums).flatten().tolist())).view(-1, 2)
-        loss = float(by_source[:, 0].sum()) / weight
-        if not math.isfinite(loss):
-            self.stop_on_non_finite(loss, rows)
-        scale = lr_scale(self.state.step, self.num_steps, self.stage.warmup_ratio, self.stage.min_lr_ratio)
-        rates, grad_norm = self.engine.step(scale)
-        if not math.isfinite(grad_norm):
-            raise NonFiniteLossError(
-                f"gradient norm {grad_norm} in step {self.state.step} of stage {self.state.stage}; resume from the "
-                f"last checkpoint. Samples of this rank's rows: {', '.join(k for row in rows for k in row.keys)}"
-            )
-        for row in rows:
-            self.ledger.record(self.state.stage, self.state.step, row)
-        self.ledger.flush()
         self.state.step += 1
         self.state.global_step += 1
         self.state.tokens_seen += int(tokens)
         meter.update(tokens=int(tokens), supervised=int(supervised), images=int(images))
-        metrics = {"stage": self.state.stage, "stage_step": self.state.step, "train/loss": loss}
-        metrics |= {"train/grad_norm": grad_norm, "train/tokens_seen": self.state.tokens_seen}
-        metrics |= {f"lr/{name}": rate for name, rate in rates.items()}
-        for source, (loss_sum, weight_sum) in zip(self.sources, by_source.tolist(), strict=True):
-            if weight_sum > 0:
-                metrics[f"train/loss/{source}"] = loss_sum / weight_sum
-        return stop > 0, metrics
+        return stop > 0, metrics | {"train/tokens_seen": self.state.tokens_seen}
+
+    def update(self, rows: list[PackedBatch], weight: float) -> dict[str, float]:
+        """Runs the rows and updates the weights; returns gradient norm and learning rates.
+
+        Args:
+            weight: sum of the loss weights of all ranks' rows.
+
+        Raises:
+            NonFiniteLossError: after saving the state before the update.
+        """
+        sums = sum(self.run_row(row, weight, last=i == len(rows) - 1) for i, row in enumerate(rows))
+        sums = torch.tensor(dist.all_reduce_sum(sums.flatten().tolist()), dtype=torch.float64).view(-1, 2)
+        loss = float(sums[:, 0].sum()) / weight
+        if not math.isfinite(loss):
+            self.stop_on_non_finite(f"loss {loss}", rows)
+        scale = lr_scale(self.state.step, self.num_steps, self.stage.warmup_ratio, self.stage.min_lr_ratio)
+        rates, grad_norm = self.engine.step(scale)
+        if not math.isfinite(grad_norm):
+            self.stop_on_non_finite(f"gradient norm {grad_norm}", rows)
+        self.sums += sums
+        return {"train/grad_norm": grad_norm} | {f"lr/{name}": rate for name, rate in rates.items()}
+
+    def flush_losses(self) -> dict[str, float]:
+        """Returns the mean loss since the last log, of all and by source, and begins anew."""
+        names = ["train/loss", *(f"train/loss/{source}" for source in self.sources)]
+        pairs = zip(names, [self.sums.sum(0).tolist(), *self.sums.tolist()], strict=True)
+        means = {name: loss / weight for name, (loss, weight) in pairs if weight > 0}
+        self.sums.zero_()
+        return means
 
     def run_row(self, row: PackedBatch, weight: float, *, last: bool) -> torch.Tensor:
         """Runs one row forward and backward.
@@ -161,12 +181,12 @@ class Trainer:
             self.save()
             raise
 
-    def stop_on_non_finite(self, loss: float, rows: list[PackedBatch]) -> None:
+    def stop_on_non_finite(self, what: str, rows: list[PackedBatch]) -> None:
         """Saves the state before this step and raises, naming the samples of the step's rows."""
         self.save()
         keys = [key for keys in dist.gather_objects([k for row in rows for k in row.keys]) for key in keys]
         raise NonFiniteLossError(
-            f"loss {loss} in step {self.state.step} of stage {self.state.stage}; the state before it is saved. "
+            f"{what} in step {self.state.step} of stage {self.state.stage}; the state before it is saved. "
             f"Samples of its rows: {', '.join(keys)}"
         )
 

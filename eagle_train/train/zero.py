@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from eagle_train import dist
-from eagle_train.train.optim import adamw, set_learning_rates
+from eagle_train.train.optim import adamw, keeping_hyperparameters, set_learning_rates
 from eagle_train.train.schedule import Stage
 from eagle_train.types import PackedBatch
 
@@ -80,7 +80,7 @@ class ZeroEngine:
         shared = -(-trainable // ranks)
         return {
             "parameters": width * total,
-            "gradients": width * (shared if zero_stage == 2 else trainable),
+            "gradients": 4 * (shared if zero_stage == 2 else trainable),
             "optimizer": (8 if bf16 is False else 12) * shared,
         }
 
@@ -113,15 +113,23 @@ class ZeroEngine:
         if shards != dist.world_size():
             raise ValueError(
                 f"{folder} holds ZeRO shards of {shards} ranks, this run has {dist.world_size()}; "
-                f"run on {shards} ranks, or start from an export"
+                f"go on with {shards} ranks and the engine that wrote them"
             )
-        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        with keeping_hyperparameters(self.optimizer):
+            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise ValueError(f"DeepSpeed found nothing to load in {folder / TAG}")
 
     def close(self) -> None:
-        """Removes DeepSpeed's hooks from the model."""
+        """Removes DeepSpeed's hooks from the model, which would keep the engine's memory alive.
+
+        Under bf16 the model keeps bfloat16 weights: the float32 masters of a finished stage are not carried
+        over to the next.
+        """
+        self.engine.module_forward_pre_hook.remove()
+        self.engine.module_forward_post_hook.remove()
         self.engine.destroy()
+        del self.engine, self.optimizer
 
 
 def zero_config(
@@ -139,6 +147,7 @@ def zero_config(
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": max_grad_norm or 0.0,
         "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {

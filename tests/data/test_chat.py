@@ -109,7 +109,7 @@ def test_last_supervised_token_of_each_answer_is_its_end_token(name):
         if isinstance(item, TextRun):
             ids += item.ids
             targets += item.is_target
-    last = [i for i, t in enumerate(targets) if t and not (targets + [False])[i + 1]]
+    last = [i for i, t in enumerate(targets) if t and not ([*targets, False])[i + 1]]
     if name != "plain":  # whose answers follow one another without anything between
         assert len(last) == len(ANSWERS)
     assert all(ids[i] == end for i in last)

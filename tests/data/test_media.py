@@ -1,29 +1,18 @@
-"""Images and videos: sizes from headers, upright RGB pixels, chosen frames, one error for hostile bytes."""
+"""Images: sizes from headers, upright RGB pixels, one error for hostile bytes."""
 
 import copy
 import io
 import struct
 import zlib
-from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from eagle_train.data.media import (
-    MAX_PIXELS,
-    ORIENTATIONS,
-    MediaError,
-    decode_frames,
-    decode_image,
-    probe_image,
-    probe_video,
-)
+from eagle_train.data.media import MAX_PIXELS, ORIENTATIONS, MediaError, decode_image, probe_image
 
 RED, GREEN, BLUE, GREY, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)
 SIZE = (64, 32)
-STEP = 20  # grey levels between one frame of a test video and the next
 UNDO = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
@@ -213,137 +202,6 @@ def test_media_error_keeps_its_reason_when_copied():
         probe_image(b"")
     twin = copy.copy(error.value)
     assert (twin.reason, str(twin)) == ("unreadable_image", str(error.value))
-
-
-def video(num_frames, *, suffix="mp4", codec="libx264", size=SIZE, pts=None, options=None, picture=None):
-    """A video whose frame i is grey of level i * STEP, or `picture(i)`."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=suffix, options=options or {}) as container:
-        stream = container.add_stream(codec, rate=10)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        stream.time_base = stream.codec_context.time_base = Fraction(1, 10)
-        for i in range(num_frames):
-            image = picture(i) if picture else Image.new("RGB", size, (i * STEP,) * 3)
-            frame = av.VideoFrame.from_image(image)
-            frame.pts, frame.time_base = (pts[i] if pts else i), Fraction(1, 10)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
-def numbers(frames):
-    return [round(np.asarray(frame).mean() / STEP) for frame in frames]
-
-
-CONTAINERS = {
-    "mp4": {},
-    "webm": {"suffix": "webm", "codec": "libvpx"},
-    "live webm": {"suffix": "webm", "codec": "libvpx", "options": {"live": "1"}},
-    "avi": {"suffix": "avi", "codec": "mpeg4"},
-    "variable rate": {"suffix": "matroska", "pts": [0, 1, 2, 9, 10, 11, 12, 40, 41, 60, 61, 62]},
-}
-
-
-@pytest.mark.parametrize("name", CONTAINERS)
-@pytest.mark.parametrize("wanted", [1, 2, 3, 5, 12, 13, 30])
-def test_frames_are_evenly_spaced_from_first_to_last(name, wanted):
-    frames = decode_frames(video(12, **CONTAINERS[name]), wanted)
-    assert numbers(frames) == np.round(np.linspace(0, 11, wanted)).astype(int).tolist()
-    assert {(frame.mode, frame.size) for frame in frames} == {("RGB", SIZE)}
-
-
-@pytest.mark.parametrize("name", CONTAINERS)
-def test_header_facts_of_a_video(name):
-    width, height, seconds, frames = probe_video(video(12, **CONTAINERS[name]))
-    assert (width, height, frames) == (*SIZE, 12)
-    assert seconds == pytest.approx(6.3 if "variable" in name else 1.2, abs=0.6 if "variable" in name else 0.05)
-
-
-def test_webm_tells_neither_count_nor_live_duration():
-    with av.open(io.BytesIO(video(12, **CONTAINERS["live webm"]))) as container:
-        assert container.streams.video[0].frames == 0 and container.duration is None
-
-
-def test_a_wrong_frame_count_does_not_move_the_frames():
-    data = bytearray(video(12, suffix="avi", codec="mpeg4"))
-    length = data.index(b"strh") + 8 + 32  # dwLength of the stream header
-    assert struct.unpack_from("<I", data, length) == (12,)
-    struct.pack_into("<I", data, length, 30)
-    with av.open(io.BytesIO(data)) as container:
-        assert container.streams.video[0].frames == 30
-    assert numbers(decode_frames(bytes(data), 3)) == [0, 6, 11]
-
-
-# Display matrices (a, b, c, d) of ISO 14496-12: x' = a x + c y, y' = b x + d y, y downwards.
-@pytest.mark.parametrize(
-    ("matrix", "clockwise"), [((0, 1, -1, 0), 90), ((-1, 0, 0, -1), 180), ((0, -1, 1, 0), 270), ((1, 0, 0, 1), 0)]
-)
-def test_rotation_metadata_is_applied(matrix, clockwise):
-    data = bytearray(video(3, picture=lambda i: quarters()))
-    start = data.index(b"tkhd") + 4 + 40
-    assert struct.unpack_from(">9i", data, start) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    a, b, c, d = (value * 65536 for value in matrix)
-    struct.pack_into(">9i", data, start, a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    expected = quarters().rotate(-clockwise, expand=True)
-    assert probe_video(bytes(data))[:2] == expected.size
-    (frame,) = decode_frames(bytes(data), 1)
-    assert frame.size == expected.size
-    np.testing.assert_allclose(corners(frame), corners(expected), atol=40)
-
-
-def sound():
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"<html>404</html>", video(12)[:200], sound()], ids=["empty", "page", "cut", "sound"]
-)
-def test_what_is_no_video_is_an_error(data):
-    for read in (probe_video, lambda data: decode_frames(data, 2)):
-        with pytest.raises(MediaError) as error:
-            read(data)
-        assert error.value.reason == "unreadable_video"
-
-
-def test_damage_towards_the_end_of_a_video_is_an_error():
-    noise = np.random.default_rng(0).integers(0, 256, (12, 32, 64, 3), np.uint8)
-    data = bytearray(video(12, picture=lambda i: Image.fromarray(noise[i])))
-    end = data.index(b"moov") - 4
-    assert end > 10_000
-    data[end - 5000 : end] = b"\xff" * 5000
-    assert probe_video(bytes(data))[3] == 12
-    with pytest.raises(MediaError):
-        decode_frames(bytes(data), 2)
-
-
-def test_playlists_that_name_other_files_are_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "other.mp4").write_bytes(video(2))
-    playlist = b"ffconcat version 1.0\nfile other.mp4\n"
-    (tmp_path / "list.txt").write_bytes(playlist)
-    with av.open("list.txt") as container:
-        assert len(list(container.decode(video=0))) == 2
-    with pytest.raises(MediaError):
-        probe_video(playlist)
-
-
-def test_oversized_frames_are_refused():
-    for read in (probe_video, lambda data, **limit: decode_frames(data, 2, **limit)):
-        with pytest.raises(MediaError, match="64 x 32"):
-            read(video(2), max_pixels=64 * 32 - 1)
-
-
-def test_asking_for_no_frame_is_the_callers_mistake():
-    with pytest.raises(ValueError, match="at least 1") as error:
-        decode_frames(video(2), 0)
-    assert not isinstance(error.value, MediaError)
 
 
 def test_pillow_agrees_on_what_upright_is():

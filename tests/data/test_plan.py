@@ -101,10 +101,23 @@ def test_ranks_share_the_rows_of_a_step_whatever_their_number(world_size, rows_p
 def test_the_shuffle_is_fixed_for_ever():
     # Published SplitMix64 is used per key; these values pin our chaining of keys.
     assert splitmix64(np.arange(3), 1, 2, 3).tolist() == PINNED
-    assert sorted(shuffled(np.arange(50), 1, 2, 3).tolist()) == list(range(50))
-    assert shuffled(np.arange(50), 1, 2, 3).tolist() != shuffled(np.arange(50), 1, 2, 4).tolist()
+    assert sorted(shuffled(np.arange(50), 1, 2, 3, 0).tolist()) == list(range(50))
+    assert shuffled(np.arange(50), 1, 2, 3, 0).tolist() != shuffled(np.arange(50), 1, 2, 4, 0).tolist()
 
 
 def test_a_fingerprint_names_the_part_that_differs():
     one, two = fingerprint({"data": "a", "plan": [1, 2]}), fingerprint({"data": "a", "plan": [1, 3]})
     assert one["data"] == two["data"] and one["plan"] != two["plan"]
+
+
+def test_an_epoch_without_samples_is_refused_instead_of_planned_for_ever():
+    with pytest.raises(ValueError, match="holds no sample: the sources' repeats are"):
+        plan_rows(catalog(sizes=(20,), repeats=(0.0,)), SMALL, num_epochs=None, num_rows=5)
+
+
+def test_samples_that_cannot_share_rows_are_not_carried_through_the_epoch():
+    data = catalog(sizes=(2000,), repeats=(1.0,))
+    data.lengths[:] = 300
+    windows = list(plan_epoch(data, SMALL, 0))
+    assert max(len(window) for window in windows) <= 3 * SMALL.window_samples
+    assert sorted(np.concatenate([row for window in windows for row in window]).tolist()) == list(range(2000))

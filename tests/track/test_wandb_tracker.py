@@ -40,6 +40,7 @@ def history(folder):
     return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
+@pytest.mark.slow
 def test_an_offline_run_survives_a_kill_and_goes_on_under_its_id(tmp_path):
     def start(*arguments):
         command = [sys.executable, "-W", "error", "-c", SCRIPT, str(tmp_path / "run"), *arguments]

@@ -1,5 +1,6 @@
 """Schedule, freezing and groups."""
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ def test_warm_up_is_linear_then_cosine_to_the_minimum():
     assert scales[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert scales[10] == pytest.approx(1.0)
     assert scales[55] == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * 0.5)))
-    assert all(a >= b for a, b in zip(scales[10:], scales[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(scales[10:]))
     assert scales[-1] == pytest.approx(0.2, abs=1e-3) and scales[-1] >= 0.2
 
 

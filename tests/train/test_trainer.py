@@ -5,8 +5,7 @@ from itertools import repeat
 import pytest
 import torch
 
-from eagle_train.data.budget import BadSampleBudget
-from eagle_train.data.catalog import TooManyBadSamples
+from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
 from eagle_train.data.ledger import Ledger, read_ledger
 from eagle_train.data.packing import pack
 from eagle_train.track.throughput import Throughput
@@ -66,11 +65,16 @@ def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.engine.model.named_parameters()}
 
 
+def step(trainer, rows):
+    _, metrics = trainer.train_step(rows, Throughput())
+    return metrics | trainer.flush_losses()
+
+
 def test_four_micro_batches_equal_one(make):
     one, four = make(1), make(4)
-    _, metrics_one = one.train_step([tiny_row(SAMPLES)], Throughput())
+    metrics_one = step(one, [tiny_row(SAMPLES)])
     rows = [tiny_row(SAMPLES[i : i + 2]) for i in range(0, 8, 2)]
-    _, metrics_four = four.train_step(rows, Throughput())
+    metrics_four = step(four, rows)
     assert metrics_one["train/loss"] == pytest.approx(metrics_four["train/loss"], abs=1e-5)
     assert metrics_one["train/grad_norm"] == pytest.approx(metrics_four["train/grad_norm"], rel=1e-4)
     before, after = weights(make(1)), weights(one)
@@ -104,7 +108,7 @@ def test_loss_is_the_weighted_mean_and_source_losses_add_up(make):
     row = tiny_row(SAMPLES)
     with torch.no_grad():
         losses = trainer.engine.forward(row)
-    _, metrics = trainer.train_step([row], Throughput())
+    metrics = step(trainer, [row])
     expected = float((losses * row.loss_weights).sum() / row.loss_weights.sum())
     assert metrics["train/loss"] == pytest.approx(expected, rel=1e-6)
     share = {
@@ -140,6 +144,40 @@ def test_bad_samples_over_the_share_save_and_stop_with_the_list(make):
         trainer.train_step([row(1)], Throughput())
     assert "a/bad0" in str(error.value) and "a/bad1" in str(error.value)
     assert saved == [1]
+
+
+def test_a_gradient_that_is_not_finite_updates_nothing_saves_and_names_the_samples(make):
+    saved = []
+    trainer = make(1, saved=saved)
+    trainer.engine.model.projector.layers[0].weight.register_hook(lambda grad: grad * float("inf"))
+    before = weights(trainer)
+    with pytest.raises(NonFiniteLossError, match=r"gradient norm (inf|nan) in step 0 .*a/0, b/1"):
+        trainer.train_step([tiny_row(SAMPLES)], Throughput())
+    assert saved == [1] and all(torch.equal(v, before[n]) for n, v in weights(trainer).items())
+
+
+def test_a_step_of_which_every_sample_is_bad_is_passed_over(make):
+    error = SampleError("a/bad", "unreadable_image", "broken")
+    trainer = make(1)
+    before = weights(trainer)
+    metrics = step(trainer, [pack([], [("a", error)], filler_id=0, tile_size=TILE)])
+    assert trainer.state.step == 1 and "train/loss" not in metrics
+    assert all(torch.equal(v, before[n]) for n, v in weights(trainer).items())
+
+
+def test_logged_losses_are_means_since_the_last_log(make):
+    trainer = make(1)
+    rows = [tiny_row(SAMPLES[:3]), tiny_row(SAMPLES[3:])]
+    single = []
+    for row in rows:
+        other = make(1)
+        other.engine.model.load_state_dict(trainer.engine.model.state_dict())
+        single.append(step(other, [row])["train/loss"])
+        trainer.train_step([row], Throughput())
+    sums = [float(row.loss_weights.sum()) for row in rows]
+    expected = sum(a * b for a, b in zip(single, sums, strict=True)) / sum(sums)
+    assert trainer.flush_losses()["train/loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.flush_losses() == {}
 
 
 def test_the_ledger_holds_what_each_step_used_and_dropped(make, tmp_path):

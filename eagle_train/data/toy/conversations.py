@@ -56,9 +56,7 @@ def shuffled(questions: Sequence[Question], rng: random.Random, *, least: int) -
     return sorted(rng.sample(questions, num_questions), key=lambda question: question.type == "half")
 
 
-def canonical_record(
-    conversation: Conversation, meta: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+def canonical_record(conversation: Conversation, meta: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Returns the canonical record of a shard and the media bytes by member extension."""
     messages = []
     for turn in conversation.turns:

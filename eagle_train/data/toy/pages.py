@@ -94,9 +94,7 @@ class DocumentScene:
     """(field, value) from the top down."""
 
 
-def random_document(
-    rng: random.Random, *, field: str | None = None, value: str | None = None
-) -> DocumentScene:
+def random_document(rng: random.Random, *, field: str | None = None, value: str | None = None) -> DocumentScene:
     """Returns a document with the named field and value, if any, among uniformly drawn ones.
 
     Args:

@@ -105,9 +105,7 @@ def train_conversation(kind: str, rng: random.Random) -> Conversation:
         case "multi_image":
             return which_image("train", rng) if rng.random() < 0.7 else second_image_later("train", rng)
         case "video":
-            return _talk(
-                clips.random_change(rng) if rng.random() < 0.5 else clips.random_move(rng), rng, least=2
-            )
+            return _talk(clips.random_change(rng) if rng.random() < 0.5 else clips.random_move(rng), rng, least=2)
         case "text":
             pairs = [random_text_turn(rng) for _ in range(rng.randint(2, 4))]
             return Conversation(turns=tuple(Turn(question=(text,), answer=answer) for text, answer in pairs))
@@ -196,9 +194,7 @@ def attachment_of(scene: Scene, split: Split, rng: random.Random) -> Attachment:
         case pages.DocumentScene():
             data = image_in_split(split, lambda: pages.draw_document(scene, rng))
         case clips.ClipScene():
-            clip = video_in_split(
-                split, lambda: clips.draw_clip(scene, rng), frames_per_second=clips.FRAMES_PER_SECOND
-            )
+            clip = video_in_split(split, lambda: clips.draw_clip(scene, rng), frames_per_second=clips.FRAMES_PER_SECOND)
             return Attachment(kind="video", data=clip)
     return Attachment(kind="image", data=data)
 
@@ -210,9 +206,7 @@ def _talk(scene: Scene, rng: random.Random, *, least: int) -> Conversation:
 
 def _caption(scene: scenes.ShapesScene | scenes.BarsScene, rng: random.Random) -> Conversation:
     """Returns a train conversation that asks for the description of a scene."""
-    answer = (
-        scenes.shapes_caption(scene) if isinstance(scene, scenes.ShapesScene) else scenes.bars_caption(scene)
-    )
+    answer = scenes.shapes_caption(scene) if isinstance(scene, scenes.ShapesScene) else scenes.bars_caption(scene)
     wordings = ("Describe the image.", "What does the image show?", "Say what you see.")
     question = scenes.Question(type="caption", wordings=wordings, answer=answer)
     return ask_about(attachment_of(scene, "train", rng), [question], rng)

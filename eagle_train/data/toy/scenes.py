@@ -135,20 +135,20 @@ def background_question(background: str) -> Question:
 
 
 def half_question(side: str) -> Question:
-    """Returns the question for the half that holds a single shape; it names both halves of that axis."""
-    one, other = ("left", "right") if side in ("left", "right") else ("top", "bottom")
+    """Returns the question for the half that holds a single shape; it offers all four, so chance is a quarter."""
     wordings = (
-        f"Is the shape in the {one} or the {other} half?",
-        f"Which half holds the shape, {one} or {other}?",
+        "Which half is the shape in, left, right, top or bottom?",
+        "Is the shape in the left, right, top or bottom half?",
     )
     return Question(type="half", wordings=wordings, answer=side)
 
 
 def shapes_caption(scene: ShapesScene) -> str:
-    """Returns for example `three red circles on a white background`."""
+    """Returns for example `three red circles on a white background`, with the half that holds a single one."""
     plural = "crosses" if scene.shape == "cross" else f"{scene.shape}s"
     noun = scene.shape if scene.count == 1 else plural
-    return f"{NUMBERS[scene.count]} {scene.ink} {noun} on a {scene.background} background"
+    place = f", in the {scene.side} half" if scene.side else ""
+    return f"{NUMBERS[scene.count]} {scene.ink} {noun} on a {scene.background} background{place}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,9 +13,7 @@ END_TOKEN = "<|end|>"
 NUM_BYTES = 256
 
 
-def train_tokenizer(
-    texts: Iterable[str], out: Path, *, vocab_size: int, special_tokens: Sequence[str]
-) -> None:
+def train_tokenizer(texts: Iterable[str], out: Path, *, vocab_size: int, special_tokens: Sequence[str]) -> None:
     """Writes a tokenizer folder that `transformers.AutoTokenizer.from_pretrained` reads.
 
     Special tokens get the first ids in their order, then come the 256 bytes, then the merges; digits stay
@@ -31,14 +29,10 @@ def train_tokenizer(
         ValueError: if a required special token is missing, one is named twice, or the bytes do not fit.
     """
     if len(set(special_tokens)) != len(special_tokens) or not {PAD_TOKEN, END_TOKEN} <= set(special_tokens):
-        raise ValueError(
-            f"special_tokens {list(special_tokens)} must be unique and name {PAD_TOKEN} and {END_TOKEN}"
-        )
+        raise ValueError(f"special_tokens {list(special_tokens)} must be unique and name {PAD_TOKEN} and {END_TOKEN}")
     smallest = NUM_BYTES + len(special_tokens)
     if vocab_size < smallest:
-        raise ValueError(
-            f"vocab_size {vocab_size} does not hold the bytes and special tokens; give >= {smallest}"
-        )
+        raise ValueError(f"vocab_size {vocab_size} does not hold the bytes and special tokens; give >= {smallest}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -56,3 +56,19 @@ def resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def init_from_fan_in(module: nn.Module) -> None:
+    """Draws every convolution and linear weight anew, with variance 1 / fan-in, and clears biases.
+
+    For training from random weights: the libraries' fixed standard deviation of 0.02 suits layers of about
+    2500 inputs; in narrow ones it leaves activations so small that GELU is a straight line, and nothing but
+    colours is learnt for thousands of steps.
+
+    Source: LeCun et al., Efficient BackProp, 1998.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

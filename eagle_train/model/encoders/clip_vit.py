@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from eagle_train.model.encoders.base import VisionEncoder
+from eagle_train.model.encoders.base import VisionEncoder, init_from_fan_in
 from eagle_train.model.recompute import recompute_layers
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,6 +24,7 @@ class ClipVit(VisionEncoder):
     Args:
         image_size, patch_size: pixels.
         hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: of the transformer.
+        fan_in_init: see `init_from_fan_in`; positions then start as large as half a patch.
 
     Source: NVlabs/Eagle, `hr_clip_encoder.py` (facts only).
     """
@@ -38,6 +40,7 @@ class ClipVit(VisionEncoder):
         num_attention_heads: int,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
+        fan_in_init: bool = False,
     ) -> None:
         grid = image_size // patch_size
         super().__init__(input_size=image_size, grid=grid, channels=hidden_size, mean=mean, std=std)
@@ -51,6 +54,9 @@ class ClipVit(VisionEncoder):
         )
         self.vit = CLIPVisionModel(config)
         del self.vit.post_layernorm  # belongs to the pooled class token, which is not used
+        if fan_in_init:
+            init_from_fan_in(self)
+            nn.init.normal_(self.vit.embeddings.position_embedding.weight, std=0.5)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Returns features (N, C, G, G) of normalized images."""

@@ -8,7 +8,7 @@ import timm
 import torch
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from eagle_train.model.encoders.base import VisionEncoder
+from eagle_train.model.encoders.base import VisionEncoder, init_from_fan_in
 
 
 class ConvNext(VisionEncoder):
@@ -21,6 +21,9 @@ class ConvNext(VisionEncoder):
         stage: whose output is used, counted from 0; later stages are never built. Its stride is
             4 * 2**stage.
         norm_eps: epsilon of the layer norms; None keeps the named model's.
+        layer_scale: initial value of the blocks' layer scale; None keeps timm's 1e-6, under which an untrained
+            block passes almost nothing on.
+        fan_in_init: see `init_from_fan_in`.
     """
 
     def __init__(
@@ -32,10 +35,12 @@ class ConvNext(VisionEncoder):
         dims: Sequence[int] | None = None,
         stage: int = 3,
         norm_eps: float | None = None,
+        layer_scale: float | None = None,
+        fan_in_init: bool = False,
         mean: Sequence[float] = OPENAI_CLIP_MEAN,
         std: Sequence[float] = OPENAI_CLIP_STD,
     ) -> None:
-        given = {"depths": depths, "dims": dims, "norm_eps": norm_eps}
+        given = {"depths": depths, "dims": dims, "norm_eps": norm_eps, "ls_init_value": layer_scale}
         shape = {key: value for key, value in given.items() if value is not None}
         trunk = timm.create_model(name, pretrained=False, num_classes=0, **shape)
         grid = image_size // (4 * 2**stage)
@@ -44,6 +49,8 @@ class ConvNext(VisionEncoder):
         # The head holds a norm that only pooled features would use.
         self.stem = trunk.stem
         self.stages = torch.nn.Sequential(*trunk.stages[: stage + 1])
+        if fan_in_init:
+            init_from_fan_in(self)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Returns features (N, C, G, G) of normalized images."""

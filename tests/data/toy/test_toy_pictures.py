@@ -191,7 +191,7 @@ def test_captions_name_everything():
     scene = random_shapes(rng, shape="cross", ink="red", background="white", count=3)
     assert shapes_caption(scene) == "three red crosses on a white background"
     single = random_shapes(rng, shape="star", ink="blue", background="black", side="left")
-    assert shapes_caption(single) == "one blue star on a black background"
+    assert shapes_caption(single) == "one blue star on a black background, in the left half"
     bars = random_bars(rng, num_bars=4, tallest=1)
     assert bars_caption(bars) == (
         f"a chart with four {bars.ink} bars on a {bars.background} background, the second is the tallest"
@@ -199,7 +199,7 @@ def test_captions_name_everything():
 
 
 def test_questions_tell_nothing_about_other_answers():
-    """Texts are the same for every scene, but for the axis of a half, which is asked last."""
+    """Texts are the same for every scene; that there is a half to ask for shows that there is one shape."""
     rng = random.Random(0)
     shapes = [shapes_questions(random_shapes(rng)) for _ in range(50)]
     bars = [bars_questions(random_bars(rng)) for _ in range(50)]

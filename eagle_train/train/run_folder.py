@@ -1,0 +1,59 @@
+"""The records of a run's starts: `config.yaml` and `attempts.jsonl` in its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eagle_train import dist
+from eagle_train.train.config import to_yaml
+
+ATTEMPTS = "attempts.jsonl"
+
+
+def record_attempt(folder: Path, config: Mapping[str, Any], run_id: str, resumed_from: Path | None) -> int:
+    """Writes the config and a line about this start of the run; returns its number, from 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(dict(config)))
+    attempt = len(read_attempts(folder))
+    line = {
+        "attempt": attempt,
+        "time": time.time(),
+        "run_id": run_id,
+        "ranks": dist.world_size(),
+        "resumed_from": resumed_from and resumed_from.name,
+    }
+    with (folder / ATTEMPTS).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return attempt
+
+
+def first_run_id(folder: Path) -> str | None:
+    """Returns the tracker's run id of the first start; a run killed before its first checkpoint keeps it."""
+    attempts = read_attempts(folder)
+    return attempts[0]["run_id"] if attempts else None
+
+
+def read_attempts(folder: Path) -> list[dict]:
+    """Returns the records of the starts so far."""
+    path = folder / ATTEMPTS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def changed_keys(saved: Path, config: Mapping[str, Any]) -> list[str]:
+    """Returns the dotted keys in which a saved config and this one differ."""
+    before, after = flat(yaml.safe_load(saved.read_text())), flat(config)
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested mappings by dotted key."""
+    leaves: dict[str, Any] = {}
+    for name, child in node.items():
+        leaves |= flat(child, f"{prefix}{name}.") if isinstance(child, Mapping) else {f"{prefix}{name}": child}
+    return leaves

@@ -1,0 +1,259 @@
+"""Every bad sample is a `SampleError` with key and reason, counted, and the books balance."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eagle_train.data.budget import TooManyBadSamples
+from eagle_train.data.catalog import Source, build_catalog
+from eagle_train.data.encode import Encoder
+from eagle_train.data.frames import FrameRate
+from eagle_train.data.index import ensure_index, ensure_lengths, index_path
+from eagle_train.data.ledger import Ledger, account, read_ledger
+from eagle_train.data.loader import RowDataset, make_loader
+from eagle_train.data.loss_weights import per_token
+from eagle_train.data.packing import pack
+from eagle_train.data.plan import PlanConfig, Rows, plan_rows
+from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.shards import scan_shard, write_shards
+from eagle_train.data.tiling import PadToSquare
+from eagle_train.train.app import train
+from eagle_train.train.assemble import load_tokenizer
+from eagle_train.train.config import build, load_config
+from tests.runs import accounts, config, losses
+
+
+def png(seed=0, size=(40, 30)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def record(answer="yes", images=1, shown=1, question="what is it?"):
+    content = [{"type": "media", "index": i} for i in range(shown)] + [{"type": "text", "text": question}]
+    turns = [{"role": "user", "content": content}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    media = [{"kind": "image", "member": f"{i}.png"} for i in range(images)]
+    return {"messages": turns, "media": media, "meta": {}}
+
+
+def corrupt(seed=0):
+    """A PNG whose header and end are whole and whose pixels are not: bad only when decoded."""
+    data = png(seed, (200, 200))
+    middle = len(data) // 2
+    return data[:middle] + bytes(200) + data[middle + 200 :]
+
+
+GOOD = [(f"good{i:03d}", record(), {"0.png": png(i)}) for i in range(20)]
+BAD = {
+    "unreadable_image": ("bad-header", record(), {"0.png": b"not an image"}),
+    "missing_media": ("bad-member", record(), {}),
+    "no_answer": ("bad-answer", record(answer=None), {"0.png": png(90)}),
+    "placeholder_mismatch": ("bad-count", record(images=2, shown=1), {"0.png": png(91), "1.png": png(93)}),
+    "too_long": ("bad-length", record(answer="very long " * 400), {"0.png": png(92)}),
+    "bad_record": ("bad-role", {"messages": [{"role": "robot", "content": []}], "media": []}, {}),
+}
+
+
+@pytest.fixture
+def encoder(data):
+    return Encoder(
+        template=build(load_config(["+experiment=toy"])["chat_template"]),
+        tokenizer=load_tokenizer(str(data / "tokenizer")),
+        tiling=PadToSquare(),
+        frames=FrameRate(),
+        tile_size=16,
+        tokens_per_tile=4,
+        loss_weight=per_token,
+    )
+
+
+def catalog(folder, samples, encoder, share=1.0):
+    shards = write_shards(samples, folder / "s")
+    return build_catalog(
+        [Source(name="s", shards=shards)], encoder, max_length=256, text_fingerprint="t", max_bad_share=share
+    )
+
+
+@pytest.mark.parametrize("reason", sorted(BAD))
+def test_a_bad_sample_is_counted_with_its_key_and_reason(reason, tmp_path, encoder):
+    found = catalog(tmp_path, [*GOOD, BAD[reason]], encoder)
+    assert found.dropped() == {"s": {reason: 1}}
+    (error,) = found.errors.values()
+    assert error.reason == reason and error.key == f"s/s-000000/{BAD[reason][0]}"
+    rows = plan_rows(found, PlanConfig(max_length=256), num_epochs=1, num_rows=None)
+    assert len(rows.samples) == len(GOOD)
+
+
+@pytest.mark.parametrize("reason", sorted(BAD))
+def test_more_than_the_share_stops_with_the_list(reason, tmp_path, encoder):
+    with pytest.raises(TooManyBadSamples, match="1 of 21 samples are bad") as stopped:
+        catalog(tmp_path, [*GOOD, BAD[reason]], encoder, share=0.01)
+    assert BAD[reason][0] in str(stopped.value) and reason in str(stopped.value)
+
+
+def test_planned_lengths_are_encoded_lengths(tmp_path, encoder, data):
+    sources = recipe_sources(load_recipe(str(data / "small.yaml")), data)
+    found = build_catalog(sources, encoder, max_length=512, text_fingerprint="t")
+    dataset = RowDataset(found, encoder, Rows(np.arange(0), np.arange(1)))
+    for number in range(len(found)):
+        source = sources[found.source_ids[number]].name
+        sample = dataset.encode(number, source)
+        assert len(sample.input_ids) == found.lengths[number] > 0
+        assert len(sample.pixels) == found.num_tiles[number]
+    dataset.close()
+    assert {s.name for s in sources} == {f"small_{k}" for k in ("shapes", "captions", "video", "multi_image", "text")}
+
+
+def test_an_image_broken_behind_its_header_leaves_its_row_and_is_counted(tmp_path, encoder):
+    found = catalog(tmp_path, [*GOOD, ("broken", record(), {"0.png": corrupt()})], encoder)
+    assert not found.errors
+    rows = plan_rows(found, PlanConfig(max_length=256), num_epochs=1, num_rows=None)
+    dataset = RowDataset(found, encoder, rows)
+    loaded = list(
+        make_loader(
+            dataset,
+            steps=range(len(rows)),
+            rows_per_step=1,
+            rank=0,
+            world_size=1,
+            num_workers=0,
+            pin_memory=False,
+        )
+    )
+    dataset.close()
+    assert sorted(key for row in loaded for key in row.keys) == [f"s/s-000000/{key}" for key, _, _ in GOOD]
+    (error,) = [error for row in loaded for _, error in row.errors]
+    assert error.reason == "unreadable_image" and error.key == "s/s-000000/broken"
+
+
+def add_source(data, tmp_path, samples):
+    """Returns the overrides of a run on one source of `samples`."""
+    write_shards(samples, tmp_path / "mine")
+    card = {"description": "", "licence": "", "origin": "", "shards": "mine/*.tar"}
+    recipe = {"name": "mine", "description": "", "sources": {"mine": {"repeat": 1.0}}, "datasets": {"mine": card}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+    return [
+        f"schedule.sft.recipe={tmp_path / 'mine.yaml'}",
+        "schedule.sft.num_steps=null",
+        "schedule.sft.num_epochs=2",
+        "schedule.pretrain.num_steps=1",
+    ]
+
+
+def test_a_run_accounts_for_every_sample(data, tmp_path):
+    samples = [*GOOD, BAD["no_answer"], BAD["too_long"], ("broken", record(), {"0.png": corrupt()})]
+    more = add_source(data, tmp_path, samples)
+    assert train(config(data, tmp_path / "run", *more, "data.max_bad_share=0.5"))
+    entry = accounts(tmp_path / "run")["sft"]["mine"]
+    assert entry["used"] == 2 * len(GOOD)
+    assert entry["dropped"] == {"no_answer": 1, "too_long": 1, "unreadable_image": 2}  # decoded in both epochs
+    assert entry["read"] == entry["used"] + sum(entry["dropped"].values()) and entry["pending"] == 0
+
+
+def test_a_run_stops_when_too_much_turns_out_bad_while_decoding(data, tmp_path):
+    more = add_source(data, tmp_path, [*GOOD, ("broken", record(), {"0.png": corrupt()})])
+    with pytest.raises(TooManyBadSamples, match="mine/mine-000000/broken: unreadable_image"):
+        train(config(data, tmp_path / "run", *more))
+    steps = len(losses(tmp_path / "run"))
+    assert train(config(data, tmp_path / "run", *more, "data.max_bad_share=0.05"))
+    assert len(losses(tmp_path / "run")) > steps
+
+
+def test_books_balance_in_the_middle_of_a_stage(tmp_path):
+    folder = tmp_path / "ledger"
+    folder.mkdir()
+    lines = [
+        {"attempt": 0, "stage": "x", "step": 0, "used": ["s/a", "s/b"]},
+        {"attempt": 0, "stage": "x", "step": 1, "used": ["s/lost"]},
+        {"attempt": 1, "stage": "x", "step": 1, "used": ["s/c"], "dropped": [["s", "s/d", "unreadable_image"]]},
+        {"attempt": 1, "stage": "x", "step": 2, "used": ["s/future"]},
+    ]
+    (folder / "rank-00000.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"attempt": 1, "sta')
+    entry = account(folder, "x", 2, {"s": 4}, {"s": 9}, {"s": {"too_long": 2}})["s"]
+    assert entry == {"read": 6, "used": 3, "dropped": {"too_long": 2, "unreadable_image": 1}, "pending": 5}
+    assert account(folder, "x", 2, {"s": 5}, {"s": 9}, {"s": {}})["s"]["read"] != 4, "the two sides are counted apart"
+
+
+def test_a_line_after_a_torn_one_is_not_lost(tmp_path):
+    (tmp_path / "rank-00000.jsonl").write_text(
+        '{"attempt": 0, "stage": "x", "step": 0, "used": []}\n{"attempt": 0, "sta'
+    )
+    ledger = Ledger(tmp_path, 0, 1)
+    ledger.record("x", 1, pack([], [], filler_id=0, tile_size=4))
+    ledger.close()
+    assert list(read_ledger(tmp_path)) == [("x", 0), ("x", 1)]
+
+
+def test_a_shard_lost_since_the_build_counts_all_its_samples(tmp_path, encoder):
+    shards = write_shards(GOOD, tmp_path / "s", samples_per_shard=5)
+    shards[1].unlink()
+    source = Source(name="s", shards=shards)
+    found = build_catalog([source], encoder, max_length=256, text_fingerprint="t", max_bad_share=0.5)
+    assert found.dropped() == {"s": {"missing_shard": 5}}
+    with pytest.raises(TooManyBadSamples, match=r"5 of 20 samples are bad \(5 missing_shard"):
+        build_catalog([source], encoder, max_length=256, text_fingerprint="t")
+
+
+def test_a_shard_lost_while_training_is_counted(tmp_path, encoder):
+    found = catalog(tmp_path, GOOD, encoder)
+    found.shards[0].unlink()
+    rows = plan_rows(found, PlanConfig(max_length=256), num_epochs=1, num_rows=None)
+    row = RowDataset(found, encoder, rows)[0]
+    assert row.keys == () and {error.reason for _, error in row.errors} == {"missing_shard"}
+
+
+def test_a_missing_shard_says_what_makes_it(tmp_path):
+    with pytest.raises(ValueError, match=r"no shard at .*toy/captions.*data build recipe=toy-pretrain"):
+        recipe_sources(load_recipe("toy-pretrain"), tmp_path)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean toy-pretrain"):
+        load_recipe("toy-pretrian")
+
+
+def test_the_index_is_made_again_when_the_shard_changed(tmp_path):
+    (shard,) = write_shards(GOOD[:2], tmp_path / "s")
+    first = ensure_index(shard).stat().st_mtime_ns
+    assert ensure_index(shard).stat().st_mtime_ns == first
+    write_shards(GOOD, tmp_path / "s")
+    ensure_index(shard)
+    assert index_path(shard, None).stat().st_mtime_ns != first
+
+
+def test_text_lengths_are_made_again_when_a_shard_of_equal_size_changed(tmp_path):
+    def words(messages):
+        return sum(len(p.split()) for m in messages for p in m.content if isinstance(p, str)), 1
+
+    (shard,) = write_shards([("a", record(answer="one two"), {"0.png": png()})], tmp_path / "s")
+    size, before = shard.stat().st_size, ensure_lengths(shard, None, "t", words)
+    write_shards([("a", record(answer="onetwo "), {"0.png": png()})], tmp_path / "s")
+    assert shard.stat().st_size == size
+    assert ensure_lengths(shard, None, "t", words)[0, 0] == before[0, 0] - 1
+
+
+def test_one_index_dir_serves_shards_of_equal_names(tmp_path):
+    paths = {index_path(tmp_path / name / "00000.tar", tmp_path / "index") for name in ("a", "b")}
+    assert len(paths) == 2
+
+
+def test_an_unwritable_folder_says_index_dir(tmp_path):
+    (shard,) = write_shards(GOOD[:2], tmp_path / "s")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(ValueError, match="set index_dir to a writable folder"):
+        ensure_index(shard, blocked / "x")
+    assert ensure_index(shard, tmp_path / "elsewhere").parent == tmp_path / "elsewhere"
+
+
+def test_a_torn_tar_is_refused(tmp_path):
+    (shard,) = write_shards(GOOD, tmp_path / "s")
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(ValueError, match="not a whole tar"):
+        list(scan_shard(shard))
