@@ -21,9 +21,6 @@ GIVEN = {  # by the code that finishes a partial
     "ZeroEngine": ("model", "stage", "micro_batches"),
     "MlpProjector": ("in_channels", "hidden_size"),
     "WandbTracker": ("run_dir", "name", "run_id", "config"),
-    "per_token": ("num_targets",),
-    "per_sample": ("num_targets",),
-    "square_root": ("num_targets",),
     "build_toy": ("out", "progress"),
     "train_tokenizer": ("texts", "out"),
 }
