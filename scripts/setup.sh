@@ -8,7 +8,7 @@ wanted=$(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
 
 for python in python3.12 python3.11 python3; do
-    command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' && break
+    command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && break
     python=
 done
 if [ -z "$python" ]; then
