@@ -39,9 +39,10 @@ def test_zero_2_equals_plain_torch(data, one_rank, tmp_path, ranks):
     assert rows(tmp_path) == rows(one_rank)
 
 
-def test_zero_2_resumes_and_exports(data, one_rank, tmp_path):
-    arguments = overrides(data, tmp_path / "run", *ROWS, "engine=zero2", "save_every=100")
-    # Some of the 9 steps, saved at a signal; then the rest.
+def test_zero_2_resumes_and_exports(data, tmp_path):
+    long = (*ROWS, "schedule.sft.num_steps=25", "save_every=100")  # so that the signal comes in the middle
+    assert train(config(data, tmp_path / "plain", *long))
+    arguments = overrides(data, tmp_path / "run", *long, "engine=zero2")
     process = start(arguments)
     metrics = tmp_path / "run/metrics.jsonl"
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 5:
@@ -51,12 +52,12 @@ def test_zero_2_resumes_and_exports(data, one_rank, tmp_path):
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75, stderr
     must_run(arguments)
-    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), abs=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
     export_run(tmp_path / "run", tmp_path / "export")
     ours, _ = load_model(tmp_path / "export")
-    plain, _ = load_model(one_rank)
+    plain, _ = load_model(tmp_path / "plain")
     for name, weight in ours.state_dict().items():
-        assert torch.allclose(weight, plain.state_dict()[name], atol=1e-4), name
+        assert torch.allclose(weight, plain.state_dict()[name], atol=1e-3), name
 
 
 def test_zero_2_refuses_another_number_of_ranks_with_both_numbers(data, tmp_path):

@@ -87,10 +87,13 @@ def test_killed_with_sigkill_the_same_command_repeats_the_run(data, undisturbed,
 
 
 @pytest.mark.slow
-def test_sigterm_to_all_processes_saves_and_the_next_start_goes_on(data, undisturbed, tmp_path):
-    arguments = overrides(data, tmp_path, "save_every=1000", "data.num_workers=1")
+def test_sigterm_to_all_processes_saves_and_the_next_start_goes_on(data, tmp_path):
+    long = ("schedule.sft.num_steps=150", "save_every=1000")  # so that the signal comes in the middle
+    assert train(config(data, tmp_path / "whole", *long))
+    run = tmp_path / "parts"
+    arguments = overrides(data, run, *long, "data.num_workers=1")
     process = start(arguments)
-    metrics = tmp_path / "metrics.jsonl"
+    metrics = run / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -99,7 +102,7 @@ def test_sigterm_to_all_processes_saves_and_the_next_start_goes_on(data, undistu
     assert process.returncode == 75, stderr
     assert "state saved" in stderr
     must_run(arguments)
-    assert losses(tmp_path) == losses(undisturbed)
+    assert losses(run) == losses(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -96,13 +96,16 @@ def half_box(size: tuple[int, int], side: str) -> Box:
 
 
 def grid_boxes(size: tuple[int, int], count: int, rng: random.Random) -> list[Box]:
-    """Returns `count` cells of the grid (one row, one column or 2 x 2) that has the largest cells."""
+    """Returns `count` cells of the grid (one row, one column or 2 x 2) that has the largest cells.
+
+    Cells leave 2 pixels free on every side, so that shapes at their borders do not touch.
+    """
     width, height = size
     grids = [(1, count), (count, 1), (2, 2)]
     large_enough = [(rows, cols) for rows, cols in grids if rows * cols >= count]
     rows, cols = max(large_enough, key=lambda grid: min(height / grid[0], width / grid[1]))
     w, h = width / cols, height / rows
-    boxes = [(c * w, r * h, (c + 1) * w, (r + 1) * h) for r in range(rows) for c in range(cols)]
+    boxes = [(c * w + 2, r * h + 2, (c + 1) * w - 2, (r + 1) * h - 2) for r in range(rows) for c in range(cols)]
     return rng.sample(boxes, count)
 
 
