@@ -63,6 +63,7 @@ class Run:
     checkpoints: CheckpointDir
     resume_from: Path | None
     state: TrainState
+    preempted: PreemptionFlag
     attempt: int
     trackers: Trackers
 
@@ -84,8 +85,10 @@ def train(config: Mapping[str, Any]) -> bool:
                 log.warning("preempted at step %d; state saved, run the same command to go on", run.state.global_step)
                 dist.shutdown()
                 return False
+        run.preempted.close()  # a signal now ends the process at once: there is nothing left to save
         finish(run)
     finally:
+        run.preempted.close()
         run.trackers.close()
     dist.shutdown()
     return True
@@ -122,6 +125,7 @@ def start(config: Mapping[str, Any]) -> Run:
         checkpoints=checkpoints,
         resume_from=latest,
         state=state,
+        preempted=PreemptionFlag(),
         attempt=attempt,
         trackers=make_trackers(config, folder, state),
     )
@@ -139,7 +143,7 @@ def make_trackers(config: Mapping[str, Any], folder: Path, state: TrainState) ->
 
 
 def run_stage(run: Run, stage: Stage) -> bool:
-    """Runs one stage to its end; returns False if a signal ended it early."""
+    """Runs one stage to its end; returns False if a signal came."""
     data = build_stage_data(run.config, stage, run.encoder)
     check_plan(run.state, data)
     run.state.plan = data.fingerprint
@@ -155,7 +159,6 @@ def run_stage(run: Run, stage: Stage) -> bool:
     ledger = Ledger(run.folder / "ledger", dist.rank(), run.attempt)
     dataset = RowDataset(data.catalog, run.encoder, data.rows)
     loader = stage_loader(run, stage, dataset, data.num_steps)
-    preempted = PreemptionFlag()
 
     def save() -> None:
         with run.checkpoints.writing(run.state.global_step) as folder:
@@ -173,7 +176,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
         tracker=run.trackers,
         ledger=ledger,
         budget=make_budget(run.folder, run.state, data, build(run.config["data"]).max_bad_share),
-        preempted=preempted,
+        preempted=run.preempted,
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
@@ -183,7 +186,6 @@ def run_stage(run: Run, stage: Stage) -> bool:
         finished = trainer.fit()
         dist.barrier()  # every rank's ledger is written
     finally:
-        preempted.close()
         ledger.close()
         dataset.close()
         if dist.rank() == 0:

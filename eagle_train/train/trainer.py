@@ -63,7 +63,7 @@ class Trainer:
         self.sums = torch.zeros(len(self.sources), 2, dtype=torch.float64)
 
     def fit(self) -> bool:
-        """Trains to the end of the stage; returns False if a signal ended it early, state saved.
+        """Trains to the end of the stage; returns False if a signal came, state saved.
 
         Raises:
             NonFiniteLossError: after saving the state before the step.
@@ -90,7 +90,7 @@ class Trainer:
                 self.ledger.flush()
                 self.save()
             if preempted:
-                return self.state.step == self.num_steps
+                return False
         return True
 
     def train_step(self, rows: list[PackedBatch], meter: Throughput) -> tuple[bool, dict]:
