@@ -30,9 +30,9 @@ def test_two_ranks_equal_one(data, one_rank, tmp_path):
     assert rows(tmp_path) == rows(one_rank)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_zero_2_equals_plain_torch(data, one_rank, tmp_path, ranks):
-    must_run(overrides(data, tmp_path, *ROWS, "engine=zero2"), ranks=ranks)
+@pytest.mark.parametrize(("zero_stage", "ranks"), [(1, 2), (2, 1), (2, 2)])
+def test_zero_equals_plain_torch(data, one_rank, tmp_path, zero_stage, ranks):
+    must_run(overrides(data, tmp_path, *ROWS, "engine=zero2", f"engine.zero_stage={zero_stage}"), ranks=ranks)
     assert losses(tmp_path) == pytest.approx(losses(one_rank), abs=1e-5)
     # Adam and clipping hide a wrong scale of the gradient from the losses.
     assert gradient_norms(tmp_path) == pytest.approx(gradient_norms(one_rank), rel=1e-4)

@@ -16,32 +16,25 @@ class ChannelConcat(nn.Module):
 
     Args:
         encoders: by name; the order is that of the concatenation.
-        grid: side of the common grid.
-        merge: side of the square of neighbours that become one token, side by side on channels
-            (space-to-depth, Eagle 2's 2); tokens per tile are (grid / merge)**2.
+        grid: side of the common grid; tokens per tile are grid * grid.
         layer_norm: normalizes each encoder's features before they are joined, so that encoders of
             different scale start equal (random or unrelated weights).
 
     Source: Eagle (arXiv 2408.15998), channel concatenation.
     """
 
-    def __init__(
-        self, *, encoders: Mapping[str, VisionEncoder], grid: int, merge: int = 1, layer_norm: bool = False
-    ) -> None:
+    def __init__(self, *, encoders: Mapping[str, VisionEncoder], grid: int, layer_norm: bool = False) -> None:
         super().__init__()
-        if grid % merge:
-            raise ValueError(f"a {grid}x{grid} grid cannot be merged by {merge}; choose a divisor of {grid}")
         self.encoders = nn.ModuleDict(encoders)
         self.grid = grid
-        self.merge = merge
-        self.channels = merge * merge * sum(encoder.channels for encoder in encoders.values())
+        self.channels = sum(encoder.channels for encoder in encoders.values())
         norms = {name: nn.LayerNorm(encoder.channels) for name, encoder in encoders.items()}
         self.norms = nn.ModuleDict(norms if layer_norm else {})
 
     @property
     def tokens_per_tile(self) -> int:
         """Visual tokens of one tile."""
-        return (self.grid // self.merge) ** 2
+        return self.grid * self.grid
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns features (N, tokens_per_tile, C), row-major, of tiles (N, 3, S, S) uint8."""
@@ -49,20 +42,7 @@ class ChannelConcat(nn.Module):
         for name, encoder in self.encoders.items():
             tokens = to_grid(encode(encoder, pixels), self.grid).flatten(2).transpose(1, 2)
             features.append(self.norms[name](tokens) if name in self.norms else tokens)
-        return merge_neighbours(torch.cat(features, dim=-1), self.grid, self.merge)
-
-
-def merge_neighbours(tokens: torch.Tensor, grid: int, merge: int) -> torch.Tensor:
-    """Returns (N, (grid / merge)**2, merge**2 * C): squares of tokens side by side on channels, row-major.
-
-    Args:
-        tokens: (N, grid * grid, C), row-major.
-    """
-    if merge == 1:
-        return tokens
-    side = grid // merge
-    squares = tokens.view(len(tokens), side, merge, side, merge, -1).transpose(2, 3)
-    return squares.reshape(len(tokens), side * side, -1)
+        return torch.cat(features, dim=-1)
 
 
 def encode(encoder: VisionEncoder, pixels: torch.Tensor) -> torch.Tensor:

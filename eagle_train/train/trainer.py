@@ -87,7 +87,6 @@ class Trainer:
                     metrics | self.flush_losses() | speed | {"time/eta_seconds": left}, self.state.global_step
                 )
             if preempted or self.due(self.save_every):
-                self.ledger.flush()
                 self.save()
             if preempted:
                 return False

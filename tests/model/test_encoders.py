@@ -1,13 +1,12 @@
 """Encoders and mixture: declared sizes are true, statistics applied, order kept."""
 
-import pytest
 import torch
 
 from eagle_train.model.encoders.base import init_from_fan_in, resize
 from eagle_train.model.encoders.clip_vit import ClipVit
 from eagle_train.model.encoders.convnext import ConvNext
 from eagle_train.model.generate import Prompt, generate
-from eagle_train.model.mixture import ChannelConcat, merge_neighbours, to_grid
+from eagle_train.model.mixture import ChannelConcat, to_grid
 from tests.toys import TILE, TOKENS_PER_TILE, tiny_model, tiny_row, tiny_sample
 
 
@@ -86,20 +85,6 @@ def test_generation_continues_as_the_training_forward_predicts():
 def test_toy_constants_fit():
     sample = tiny_sample(1, tiles=2)
     assert len(sample.image_positions) == 2 * TOKENS_PER_TILE and sample.pixels.shape[-1] == TILE
-
-
-def test_merged_tokens_hold_their_squares_row_major():
-    tokens = torch.arange(16.0).view(1, 16, 1)
-    assert merge_neighbours(tokens, 4, 2).tolist() == [
-        [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]],
-    ]
-    mixture = ChannelConcat(encoders=encoders(), grid=6, merge=3)
-    assert mixture(pixels()).shape == (2, mixture.tokens_per_tile, mixture.channels) == (2, 4, 9 * 48)
-
-
-def test_a_grid_that_does_not_merge_is_refused():
-    with pytest.raises(ValueError, match="5x5 grid cannot be merged by 2"):
-        ChannelConcat(encoders=encoders(), grid=5, merge=2)
 
 
 def test_fan_in_init_keeps_the_scale_of_activations():

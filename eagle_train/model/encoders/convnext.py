@@ -20,7 +20,6 @@ class ConvNext(VisionEncoder):
         depths, dims: blocks and channels per stage, where they differ from the named model's.
         stage: whose output is used, counted from 0; later stages are never built. Its stride is
             4 * 2**stage.
-        norm_eps: epsilon of the layer norms; None keeps the named model's.
         layer_scale: initial value of the blocks' layer scale; None keeps timm's 1e-6, under which an untrained
             block passes almost nothing on.
         fan_in_init: see `init_from_fan_in`.
@@ -34,13 +33,12 @@ class ConvNext(VisionEncoder):
         depths: Sequence[int] | None = None,
         dims: Sequence[int] | None = None,
         stage: int = 3,
-        norm_eps: float | None = None,
         layer_scale: float | None = None,
         fan_in_init: bool = False,
         mean: Sequence[float] = OPENAI_CLIP_MEAN,
         std: Sequence[float] = OPENAI_CLIP_STD,
     ) -> None:
-        given = {"depths": depths, "dims": dims, "norm_eps": norm_eps, "ls_init_value": layer_scale}
+        given = {"depths": depths, "dims": dims, "ls_init_value": layer_scale}
         shape = {key: value for key, value in given.items() if value is not None}
         trunk = timm.create_model(name, pretrained=False, num_classes=0, **shape)
         grid = image_size // (4 * 2**stage)
