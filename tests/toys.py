@@ -10,7 +10,7 @@ from eagle_train.data.packing import pack
 from eagle_train.model.encoders.clip_vit import ClipVit
 from eagle_train.model.encoders.convnext import ConvNext
 from eagle_train.model.llm import build_llm
-from eagle_train.model.mixture import ChannelConcat
+from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.projector import MlpProjector
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.types import IGNORE_INDEX, EncodedSample, PackedBatch

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from eagle_train.model.attention import packed_arguments
 from eagle_train.model.loss import token_losses
-from eagle_train.model.mixture import ChannelConcat
+from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.recompute import recompute_layers
 from eagle_train.types import PackedBatch
 
@@ -24,7 +24,7 @@ class VisionLanguageModel(nn.Module):
     """
 
     def __init__(
-        self, *, mixture: ChannelConcat, projector: nn.Module, llm: PreTrainedModel, loss_chunk: int = 1024
+        self, *, mixture: Mixture, projector: nn.Module, llm: PreTrainedModel, loss_chunk: int = 1024
     ) -> None:
         super().__init__()
         self.mixture = mixture
@@ -55,15 +55,16 @@ class VisionLanguageModel(nn.Module):
             ValueError: if the positions and the visual tokens disagree in number.
         """
         embeddings = self.llm.get_input_embeddings()(input_ids)
-        features = self.projector(self.mixture(pixels)).flatten(0, 1).to(embeddings.dtype)
         if len(image_positions) == 0:
-            return embeddings + 0.0 * features.sum()
+            return embeddings + 0.0 * self.projector(self.mixture.placeholder(pixels)).sum().to(embeddings.dtype)
+        features = self.projector(self.mixture(pixels)).flatten(0, 1).to(embeddings.dtype)
         if len(image_positions) != len(features):
             raise ValueError(f"{len(image_positions)} image positions but {len(features)} visual tokens")
         return embeddings.index_copy(0, image_positions, features)
 
     def set_activation_checkpointing(self) -> None:
-        """Recomputes activations of every encoder and of the LLM in the backward pass."""
+        """Recomputes activations of the LLM and of every encoder that does not refuse in the backward pass."""
         for encoder in self.mixture.encoders.values():
-            encoder.set_activation_checkpointing()
+            if encoder.recompute:
+                encoder.set_activation_checkpointing()
         recompute_layers(self.llm)

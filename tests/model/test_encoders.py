@@ -1,12 +1,14 @@
 """Encoders and mixture: declared sizes are true, statistics applied, order kept."""
 
+import pytest
 import torch
 
-from eagle_train.model.encoders.base import init_from_fan_in, resize
+from eagle_train.model.encoders.base import aligned, antialiased, init_from_fan_in
 from eagle_train.model.encoders.clip_vit import ClipVit
 from eagle_train.model.encoders.convnext import ConvNext
 from eagle_train.model.generate import Prompt, generate
-from eagle_train.model.mixture import ChannelConcat, to_grid
+from eagle_train.model.mixtures.base import to_grid
+from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from tests.toys import TILE, TOKENS_PER_TILE, tiny_model, tiny_row, tiny_sample
 
 
@@ -39,6 +41,25 @@ def test_mixture_concatenates_channels_in_order_on_one_grid():
     assert torch.allclose(features[..., :24], first)
 
 
+def test_micro_batches_change_nothing():
+    torch.manual_seed(0)
+    parts = encoders()
+    whole, pieces = ChannelConcat(encoders=parts, grid=4), ChannelConcat(encoders=parts, grid=4, micro_batch=2)
+    assert torch.allclose(whole(pixels(5)), pieces(pixels(5)), atol=1e-5)
+
+
+def test_the_placeholder_is_small_and_reaches_every_parameter():
+    parts = encoders()
+    mixture = ChannelConcat(encoders=parts, grid=4, layer_norm=True)
+    sizes = []
+    for encoder in parts.values():
+        encoder.register_forward_hook(lambda m, inputs, out: sizes.append(out.shape[-1]))
+    features = mixture.placeholder(pixels(1))
+    assert features.shape == (1, 1, mixture.channels) and sizes == [1, 1]
+    features.sum().backward()
+    assert all(p.grad is not None for name, p in mixture.named_parameters())
+
+
 def test_tokens_are_row_major():
     features = torch.arange(6.0).view(1, 1, 2, 3)[..., :2]
     tokens = to_grid(features, 2).flatten(2)
@@ -55,8 +76,9 @@ def test_an_encoder_normalizes_with_its_own_statistics():
     assert torch.allclose(seen[0][0, :, 5, 5], wanted)
 
 
-def test_resize_keeps_a_constant_image_constant():
-    grey = torch.full((1, 3, 50, 50), 51, dtype=torch.uint8)
+@pytest.mark.parametrize("resize", [antialiased, aligned])
+def test_resize_keeps_a_constant_image_constant(resize):
+    grey = torch.full((1, 3, 50, 50), 0.2)
     assert torch.allclose(resize(grey, 17), torch.full((1, 3, 17, 17), 0.2), atol=1e-6)
 
 

@@ -95,7 +95,7 @@ def train_conversation(kind: str, rng: random.Random) -> Conversation:
         case "bars":
             return _talk(scenes.random_bars(rng), rng, least=3)
         case "captions":
-            return _caption(scenes.random_shapes(rng) if rng.random() < 0.55 else scenes.random_bars(rng), rng)
+            return _caption(scenes.random_shapes(rng) if rng.random() < 0.65 else scenes.random_bars(rng), rng)
         case "digits":
             return _talk(pages.random_number(rng), rng, least=3)
         case "words":

@@ -52,9 +52,9 @@ def random_shapes(
 ) -> ShapesScene:
     """Returns a scene whose unnamed properties are uniform; naming a `side` makes it a single shape.
 
-    Only the count is not: two scenes of five hold a single shape, since only those have a half to learn.
+    Only the count is not: every second scene holds a single shape, since only those have a half to learn.
     """
-    count = 1 if side else count or rng.choice((1, 1, 2, 3, 4))
+    count = 1 if side else count or rng.choice((1, 1, 1, 2, 3, 4))
     return ShapesScene(
         shape=shape or rng.choice(SHAPES),
         ink=ink or rng.choice(tuple(INKS)),

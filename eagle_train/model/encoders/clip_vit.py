@@ -43,7 +43,9 @@ class ClipVit(VisionEncoder):
         fan_in_init: bool = False,
     ) -> None:
         grid = image_size // patch_size
-        super().__init__(input_size=image_size, grid=grid, channels=hidden_size, mean=mean, std=std)
+        super().__init__(
+            input_size=image_size, grid=grid, channels=hidden_size, placeholder_size=patch_size, mean=mean, std=std
+        )
         config = CLIPVisionConfig(
             image_size=image_size,
             patch_size=patch_size,
@@ -52,6 +54,7 @@ class ClipVit(VisionEncoder):
             num_hidden_layers=num_hidden_layers,
             num_attention_heads=num_attention_heads,
         )
+        self.patch_size = patch_size
         self.vit = CLIPVisionModel(config)
         del self.vit.post_layernorm  # belongs to the pooled class token, which is not used
         if fan_in_init:
@@ -60,9 +63,11 @@ class ClipVit(VisionEncoder):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Returns features (N, C, G, G) of normalized images."""
-        tokens = self.vit.embeddings(images)[:, 1:]
+        smaller = images.shape[-1] != self.input_size  # a placeholder
+        tokens = self.vit.embeddings(images, interpolate_pos_encoding=smaller)[:, 1:]
         tokens = self.vit.encoder(inputs_embeds=self.vit.pre_layrnorm(tokens)).last_hidden_state
-        return tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        grid = images.shape[-1] // self.patch_size
+        return tokens.transpose(1, 2).unflatten(2, (grid, grid))
 
     def set_activation_checkpointing(self) -> None:
         """Recomputes each layer in the backward pass."""

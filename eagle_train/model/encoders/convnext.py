@@ -41,9 +41,12 @@ class ConvNext(VisionEncoder):
         given = {"depths": depths, "dims": dims, "ls_init_value": layer_scale}
         shape = {key: value for key, value in given.items() if value is not None}
         trunk = timm.create_model(name, pretrained=False, num_classes=0, **shape)
-        grid = image_size // (4 * 2**stage)
+        stride = 4 * 2**stage
+        grid = image_size // stride
         channels = trunk.feature_info[stage]["num_chs"]
-        super().__init__(input_size=image_size, grid=grid, channels=channels, mean=mean, std=std)
+        super().__init__(
+            input_size=image_size, grid=grid, channels=channels, placeholder_size=stride, mean=mean, std=std
+        )
         # The head holds a norm that only pooled features would use.
         self.stem = trunk.stem
         self.stages = torch.nn.Sequential(*trunk.stages[: stage + 1])

@@ -1,0 +1,1 @@
+"""One way of fusing vision encoders per file."""
