@@ -157,7 +157,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
         restore_random_states(run.resume_from)
         run.resume_from = None
     ledger = Ledger(run.folder / "ledger", dist.rank(), run.attempt)
-    dataset = RowDataset(data.catalog, run.encoder, data.rows)
+    dataset = RowDataset(data.catalog, data.encoder, data.rows)
     loader = stage_loader(run, stage, dataset, data.num_steps)
 
     def save() -> None:

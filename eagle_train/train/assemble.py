@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
 class StageData:
     """A stage's samples and plan."""
 
+    encoder: Encoder
     catalog: Catalog
     rows: Rows
     num_steps: int
@@ -119,6 +120,7 @@ class StageData:
 
 def build_stage_data(config: Mapping[str, Any], stage: Stage, encoder: Encoder) -> StageData:
     """Returns the samples and the plan of a stage; ranks share the building of what is missing on disk."""
+    encoder = of_stage(encoder, stage)
     sources = recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))
     catalog = read_sources(config, sources, encoder, stage.max_length)
     settings = build(config["data"])
@@ -128,13 +130,23 @@ def build_stage_data(config: Mapping[str, Any], stage: Stage, encoder: Encoder) 
     identity = {
         "data": catalog.fingerprint,
         "repeats": {source.name: source.repeat for source in sources},
-        "text": text_fingerprint(config, encoder),
-        "media": [config["data"][k] for k in ("tiling", "frames", "tile_size")] + [encoder.tokens_per_tile],
+        "text": text_fingerprint(encoder),
+        "media": [describe(encoder.tiling), asdict(encoder.frames), encoder.tile_size, encoder.tokens_per_tile],
         "plan": asdict(plan),
         "rows_per_step": stage.rows_per_step,
     }
     num_steps = -(-len(rows) // stage.rows_per_step)
-    return StageData(catalog=catalog, rows=rows, num_steps=num_steps, fingerprint=fingerprint(identity))
+    return StageData(encoder=encoder, catalog=catalog, rows=rows, num_steps=num_steps, fingerprint=fingerprint(identity))
+
+
+def of_stage(encoder: Encoder, stage: Stage) -> Encoder:
+    """Returns `encoder` with the template and tiling that a stage has of its own."""
+    return replace(encoder, template=stage.chat_template or encoder.template, tiling=stage.tiling or encoder.tiling)
+
+
+def describe(part: Any) -> list:
+    """Returns class and attributes of a small object, for fingerprints."""
+    return [type(part).__name__, vars(part)]
 
 
 def read_sources(config: Mapping[str, Any], sources: list[Source], encoder: Encoder, max_length: int) -> Catalog:
@@ -142,7 +154,7 @@ def read_sources(config: Mapping[str, Any], sources: list[Source], encoder: Enco
 
     Each rank first builds its share of the indexes and text lengths that are missing on disk.
     """
-    name = text_fingerprint(config, encoder)
+    name = text_fingerprint(encoder)
     pairs = [(source, shard) for source in sources for shard in source.shards if shard.exists()]
     mine = pairs[dist.rank() :: dist.world_size()]
     with progress("reading indexes", len(mine)) as advance:
@@ -154,9 +166,9 @@ def read_sources(config: Mapping[str, Any], sources: list[Source], encoder: Enco
     return build_catalog(sources, encoder, max_length=max_length, text_fingerprint=name, max_bad_share=share)
 
 
-def text_fingerprint(config: Mapping[str, Any], encoder: Encoder) -> str:
+def text_fingerprint(encoder: Encoder) -> str:
     """Returns a short hash of everything text lengths depend on: tokenizer and template."""
-    parts = [encoder.tokenizer.backend_tokenizer.to_str(), config["chat_template"]]
+    parts = [encoder.tokenizer.backend_tokenizer.to_str(), asdict(encoder.template)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from eagle_train.data.chat import ChatTemplate
+from eagle_train.data.tiling import Tiling
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
@@ -25,6 +28,7 @@ class Stage:
         betas, eps: of AdamW.
         max_grad_norm: global gradient norm is clipped to it; null: not clipped.
         seed: of the plan's shuffles.
+        chat_template, tiling: of this stage; null: those of the run.
     """
 
     recipe: str
@@ -40,6 +44,8 @@ class Stage:
     eps: float = 1e-8
     max_grad_norm: float | None = 1.0
     seed: int = 0
+    chat_template: ChatTemplate | None = None
+    tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
         if (self.num_steps is None) == (self.num_epochs is None):
