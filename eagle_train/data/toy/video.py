@@ -24,8 +24,10 @@ def mp4_bytes(frames: Sequence[Image.Image], *, frames_per_second: int) -> bytes
         stream = container.add_stream("libx264", rate=frames_per_second)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
-        # One thread: the bits that x264 writes depend on how many share a frame.
-        stream.options = {"threads": "1", "preset": "veryfast", "crf": "18"}
+        # The bits that x264 writes depend on how many threads share a frame. Its assembler was seen to give other bits
+        # now and then for equal frames, so it is off, as is all looking ahead.
+        options = {"threads": "1", "preset": "veryfast", "tune": "zerolatency", "crf": "18"}
+        stream.options = options | {"x264-params": "asm=0"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode(None))
