@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import logging
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 TOOLS = {
     "train": "run or resume a training run from config overrides (the default)",
     "plan": "show parameters, freeze table, tokens, rows, steps and memory of a config, without weights or GPU",
-    "data": "build data sets: data build recipe=NAME, or from annotations or tars",
+    "data": "data sets: list, show, prepare from a download, or build from annotations or tars",
     "report": "write one self-contained HTML file about a run",
     "chat": "ask a run or an export about an image",
-    "export": "write safetensors, config and tokenizer of a run",
+    "import": "turn a released Eagle 1 checkpoint into a folder for chat and training",
+    "export": "write a run's weights, config and tokenizer, in this package's layout or a released one",
 }
 
 HELP = f"""usage: python -m eagle_train [WORD] [arguments]
@@ -47,7 +49,8 @@ def main(arguments: list[str]) -> int:
     if word == "train" and rest and rest[0].isidentifier():
         print(f"no tool {rest[0]!r}; words: {', '.join(TOOLS)}", file=sys.stderr)
         return 2
-    tool = importlib.import_module(f"eagle_train.tools.{word}")
+    module = f"{word}_" if keyword.iskeyword(word) else word
+    tool = importlib.import_module(f"eagle_train.tools.{module}")
     try:
         return tool.main(rest)
     except ValueError as error:

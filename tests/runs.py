@@ -93,31 +93,31 @@ def environment(**extra: str) -> dict[str, str]:
     return clean | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | extra
 
 
-def start(arguments: list[str], **extra: str) -> subprocess.Popen:
-    """Starts `python -m eagle_train ...`."""
-    command = [sys.executable, "-m", "eagle_train", *arguments]
+def start(arguments: list[str], module: str = "eagle_train", **extra: str) -> subprocess.Popen:
+    """Starts `python -m module ...`."""
+    command = [sys.executable, "-m", module, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, env=environment(**extra), stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )
 
 
-def run_ranks(arguments: list[str], ranks: int = 1) -> list[tuple[int, str]]:
-    """Runs `python -m eagle_train ...` on `ranks` processes; returns (exit code, output) of each."""
+def run_ranks(arguments: list[str], ranks: int = 1, module: str = "eagle_train") -> list[tuple[int, str]]:
+    """Runs `python -m module ...` on `ranks` processes; returns (exit code, output) of each."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = str(sock.getsockname()[1])
     extra = [
         {"RANK": str(r), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(r), "MASTER_PORT": port} for r in range(ranks)
     ]
-    processes = [start(arguments, **(one if ranks > 1 else {})) for one in extra]
+    processes = [start(arguments, module, **(one if ranks > 1 else {})) for one in extra]
     outputs = [process.communicate(timeout=240) for process in processes]
     return [(p.returncode, "".join(out)) for p, out in zip(processes, outputs, strict=True)]
 
 
-def must_run(arguments: list[str], ranks: int = 1) -> None:
+def must_run(arguments: list[str], ranks: int = 1, module: str = "eagle_train") -> None:
     """Runs and demands that every rank ends well."""
-    for code, output in run_ranks(arguments, ranks):
+    for code, output in run_ranks(arguments, ranks, module):
         assert code == 0, output[-4000:]
 
 

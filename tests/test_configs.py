@@ -51,8 +51,11 @@ def with_option(option):
         return [f"+experiment={name}"]
     if group == "encoder":
         return ["+experiment=toy", f"+encoder@mixture.encoders.extra={name}"]
+    if group == "preset":
+        return ["+experiment=eagle-x5-13b", f"preset={name}"]
     if group == "stage":
-        return ["+experiment=toy", f"stage@schedule.sft={name}"]
+        encoder = ["schedule.sft.align=vit"] if name == "prealign" else []
+        return ["+experiment=toy", f"stage@schedule.sft={name}", *encoder]
     return ["+experiment=toy", f"{group}={name}"]
 
 
@@ -104,7 +107,7 @@ def test_groups_are_those_of_the_root_config():
     groups = {p.name for p in CONFIGS.iterdir() if p.is_dir()}
     defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())["defaults"]
     composed = {next(iter(entry)) for entry in defaults if isinstance(entry, dict)}
-    assert groups == composed | {"encoder", "stage", "experiment"}
+    assert groups == composed | {"encoder", "stage", "experiment", "preset"}
 
 
 def test_config_survives_a_round_trip_through_yaml():

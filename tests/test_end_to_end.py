@@ -150,7 +150,7 @@ def test_data_build_makes_a_recipe_to_train_on(data, tmp_path, capsys):
     [
         (["--help"], 0, "usage: python -m eagle_train"),
         ([], 2, "usage: python -m eagle_train"),
-        (["train", "--help"], 0, "experiments: toy"),
+        (["train", "--help"], 0, "experiments: eagle-x4-13b"),
         (["data", "--help"], 0, "data build recipe=toy"),
         (["+experiment=tooy"], 1, "did you mean 'toy'"),
         (["trian", "+experiment=toy"], 2, "words: train"),

@@ -1,10 +1,12 @@
-"""Two ranks give what one gives; ZeRO-2 gives what plain torch gives."""
+"""Two ranks give what one gives; ZeRO gives what plain torch gives."""
 
 import time
 
 import pytest
 import torch
 
+from eagle_train.__main__ import main
+from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.app import train
 from eagle_train.train.load import export_run, load_model
 from tests.runs import config, gradient_norms, losses, must_run, overrides, rows, run_ranks, start
@@ -30,19 +32,25 @@ def test_two_ranks_equal_one(data, one_rank, tmp_path):
     assert rows(tmp_path) == rows(one_rank)
 
 
-@pytest.mark.parametrize(("zero_stage", "ranks"), [(1, 2), (2, 1), (2, 2)])
+# Every weight is sharded, and ranks compute the losses of a row in unlike numbers of pieces.
+SHARDED = ("engine=zero3", "engine.persistence_threshold=0", "loss_chunk=16")
+ZERO = {1: ("engine=zero2", "engine.zero_stage=1"), 2: ("engine=zero2",), 3: SHARDED}
+
+
+@pytest.mark.parametrize(("zero_stage", "ranks"), [(1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
 def test_zero_equals_plain_torch(data, one_rank, tmp_path, zero_stage, ranks):
-    must_run(overrides(data, tmp_path, *ROWS, "engine=zero2", f"engine.zero_stage={zero_stage}"), ranks=ranks)
+    must_run(overrides(data, tmp_path, *ROWS, *ZERO[zero_stage]), ranks=ranks)
     assert losses(tmp_path) == pytest.approx(losses(one_rank), abs=1e-5)
     # Adam and clipping hide a wrong scale of the gradient from the losses.
     assert gradient_norms(tmp_path) == pytest.approx(gradient_norms(one_rank), rel=1e-4)
     assert rows(tmp_path) == rows(one_rank)
 
 
-def test_zero_2_resumes_and_exports(data, tmp_path):
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_zero_resumes_and_exports(data, tmp_path, zero_stage):
     long = (*ROWS, "schedule.sft.num_steps=25", "save_every=100")  # so that the signal comes in the middle
     assert train(config(data, tmp_path / "plain", *long))
-    arguments = overrides(data, tmp_path / "run", *long, "engine=zero2")
+    arguments = overrides(data, tmp_path / "run", *long, *ZERO[zero_stage])
     process = start(arguments)
     metrics = tmp_path / "run/metrics.jsonl"
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 5:
@@ -66,3 +74,18 @@ def test_zero_2_refuses_another_number_of_ranks_with_both_numbers(data, tmp_path
     longer = [*arguments, "schedule.sft.num_steps=2"]
     outputs = [output for _, output in run_ranks(longer, ranks=2)]
     assert all("holds ZeRO shards of 1 ranks, this run has 2" in output for output in outputs)
+
+
+def test_two_ranks_of_zero_3_evaluate_and_their_shards_make_one_model(data, one_rank, tmp_path, capsys):
+    evaluated = ("evaluation=toy", "evaluation.sources=[small_all]", "evaluation.gallery_per_type=1")
+    must_run(overrides(data, tmp_path, *ROWS, *SHARDED, *evaluated), ranks=2)
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert 0.0 <= last["eval/exact_match/simple"] <= 1.0
+    ours, _ = load_model(tmp_path)
+    theirs, _ = load_model(one_rank)
+    for name, weight in ours.state_dict().items():
+        assert torch.allclose(weight, theirs.state_dict()[name], atol=1e-3), name
+    assert main(["chat", str(tmp_path), "Say yes.", "--max-new-tokens", "4"]) == 0
+    capsys.readouterr()
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "export")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "export")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eagle_train.data.annotations import read_annotation
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.index import read_record
 from eagle_train.data.placeholders import MediaRef, media_kind
@@ -26,6 +27,8 @@ ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
 Good = tuple[str, dict[str, Any], dict[str, bytes]]
 """Key, canonical record and media of a sample, as `write_shards` takes them."""
+ReadMedia = Callable[[MediaRef, str], bytes]
+"""Takes a medium and the key of its sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,11 @@ def build_from_annotation(
     """
     annotation = Path(annotation)
     root = annotation.parent if media_root is None else Path(media_root)
-    samples = (_from_record(f"{i:08d}", data, root) for i, data in enumerate(_read_annotation(annotation)))
+
+    def read(ref: MediaRef, key: str) -> bytes:
+        return read_media_file(ref, root, key)
+
+    samples = (from_record(f"{i:08d}", data, read) for i, data in enumerate(read_annotation(annotation)))
     return _build(Path(out), samples, annotation.name, samples_per_shard, max_bad_share, progress)
 
 
@@ -167,24 +174,13 @@ def _publish(made: Path, out: Path) -> None:
     made.replace(out)
 
 
-def _read_annotation(path: Path) -> Iterator[bytes | Any]:
-    """Yields the records of an annotation: objects of a JSON list, or undecoded lines of JSON Lines."""
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf")
-        file.seek(0)
-        if path.suffix.lower() != ".jsonl" and start.lstrip()[:1] == b"[":
-            try:
-                yield from json.load(file)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path} is not a whole JSON list ({error}); download or export it again") from error
-            return
-        for line in file:
-            if line.strip():
-                yield line.removeprefix(b"\xef\xbb\xbf")
+def from_record(key: str, data: bytes | Any, read: ReadMedia) -> Good | SampleError:
+    """Returns the sample of one annotation record, or what is wrong with it.
 
-
-def _from_record(key: str, data: bytes | Any, root: Path) -> Good | SampleError:
-    """Returns the sample of one annotation record, or what is wrong with it."""
+    Args:
+        data: the record, or its undecoded JSON.
+        read: gives the bytes of a medium.
+    """
     try:
         if isinstance(data, bytes):
             try:
@@ -192,13 +188,17 @@ def _from_record(key: str, data: bytes | Any, root: Path) -> Good | SampleError:
             except (ValueError, RecursionError) as error:
                 raise SampleError(key, "bad_record", f"the line is no JSON: {error}") from error
         record = parse_record(data, key=key)
-        return _assemble(key, record, [_read_file(ref, root, key) for ref in record.media])
+        return _assemble(key, record, [read(ref, key) for ref in record.media])
     except SampleError as error:
         return error
 
 
-def _read_file(ref: MediaRef, root: Path, key: str) -> bytes:
-    """Returns the bytes of a media file under `root`."""
+def read_media_file(ref: MediaRef, root: Path, key: str) -> bytes:
+    """Returns the bytes of a media file under `root`.
+
+    Raises:
+        SampleError: for a file that is not there, lies elsewhere, or cannot be read.
+    """
     name = ref.ref.removeprefix("file://")
     if ADDRESS.match(name):
         raise SampleError(key, "missing_media", f"{name[:100]!r} is an address; download it and name the file")

@@ -7,16 +7,19 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import SCHEMA, ensure_index, ensure_lengths, sample_key
 from eagle_train.data.shards import expected_shards
+from eagle_train.data.too_long import Cut, Shortened, TooLong
 from eagle_train.types import Media, SampleError
 
 
@@ -55,6 +58,8 @@ class Catalog:
     """(n,) int32."""
     errors: dict[int, SampleError]
     """Bad samples, by number."""
+    cuts: dict[int, Cut]
+    """Shortened samples, by number; `lengths` and `num_tiles` are those of what stays."""
     fingerprint: str
     """Hash of the data: names, keys and lengths."""
     tables: list[pa.Table] = field(repr=False)
@@ -78,19 +83,45 @@ class Catalog:
             counts[self.sources[self.source_ids[number]].name][error.reason] += 1
         return counts
 
+    def shortened(self) -> dict[str, Shortened]:
+        """Returns what was cut off, by source."""
+        sums = {source.name: Shortened() for source in self.sources}
+        for number, cut in self.cuts.items():
+            name = self.sources[self.source_ids[number]].name
+            sums[name] = sums[name].plus(cut)
+        return sums
+
+
+@dataclass(frozen=True)
+class ShardSamples:
+    """The n samples of one shard."""
+
+    table: pa.Table
+    """Its index."""
+    lengths: np.ndarray
+    """(n,) int32, as in `Catalog`."""
+    num_tiles: np.ndarray
+    """(n,) int32."""
+    errors: dict[int, SampleError]
+    """By row."""
+    cuts: dict[int, Cut]
+    """By row."""
+
 
 def build_catalog(
     sources: Sequence[Source],
     encoder: Encoder,
     *,
     max_length: int,
+    too_long: TooLong,
     text_fingerprint: str,
     max_bad_share: float = 0.01,
 ) -> Catalog:
     """Reads (building what is missing) the indexes and text lengths of all sources.
 
     Args:
-        max_length: tokens of a row; longer samples are bad (`too_long`).
+        max_length: tokens of a row.
+        too_long: what becomes of longer samples.
         text_fingerprint: names the tokenizer and template, see `index.lengths_path`.
         max_bad_share: largest share of a source that may be bad.
 
@@ -98,19 +129,21 @@ def build_catalog(
         TooManyBadSamples: with the list.
     """
     digest = hashlib.sha256()
-    shards, tables, columns, errors = [], [], [], {}
+    shards, tables, columns, errors, cuts = [], [], [], {}, {}
     start = 0
     for source_id, source in enumerate(sources):
         first = start
         for shard in source.shards:
-            table, lengths, tiles, bad = read_shard(source, shard, encoder, text_fingerprint, max_length)
-            n = len(lengths)
-            columns.append((np.full(n, source_id), np.full(n, len(shards)), np.arange(n), lengths, tiles))
-            errors |= {start + row: error for row, error in bad.items()}
-            digest.update(json.dumps([source.name, shard.name, table["key"].to_pylist()]).encode())
-            digest.update(lengths.tobytes())
+            here = read_shard(source, shard, encoder, text_fingerprint, max_length, too_long)
+            n = len(here.lengths)
+            places = np.full(n, source_id), np.full(n, len(shards)), np.arange(n)
+            columns.append((*places, here.lengths, here.num_tiles))
+            errors |= {start + row: error for row, error in here.errors.items()}
+            cuts |= {start + row: cut for row, cut in here.cuts.items()}
+            digest.update(json.dumps([source.name, shard.name, here.table["key"].to_pylist()]).encode())
+            digest.update(here.lengths.tobytes())
             shards.append(shard)
-            tables.append(table)
+            tables.append(here.table)
             start += n
         bad_here = [error for number, error in errors.items() if number >= first]
         if len(bad_here) > max_bad_share * (start - first):
@@ -125,43 +158,65 @@ def build_catalog(
         lengths=arrays[3],
         num_tiles=arrays[4],
         errors=errors,
+        cuts=cuts,
         fingerprint=digest.hexdigest(),
         tables=tables,
     )
 
 
-def read_shard(source: Source, shard: Path, encoder: Encoder, text_fingerprint: str, max_length: int):
-    """Returns a shard's index, total lengths (n,), tiles (n,) and bad samples by row."""
+def read_shard(
+    source: Source, shard: Path, encoder: Encoder, text_fingerprint: str, max_length: int, too_long: TooLong
+) -> ShardSamples:
+    """Returns the samples of a shard."""
     if not shard.exists():
         return lost_shard(source, shard)
-    text = ensure_lengths(shard, source.index_dir, text_fingerprint, encoder.text_length)
+    texts = ensure_lengths(shard, source.index_dir, text_fingerprint, encoder.answer_ends)
     table = pq.read_table(ensure_index(shard, source.index_dir))
-    lengths = text[:, 0].astype(np.int32)
-    tiles = np.zeros(len(lengths), dtype=np.int32)
-    bad = {}
-    for row, (media, reason, detail) in enumerate(
-        zip(table["media"].to_pylist(), table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True)
-    ):
-        for medium in media:
-            tiles[row] += encoder.plan_media(Media(**medium)).num_tiles
-            lengths[row] += encoder.media_length(Media(**medium))
-        if reason is None and text[row, 1] == 0:
-            reason, detail = "no_answer", "no token of an answer is supervised under this template"
-        if reason is None and lengths[row] > max_length:
-            reason = "too_long"
-            detail = f"{lengths[row]} tokens, a row has {max_length}; raise max_length or drop it"
+    here = ShardSamples(table, np.zeros(len(texts), np.int32), np.zeros(len(texts), np.int32), {}, {})
+    columns = (table[name].to_pylist() for name in ("key", "media", "reason", "detail"))
+    for row, (ends, key, media, reason, detail) in enumerate(zip(texts, *columns, strict=True)):
+        key = sample_key(source.name, shard, key)
         if reason is not None:
-            key = sample_key(source.name, shard, table["key"][row].as_py())
-            bad[row] = SampleError(key, reason, detail)
-            lengths[row] = tiles[row] = 0
-    return table, lengths, tiles, bad
+            here.errors[row] = SampleError(key, reason, detail)
+            continue
+        try:
+            facts = [Media(**medium) for medium in media]
+            here.lengths[row], here.num_tiles[row], cut = fit_sample(key, ends, facts, encoder, max_length, too_long)
+        except SampleError as error:
+            here.errors[row] = error
+            continue
+        if cut is not None:
+            here.cuts[row] = cut
+    return here
 
 
-def lost_shard(source: Source, shard: Path):
+def fit_sample(
+    key: str, ends: Sequence[AnswerEnd], media: Sequence[Media], encoder: Encoder, max_length: int, too_long: TooLong
+) -> tuple[int, int, Cut | None]:
+    """Returns the tokens and tiles of a sample that is made to fit a row, and what was cut off, if anything.
+
+    Raises:
+        SampleError: `too_long` or `no_answer`, if nothing of it can be trained on.
+    """
+    before = [0, *accumulate(encoder.media_length(medium) for medium in media)]
+    lengths = [end.num_tokens + before[end.num_media] for end in ends]
+    stay = len(ends) if lengths[-1] <= max_length else too_long.num_answers(lengths, max_length)
+    if stay == 0:
+        detail = f"{lengths[-1]} tokens, {lengths[0]} up to the first answer, a row has {max_length}"
+        raise SampleError(key, "too_long", f"{detail}; raise max_length, or see data.too_long")
+    end, length = ends[stay - 1], lengths[stay - 1]
+    if end.num_targets == 0:
+        raise SampleError(key, "no_answer", "no token of an answer is supervised under this template")
+    num_tiles = sum(encoder.plan_media(medium).num_tiles for medium in media[: end.num_media])
+    lost = len(ends) - stay  # each an answer with its question
+    return length, num_tiles, Cut(stay, 2 * lost, lengths[-1] - length) if lost else None
+
+
+def lost_shard(source: Source, shard: Path) -> ShardSamples:
     """Returns what `read_shard` does for a shard that is not there: every sample it held is bad."""
     count = expected_shards(shard.parent).get(shard.name, 1)
     keys = [f"sample {row} of {count}" for row in range(count)]
     table = pa.table({f.name: keys if f.name == "key" else pa.nulls(count, f.type) for f in SCHEMA})
     detail = f"{shard} is not there; restore it, or build the data set again"
     bad = {row: SampleError(sample_key(source.name, shard, keys[row]), "missing_shard", detail) for row in range(count)}
-    return table, np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.int32), bad
+    return ShardSamples(table, np.zeros(count, np.int32), np.zeros(count, np.int32), bad, {})

@@ -1,6 +1,6 @@
 """Chat templates as data: messages become token ids and a loss mask in one pass.
 
-Text between two media is tokenized as one string, exactly as the published models saw it, and the mask
+Text between two media is tokenized as one string, on its own, exactly as the published models saw it, and the mask
 is read off the character offsets: a token is a target if it covers any character of an answer or of its
 end token. So no length arithmetic is needed, and none can be wrong.
 """
@@ -19,6 +19,8 @@ class TextRun:
 
     ids: list[int]
     is_target: list[bool]
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    """Characters [start, end) of the run's text that each token covers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,22 +28,24 @@ class ChatTemplate:
     """The strings one LLM family puts around a turn. Adding a family is adding a YAML file."""
 
     prefix: Mapping[Role, str]
-    """Text before a turn's content."""
+    """Text before a turn's content; after the last user turn, the assistant's asks for the answer."""
     suffix: Mapping[Role, str]
     """Text after it; the assistant's is learnt, it ends the answer."""
+    answer_prefix: str = ""
+    """Text between the assistant's prefix and its answer that is learnt: a space that is one token with a word."""
     separator: str = ""
     """Text after every turn, never learnt."""
-    start: str = ""
-    """Text before everything, for example the begin-of-sequence token."""
+    start: str | None = ""
+    """Text before everything, tokenized on its own; None: what the tokenizer puts before a text, if anything."""
     system: str | None = None
     """System prompt of samples that bring none."""
+    media_first: bool = False
+    """True: a turn's media come before its text, each followed by a newline, and the text is stripped."""
     media_prefix: str = ""
     """Text before every image or video frame."""
     media_suffix: str = ""
     image_token: str | None = None
-    """Token that fills the image positions; None: the padding token (its embedding is replaced)."""
-    generation_prompt: str = ""
-    """What follows the last user turn when the model is to answer."""
+    """Token that fills the image positions; None: the padding or end token (its embedding is replaced)."""
     keep_user_text: bool = True
     """False: only the media of user turns stay (LLaVA's `plain` template of stage 1)."""
     stop: Sequence[str] = field(default_factory=tuple)
@@ -52,11 +56,11 @@ class ChatTemplate:
         turns = list(messages)
         if self.system is not None and (not turns or turns[0].role != "system"):
             turns.insert(0, Message(role="system", content=(self.system,)))
-        items: list[list[tuple[str, bool]] | int] = [[(self.start, False)]]
+        items: list[list[tuple[str, bool]] | int] = [[]]
         for turn in turns:
             learnt = turn.role == "assistant"
-            items[-1].append((self.prefix[turn.role], False))
-            for part in turn.content:
+            items[-1] += [(self.prefix[turn.role], False), (self.answer_prefix if learnt else "", True)]
+            for part in media_to_front(turn.content) if self.media_first else turn.content:
                 if isinstance(part, int):
                     items[-1].append((self.media_prefix, False))
                     items += [part, [(self.media_suffix, False)]]
@@ -68,16 +72,24 @@ class ChatTemplate:
     def encode(self, messages: Sequence[Message], tokenizer) -> list[TextRun | int]:
         """Returns the token ids and targets of `messages`, with media indices where media stand.
 
+        The first run is the start of the conversation.
+
         Args:
             tokenizer: a fast transformers tokenizer (offsets are needed).
         """
-        return [item if isinstance(item, int) else encode_run(item, tokenizer) for item in self.render(messages)]
+        return self._encode_items(self.render(messages), tokenizer)
 
     def encode_prompt(self, messages: Sequence[Message], tokenizer) -> list[TextRun | int]:
         """Returns `messages` encoded so that the model continues with the assistant's answer."""
         items = self.render(messages)
-        items[-1].append((self.generation_prompt, False))
-        return [item if isinstance(item, int) else encode_run(item, tokenizer) for item in items]
+        items[-1].append((self.prefix["assistant"], False))
+        return self._encode_items(items, tokenizer)
+
+    def _encode_items(self, items: Sequence[list[tuple[str, bool]] | int], tokenizer) -> list[TextRun | int]:
+        """Returns the start and what `render` gives, encoded."""
+        ids = tokenizer.encode("" if self.start is None else self.start, add_special_tokens=self.start is None)
+        start = TextRun(ids, [False] * len(ids))
+        return [start, *(item if isinstance(item, int) else encode_run(item, tokenizer) for item in items)]
 
     def stop_ids(self, tokenizer) -> list[int]:
         """Returns the ids of the tokens that end an answer."""
@@ -96,4 +108,17 @@ def encode_run(pieces: Sequence[tuple[str, bool]], tokenizer) -> TextRun:
         learnt += bytes([is_learnt]) * len(piece)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     targets = [any(learnt[start : max(end, start + 1)]) for start, end in encoded["offset_mapping"]]
-    return TextRun(encoded["input_ids"], targets)
+    return TextRun(encoded["input_ids"], targets, encoded["offset_mapping"])
+
+
+def media_to_front(content: Sequence[str | int]) -> list[str | int]:
+    """Returns a turn that holds media with them in front, each followed by a newline; other turns as they are.
+
+    Source: Eagle 1 and LLaVA-1.5, train.py, `preprocess_multimodal`.
+    """
+    media = [part for part in content if isinstance(part, int)]
+    if not media:
+        return list(content)
+    text = "".join(part for part in content if isinstance(part, str)).strip()
+    front: list[str | int] = [piece for part in media for piece in (part, "\n")]
+    return [*front, text] if text else front[:-1]

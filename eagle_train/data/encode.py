@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from eagle_train.data.answers import AnswerEnd, answer_ends
 from eagle_train.data.chat import ChatTemplate, TextRun, encode_run
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.media import MediaError, decode_frames, decode_image
@@ -45,10 +46,13 @@ class Encoder:
 
     @cached_property
     def image_id(self) -> int:
-        """Token id written at image positions."""
+        """Token id written at image positions; nothing reads it, positions say where images are."""
         token = self.template.image_token
         if token is None:
-            return self.tokenizer.pad_token_id or 0
+            unread = [self.tokenizer.pad_token_id, self.tokenizer.eos_token_id]
+            if (index := next((index for index in unread if index is not None), None)) is None:
+                raise ValueError("the tokenizer has neither a padding nor an end token; set chat_template.image_token")
+            return index
         if (index := self.tokenizer.convert_tokens_to_ids(token)) is None:
             raise ValueError(f"the tokenizer has no image token {token!r}; set chat_template.image_token")
         return index
@@ -64,10 +68,14 @@ class Encoder:
         plan = self.plan_media(media)
         return plan.num_tiles * self.tokens_per_tile + (plan.num_frames - 1) * len(self.between_frames)
 
-    def text_length(self, messages: Sequence[Message]) -> tuple[int, int]:
-        """Returns the numbers of text tokens and of supervised tokens of a conversation, media not counted."""
-        runs = [r for r in self.template.encode(messages, self.tokenizer) if isinstance(r, TextRun)]
-        return sum(len(run.ids) for run in runs), sum(sum(run.is_target) for run in runs)
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of the tokenizer's added tokens."""
+        return frozenset(self.tokenizer.added_tokens_decoder)
+
+    def answer_ends(self, messages: Sequence[Message]) -> list[AnswerEnd]:
+        """Returns how long a conversation is up to the end of each of its answers."""
+        return answer_ends(self.template, messages, self.tokenizer, self.added_ids)
 
     def decode(self, key: str, media: Media, data: bytes) -> torch.Tensor:
         """Returns the tiles (N, 3, S, S) uint8 of one image or video.

@@ -1,8 +1,8 @@
 """The small file beside each shard: what its samples are, read from headers, no pixel decoded.
 
 One Parquet file per shard, a row per sample: key, byte ranges of the members, header facts of the media,
-and what is wrong with it, if anything. A second file holds the text lengths under one tokenizer and
-template, named by their fingerprint.
+and what is wrong with it, if anything. A second file holds the text lengths up to each answer under one
+tokenizer and template, named by their fingerprint.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.media import MediaError, probe_image, probe_video
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_members
@@ -24,7 +24,10 @@ from eagle_train.data.shards import Member, ShardReader, scan_shard
 from eagle_train.types import Media, Message, Sample, SampleError
 
 INDEX_VERSION = b"1"
+LENGTHS_VERSION = 2
+"""In the names of files of text lengths; 1 held whole conversations only."""
 ENDS_BYTES = 1 << 16
+LENGTHS = tuple(field.name for field in fields(AnswerEnd))
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 MEDIA = pa.struct(
     [
@@ -54,7 +57,7 @@ def index_path(shard: Path, index_dir: Path | None) -> Path:
 
 def lengths_path(shard: Path, index_dir: Path | None, fingerprint: str) -> Path:
     """Returns where the text lengths of `shard` under one tokenizer and template are."""
-    return index_stem(shard, index_dir).with_suffix(f".lengths-{fingerprint}.parquet")
+    return index_stem(shard, index_dir).with_suffix(f".lengths{LENGTHS_VERSION}-{fingerprint}.parquet")
 
 
 def index_stem(shard: Path, index_dir: Path | None) -> Path:
@@ -166,26 +169,27 @@ def ensure_lengths(
     shard: Path,
     index_dir: Path | None,
     fingerprint: str,
-    text_length: Callable[[Sequence[Message]], tuple[int, int]],
-) -> np.ndarray:
-    """Returns (n, 2) int32: text tokens and supervised tokens of every sample; bad samples have (0, 0).
+    answer_ends: Callable[[Sequence[Message]], list[AnswerEnd]],
+) -> list[list[AnswerEnd]]:
+    """Returns the text lengths of every sample up to each of its answers; bad samples have none.
 
     Built once per tokenizer and template (`fingerprint`) and kept beside the index.
     """
     index_file = ensure_index(shard, index_dir)
     path = lengths_path(shard, index_dir, fingerprint)
     if is_of(path, shard):
-        table = pq.read_table(path)
-        return np.stack([table["text"].to_numpy(), table["supervised"].to_numpy()], axis=1)
+        columns = [pq.read_table(path)[name].to_pylist() for name in LENGTHS]
+        return [list(map(AnswerEnd, *ends)) for ends in zip(*columns, strict=True)]
     index = pq.read_table(index_file)
     reader = ShardReader(shard)
-    lengths = np.zeros((index.num_rows, 2), dtype=np.int32)
-    for i, row in enumerate(index.to_pylist()):
+    lengths: list[list[AnswerEnd]] = [[] for _ in range(index.num_rows)]
+    for ends, row in zip(lengths, index.to_pylist(), strict=True):
         if row["reason"] is None:
             members = [Member(**member) for member in row["members"]]
-            lengths[i] = text_length(read_record(reader, row["key"], members).messages)
+            ends += answer_ends(read_record(reader, row["key"], members).messages)
     reader.close()
-    table = pa.table({"text": lengths[:, 0], "supervised": lengths[:, 1]})
+    columns = {name: [[getattr(end, name) for end in ends] for ends in lengths] for name in LENGTHS}
+    table = pa.table({name: pa.array(column, pa.list_(pa.int32())) for name, column in columns.items()})
     write_table(table.replace_schema_metadata(identity_metadata(shard)), path)
     return lengths
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from eagle_train.data.answers import first_answers
 from eagle_train.data.catalog import Catalog
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import read_sample, sample_key
@@ -65,10 +66,12 @@ class RowDataset(Dataset):
         return encoded
 
     def read(self, number: int, source: str) -> tuple[Sample, list[bytes]]:
-        """Returns sample `number` and the encoded bytes of its media."""
+        """Returns sample `number`, shortened if the catalog says so, and the encoded bytes of its media."""
         reader = self.reader(int(self.catalog.shard_ids[number]))
         row = self.catalog.index_row(number)
         sample = read_sample(reader, source, row)
+        if cut := self.catalog.cuts.get(number):
+            sample = first_answers(sample, cut.num_answers)
         members = {member["name"]: Member(**member) for member in row["members"]}
         return sample, [reader.read(members[medium.member]) for medium in sample.media]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from eagle_train.data.catalog import Source
-from eagle_train.data.shards import expected_shards
+from eagle_train.data.shards import MANIFEST, expected_shards
 from eagle_train.resources import resource_dir
 
 
@@ -23,6 +23,9 @@ class DatasetCard:
     Args:
         shards: glob of its tars, relative to the data root.
         num_samples: published number of samples.
+        schema: shape of the published records, in words; what may be read is listed in `schemas`.
+        select: which records of the recipe's annotation are its own: globs by field, see `split.Selector`; null: all
+            that no card before it takes.
         build: how `data build` makes it: a `_target_` called with `out=<folder of the shards>`.
         index_dir: where the indexes are, relative to the data root; null: beside the shards.
     """
@@ -33,6 +36,8 @@ class DatasetCard:
     origin: str
     shards: str
     num_samples: int | None = None
+    schema: str | None = None
+    select: Mapping[str, Sequence[str]] | None = None
     build: Mapping[str, Any] | None = None
     index_dir: str | None = None
 
@@ -47,6 +52,27 @@ class DatasetCard:
         lost = {folder / name for name in expected_shards(folder) if fnmatch(name, pattern)}
         return sorted({*folder.glob(pattern), *lost})
 
+    def is_there(self, data_root: Path) -> bool:
+        """Returns whether the source was built, be it without a sample: then it has a manifest, but no shard."""
+        return (self.folder(data_root) / MANIFEST).is_file() or bool(self.find_shards(data_root))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """A download that `data prepare` turns into the sources of a recipe.
+
+    Args:
+        download: what to get, and where to put it.
+        annotation: path of its records in the download folder: a JSON list or JSON Lines.
+        archives: globs of its image archives there; unpacked images are read as well.
+        media_roots: folders that the records' paths may start from, there or in an archive.
+    """
+
+    download: str
+    annotation: str
+    archives: Sequence[str] = ()
+    media_roots: Sequence[str] = ("",)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -56,6 +82,7 @@ class Recipe:
         sources: by name, each with `repeat`: passes per epoch.
         evaluation: names of held-out sources that `data build` makes too.
         tokenizer: how `data build` trains a tokenizer on the text, for toy recipes.
+        published: the download that holds all its sources, for `data prepare`.
     """
 
     name: str
@@ -63,6 +90,7 @@ class Recipe:
     sources: Mapping[str, Mapping[str, float]]
     evaluation: list[str] = field(default_factory=list)
     tokenizer: Mapping[str, Any] | None = None
+    published: Published | None = None
     cards: Mapping[str, DatasetCard] = field(default_factory=dict)
     """The cards of all sources and held-out sources."""
 
@@ -85,6 +113,8 @@ def load_recipe(name: str) -> Recipe:
         raise ValueError(f"no recipe {name}{hint} Known: {', '.join(known)}, or a path to a .yaml file")
     content = read_yaml(path)
     inline = content.pop("datasets", {})
+    if "published" in content:
+        content["published"] = make(Published, content["published"], path)
     recipe = make(Recipe, content, path)
     cards = {}
     for source in [*recipe.sources, *recipe.evaluation]:
@@ -100,14 +130,18 @@ def load_recipe(name: str) -> Recipe:
 
 
 def recipe_sources(recipe: Recipe, data_root: Path) -> list[Source]:
-    """Returns the sources of a recipe whose shards lie under `data_root`.
+    """Returns the sources of a recipe whose shards lie under `data_root`, less those that were built and have none.
 
     Raises:
-        ValueError: for a source without shards, with what builds or says how to get it.
+        ValueError: for a source that was not built, with what builds or says how to get it, or if none has a sample.
     """
     sources = []
     for name, how in recipe.sources.items():
-        sources.append(card_source(recipe, name, data_root, **how))
+        card = recipe.cards[name]
+        if card.find_shards(data_root) or not card.is_there(data_root):
+            sources.append(card_source(recipe, name, data_root, **how))
+    if not sources:
+        raise ValueError(f"no source of recipe {recipe.name} under {data_root} has a sample; build it again")
     return sources
 
 
@@ -116,10 +150,18 @@ def card_source(recipe: Recipe, name: str, data_root: Path, repeat: float = 1.0)
     card = recipe.cards[name]
     shards = card.find_shards(data_root)
     if not shards:
-        remedy = f"run `python -m eagle_train data build recipe={recipe.name}`" if card.build else card.origin
-        raise ValueError(f"source {name}: no shard at {data_root / card.shards}; {remedy}")
+        raise ValueError(f"source {name}: no shard at {data_root / card.shards}; {how_to_get(recipe, card)}")
     index_dir = data_root / card.index_dir if card.index_dir else None
     return Source(name=name, shards=shards, repeat=repeat, index_dir=index_dir)
+
+
+def how_to_get(recipe: Recipe, card: DatasetCard) -> str:
+    """Returns what makes a source of a recipe, or where it comes from."""
+    if card.build:
+        return f"run `python -m eagle_train data build recipe={recipe.name}`"
+    if recipe.published and card.name in recipe.sources:
+        return f"run `python -m eagle_train data prepare recipe={recipe.name} from=FOLDER`"
+    return card.origin
 
 
 def read_yaml(path: Path) -> dict:

@@ -58,12 +58,30 @@ def write_shards(
         for key, record, media in samples:
             if "." in key or "/" in key:
                 raise ValueError(f"sample key {key!r} may not contain a dot or a slash")
-            text = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
-            writer.write({"__key__": key, "json": text, **media})
+            writer.write({"__key__": key, "json": encode_record(record), **media})
             name = Path(writer.fname).name
             counts[name] = counts.get(name, 0) + 1
-    (folder / MANIFEST).write_text(json.dumps(counts, indent=1))
+    write_manifest(folder, counts)
     return [Path(path) for path in paths]
+
+
+def write_shard(samples: Iterable[tuple[str, Mapping[str, Any], Mapping[str, bytes]]], path: Path) -> None:
+    """Writes one shard, see `write_shards`; it appears when it is whole."""
+    aside = path.with_name(f"{path.name}.partial")
+    with aside.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as writer:
+        for key, record, media in samples:
+            writer.write({"__key__": key, "json": encode_record(record), **media})
+    aside.replace(path)
+
+
+def encode_record(record: Mapping[str, Any]) -> bytes:
+    """Returns the JSON of a record, the same for equal records."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
+
+
+def write_manifest(folder: Path, counts: Mapping[str, int]) -> None:
+    """Writes how many samples each shard of a folder has."""
+    (folder / MANIFEST).write_text(json.dumps(counts, indent=1))
 
 
 def expected_shards(folder: Path) -> dict[str, int]:

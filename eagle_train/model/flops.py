@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from eagle_train.model.vlm import VisionLanguageModel
 
-
-def vision_flops(model: VisionLanguageModel, tile_size: int) -> int:
-    """Returns the FLOPs of encoders and projector for one tile.
-
-    Args:
-        model: on the meta device.
-        tile_size: S in pixels.
-    """
-    pixels = torch.zeros(1, 3, tile_size, tile_size, dtype=torch.uint8, device="meta")
+def count_flops(module: nn.Module, *inputs: torch.Tensor, **arguments: Any) -> int:
+    """Returns the FLOPs of `module(*inputs, **arguments)`; all of it on the meta device."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.projector(model.mixture(pixels))
+        module(*inputs, **arguments)
     return counter.get_total_flops()
 
 
@@ -34,6 +29,4 @@ def llm_flops(llm: PreTrainedModel, length: int) -> int:
     ids = torch.zeros(1, length, dtype=torch.int64, device="meta")
     # A ready 4-D mask: making one would look at values, which meta tensors do not have.
     mask = torch.zeros(1, 1, length, length, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        llm(input_ids=ids, attention_mask=mask, use_cache=False)
-    return counter.get_total_flops()
+    return count_flops(llm, input_ids=ids, attention_mask=mask, use_cache=False)

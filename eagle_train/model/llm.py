@@ -11,11 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from eagle_train.model.attention import PACKED
 
 
-def build_llm(*, model_type: str, **config: Any) -> PreTrainedModel:
+def build_llm(*, model_type: str, pretrained: str | None = None, **config: Any) -> PreTrainedModel:
     """Returns a randomly initialized causal LM of a transformers family.
 
     Args:
         model_type: as in a `config.json`: `llama`, `qwen2`, ...
+        pretrained: where its weights come from: a hub id, a local folder or a file. Only kept, as
+            `config.name_or_path`: whoever builds a run reads it and loads them.
         config: fields of that family's configuration.
 
     Raises:
@@ -26,5 +28,7 @@ def build_llm(*, model_type: str, **config: Any) -> PreTrainedModel:
         near = difflib.get_close_matches(unknown[0], known, 1)
         raise ValueError(f"{model_type} has no field {unknown}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(model_type, **config), dtype=torch.float32, attn_implementation=PACKED
+        AutoConfig.for_model(model_type, name_or_path=pretrained or "", **config),
+        dtype=torch.float32,
+        attn_implementation=PACKED,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -14,12 +16,23 @@ class MlpProjector(nn.Module):
         hidden_size: H of the LLM.
         depth: number of linear layers.
         layer_norm: normalizes its input first (Eagle 2's connector).
+        pretrained: where its weights come from: LLaVA's `mm_projector.bin` or its folder. Only kept here:
+            whoever builds a run reads it and loads what `adapt` returns.
 
     Source: LLaVA-1.5 and Eagle 1 (`mlp2x_gelu`: Linear, exact GELU, Linear, with biases).
     """
 
-    def __init__(self, in_channels: int, hidden_size: int, *, depth: int = 2, layer_norm: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        *,
+        depth: int = 2,
+        layer_norm: bool = False,
+        pretrained: str | None = None,
+    ) -> None:
         super().__init__()
+        self.pretrained = pretrained
         layers: list[nn.Module] = [nn.LayerNorm(in_channels)] if layer_norm else []
         layers.append(nn.Linear(in_channels, hidden_size))
         for _ in range(depth - 1):
@@ -29,3 +42,8 @@ class MlpProjector(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Returns (..., H) embeddings of (..., C) features."""
         return self.layers(features)
+
+    def adapt(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns the projector's tensors of a LLaVA checkpoint, `...mm_projector.{0,2}.*`, under our names."""
+        pieces = {name.rpartition("mm_projector."): tensor for name, tensor in state.items()}
+        return {f"layers.{name}": tensor for (_, found, name), tensor in pieces.items() if found}

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eagle_train.model.attention import packed_arguments
-from eagle_train.model.loss import token_losses
+from eagle_train.model.loss import LossHead
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.recompute import recompute_layers
 from eagle_train.types import PackedBatch
@@ -23,24 +23,18 @@ class VisionLanguageModel(nn.Module):
         loss_chunk: positions whose logits are held at a time.
     """
 
-    def __init__(
-        self, *, mixture: Mixture, projector: nn.Module, llm: PreTrainedModel, loss_chunk: int = 1024
-    ) -> None:
+    def __init__(self, *, mixture: Mixture, projector: nn.Module, llm: PreTrainedModel, loss_chunk: int = 1024) -> None:
         super().__init__()
         self.mixture = mixture
         self.projector = projector
         self.llm = llm
+        llm.set_output_embeddings(LossHead(llm.get_output_embeddings()))
         self.loss_chunk = loss_chunk
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
         embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels)
-        hidden = self.llm.model(
-            inputs_embeds=embeddings[None],
-            position_ids=batch.position_ids[None],
-            **packed_arguments(batch.cu_seqlens.diff().tolist(), embeddings.device),
-        ).last_hidden_state[0]
-        return token_losses(self.llm.get_output_embeddings(), hidden, batch.labels, self.loss_chunk)
+        return packed_losses(self.llm, embeddings, batch, self.loss_chunk)
 
     def embed(self, input_ids: torch.Tensor, image_positions: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         """Returns embeddings (T, H) with the visual tokens in their places.
@@ -56,11 +50,8 @@ class VisionLanguageModel(nn.Module):
         """
         embeddings = self.llm.get_input_embeddings()(input_ids)
         if len(image_positions) == 0:
-            return embeddings + 0.0 * self.projector(self.mixture.placeholder(pixels)).sum().to(embeddings.dtype)
-        features = self.projector(self.mixture(pixels)).flatten(0, 1).to(embeddings.dtype)
-        if len(image_positions) != len(features):
-            raise ValueError(f"{len(image_positions)} image positions but {len(features)} visual tokens")
-        return embeddings.index_copy(0, image_positions, features)
+            return embeddings + 0.0 * self.projector(self.mixture(pixels, placeholder=True)).sum().to(embeddings.dtype)
+        return insert(embeddings, image_positions, self.projector(self.mixture(pixels)))
 
     def set_activation_checkpointing(self) -> None:
         """Recomputes activations of the LLM and of every encoder that does not refuse in the backward pass."""
@@ -68,3 +59,30 @@ class VisionLanguageModel(nn.Module):
             if encoder.recompute:
                 encoder.set_activation_checkpointing()
         recompute_layers(self.llm)
+
+
+def packed_losses(llm: PreTrainedModel, embeddings: torch.Tensor, batch: PackedBatch, chunk: int) -> torch.Tensor:
+    """Returns the loss of every token of a packed row, (T,) float32; 0 where there is no label.
+
+    Args:
+        embeddings: (T, H).
+        chunk: positions whose logits are held at a time.
+    """
+    hidden = llm.model(
+        inputs_embeds=embeddings[None],
+        position_ids=batch.position_ids[None],
+        **packed_arguments(batch.cu_seqlens.diff().tolist(), embeddings.device),
+    ).last_hidden_state[0]
+    return llm.get_output_embeddings()(hidden, batch.labels, chunk)
+
+
+def insert(embeddings: torch.Tensor, positions: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Returns embeddings (T, H) with visual tokens (N, P, H) at `positions` (M,).
+
+    Raises:
+        ValueError: if the positions and the visual tokens disagree in number.
+    """
+    tokens = features.flatten(0, 1).to(embeddings.dtype)
+    if len(positions) != len(tokens):
+        raise ValueError(f"{len(positions)} image positions but {len(tokens)} visual tokens")
+    return embeddings.index_copy(0, positions, tokens)

@@ -1,10 +1,10 @@
-"""`python -m eagle_train data build ...`: makes data sets and their indexes."""
+"""`python -m eagle_train data build|prepare|list|show ...`: makes data sets and their indexes."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,13 +12,22 @@ import yaml
 
 from eagle_train.data.build import BuildReport, build_from_annotation, build_from_tars
 from eagle_train.data.index import ensure_index, read_sample
-from eagle_train.data.recipe import Recipe, load_recipe
+from eagle_train.data.recipe import Recipe, how_to_get, load_recipe
 from eagle_train.data.shards import ShardReader
+from eagle_train.tools.data_prepare import list_recipes, prepare_recipe, show_recipe
 from eagle_train.track.console import progress
 from eagle_train.train.config import build
 
-HELP = """usage: python -m eagle_train data build key=value ...
+HELP = """usage: python -m eagle_train data build|prepare|list|show key=value ...
 
+  data list [data_root=data]
+      all recipes and their sources: published samples, licence, on disk or not
+  data show recipe=NAME [data_root=data]
+      what a recipe is made of, and what to download for it
+  data prepare recipe=NAME from=FOLDER [data_root=data] [workers=1] [samples_per_shard=1000] [max_bad_share=0.01]
+      turns a download as it was published (one JSON list or JSONL, with images in folders, tars, zips, or tars split
+      into parts) into the shards of a recipe's sources, and says what is missing. Stopped, it goes on where it was.
+      workers: processes; one per core is good. A compressed tar is unpacked first, under data_root/.prepare.
   data build recipe=toy [data_root=data]
       builds every source of a recipe under data_root, and its tokenizer if the recipe trains one
   data build name=NAME annotation=FILE [media_root=DIR] out=DIR [max_bad_share=0.01]
@@ -35,26 +44,68 @@ KEYS = {
     "annotation": {"name", "annotation", "media_root", "out", "max_bad_share"},
     "tars": {"name", "tars", "out", "max_bad_share"},
 }
+PREPARE_KEYS = {"recipe", "from", "data_root", "workers", "samples_per_shard", "max_bad_share"}
 
 
 def main(arguments: list[str]) -> int:
-    """Builds; returns the exit code."""
-    if not arguments or arguments[0] != "build" or "--help" in arguments:
+    """Runs one word; returns the exit code."""
+    words = {"build": build_word, "prepare": prepare_word, "list": list_word, "show": show_word}
+    if not arguments or arguments[0] not in words or "--help" in arguments:
         print(HELP)
         return 0 if "--help" in arguments else 2
-    values = dict(argument.partition("=")[::2] for argument in arguments[1:])
+    return words[arguments[0]](dict(argument.partition("=")[::2] for argument in arguments[1:]))
+
+
+def build_word(values: dict[str, str]) -> int:
+    """Builds; returns the exit code."""
     kinds = [kind for kind in KEYS if kind in values]
     if len(kinds) != 1:
         raise ValueError(f"give exactly one of recipe=, annotation= and tars=; got {sorted(values)}")
-    if unknown := set(values) - KEYS[kinds[0]]:
-        raise ValueError(f"unknown {sorted(unknown)}; with {kinds[0]}= there are {sorted(KEYS[kinds[0]])}")
+    check_keys(values, KEYS[kinds[0]])
     if kinds[0] == "recipe":
-        build_recipe(load_recipe(values["recipe"]), Path(values.get("data_root", "data")))
+        build_recipe(load_recipe(values["recipe"]), root_of(values))
         return 0
-    if missing := {"name", "out"} - set(values):
-        raise ValueError(f"{sorted(missing)} must be given, see `data build --help`")
+    check_keys(values, KEYS[kinds[0]], {"name", "out"})
     build_own(values)
     return 0
+
+
+def prepare_word(values: dict[str, str]) -> int:
+    """Prepares a recipe from a download; returns the exit code."""
+    check_keys(values, PREPARE_KEYS, {"recipe", "from"})
+    return prepare_recipe(
+        load_recipe(values["recipe"]),
+        Path(values["from"]),
+        root_of(values),
+        workers=int(values.get("workers", 1)),
+        samples_per_shard=int(values.get("samples_per_shard", 1000)),
+        max_bad_share=float(values.get("max_bad_share", 0.01)),
+    )
+
+
+def list_word(values: dict[str, str]) -> int:
+    """Lists the recipes; returns the exit code."""
+    check_keys(values, {"data_root"})
+    return list_recipes(root_of(values))
+
+
+def show_word(values: dict[str, str]) -> int:
+    """Shows a recipe; returns the exit code."""
+    check_keys(values, {"recipe", "data_root"}, {"recipe"})
+    return show_recipe(load_recipe(values["recipe"]), root_of(values))
+
+
+def check_keys(values: dict[str, str], known: set[str], required: Set[str] = frozenset()) -> None:
+    """Raises ValueError for a key that is not known, or one that is required and not given."""
+    if unknown := set(values) - known:
+        raise ValueError(f"unknown {sorted(unknown)}; there are {sorted(known)}")
+    if missing := required - set(values):
+        raise ValueError(f"{sorted(missing)} must be given, see `data --help`")
+
+
+def root_of(values: dict[str, str]) -> Path:
+    """Returns the folder of all shards."""
+    return Path(values.get("data_root", "data"))
 
 
 def build_recipe(recipe: Recipe, data_root: Path) -> None:
@@ -65,9 +116,10 @@ def build_recipe(recipe: Recipe, data_root: Path) -> None:
     """
     for card in recipe.cards.values():
         folder = card.folder(data_root)
-        if not card.find_shards(data_root):
+        if not card.is_there(data_root):
             if card.build is None:
-                raise ValueError(f"source {card.name} is not at {folder} and cannot be built here: {card.origin}")
+                remedy = how_to_get(recipe, card)
+                raise ValueError(f"source {card.name} is not at {folder} and cannot be built here: {remedy}")
             with progress(f"building {card.name}", card.num_samples) as advance:
                 build(card.build, out=folder, progress=steps(advance))
         index_all(card.find_shards(data_root), card.name)

@@ -1,11 +1,22 @@
-"""`python -m eagle_train export RUN [--out DIR]`."""
+"""`python -m eagle_train export RUN [--out DIR] [--layout LAYOUT]`."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from eagle_train.train.load import export_run
+from eagle_train.train.released import export_projector, export_released
+
+
+def export_native(run: Path, out: Path) -> list[str]:
+    """Writes the layout of this package; returns nothing, since nothing is lost."""
+    export_run(run, out)
+    return []
+
+
+LAYOUTS = {"native": export_native, "eagle1": export_released, "mm_projector": export_projector}
 
 
 def main(arguments: list[str]) -> int:
@@ -14,8 +25,19 @@ def main(arguments: list[str]) -> int:
         prog="python -m eagle_train export",
         description="Writes safetensors, config and tokenizer of a run's newest checkpoint.",
     )
-    parser.add_argument("run", type=Path, help="run folder, for example runs/toy")
-    parser.add_argument("--out", type=Path, help="default: RUN/export")
+    parser.add_argument("run", type=Path, help="run folder, for example runs/toy, or an export")
+    parser.add_argument("--out", type=Path, help="default: RUN/export, with another layout's name behind it")
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="native",
+        help="native: for `chat` and `init_from`; eagle1: as the released Eagle 1 checkpoints; "
+        "mm_projector: only the projector, as LLaVA's first stage",
+    )
     options = parser.parse_args(arguments)
-    print(export_run(options.run, options.out or options.run / "export"))
+    name = "export" if options.layout == "native" else f"export-{options.layout}"
+    out = options.out or options.run / name
+    for difference in LAYOUTS[options.layout](options.run, out):
+        print(f"warning: the original code cannot run this model: {difference}", file=sys.stderr)
+    print(out)
     return 0

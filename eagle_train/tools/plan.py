@@ -9,14 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from eagle_train.data.recipe import load_recipe
-from eagle_train.model.flops import llm_flops, vision_flops
+from eagle_train.model.describe import describe
+from eagle_train.model.flops import count_flops, llm_flops
+from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.app import freeze_table_view
-from eagle_train.train.assemble import build_encoder, build_schedule, build_stage_data, meta_model
+from eagle_train.train.assemble import build_encoder, build_schedule, build_stage_data, meta_model, stage_model
 from eagle_train.train.config import constructor, load_config
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table
 from eagle_train.train.schedule import Stage
@@ -46,27 +49,45 @@ def main(arguments: list[str]) -> int:
 def make_plan(config: Mapping[str, Any], ranks: int) -> dict[str, Any]:
     """Returns everything the plan tells, as plain JSON values."""
     model = meta_model(config)
-    tile = config["data"]["tile_size"]
+    geometry = describe(model.mixture, config["data"]["tile_size"])
+    encoders = {name: {**asdict(e), "resampling": e.resampling} for name, e in geometry.encoders.items()}
+    tokens = torch.zeros(1, geometry.tokens_per_tile, geometry.channels, device="meta")
+    fusion = {"fusion": geometry.fusion_flops, "projector": count_flops(model.projector, tokens)}
+    not_built = {f"mixture.encoders.{n}": e.not_built for n, e in model.mixture.encoders.items() if e.not_built}
     stages = [plan_stage(config, model, name, stage, ranks) for name, stage in build_schedule(config).items()]
+    total = sum(parameter.numel() for parameter in model.parameters())
     return {
         "experiment": config["name"],
         "ranks": ranks,
-        "tokens_per_tile": model.mixture.tokens_per_tile,
-        "vision_flops_per_tile": vision_flops(model, tile),
-        "encoders": {
-            name: {"input_size": e.input_size, "grid": e.grid, "channels": e.channels}
-            for name, e in model.mixture.encoders.items()
-        },
+        "tile_size": config["data"]["tile_size"],
+        "encoders": encoders,
+        "mixture": constructor(config["mixture"]).__name__,
+        "tokens_per_tile": geometry.tokens_per_tile,
+        "channels": geometry.channels,
+        "grid_taken_from": grid_taken_from(config, model),
+        "fusion_flops_per_tile": fusion,
+        "vision_flops_per_tile": sum(e.flops for e in geometry.encoders.values()) + sum(fusion.values()),
+        "not_built": not_built,
+        "published_parameters": total + sum(sum(parts.values()) for parts in not_built.values()),
         "stages": stages,
     }
+
+
+def grid_taken_from(config: Mapping[str, Any], model: VisionLanguageModel) -> str | None:
+    """Returns the encoder whose grid a mixture with `grid: null` took; None where the config decides."""
+    if config["mixture"].get("grid", 0) is not None:
+        return None
+    return leading_encoder({name: (e.input_size, e.grid) for name, e in model.mixture.encoders.items()})
 
 
 def plan_stage(
     config: Mapping[str, Any], model: VisionLanguageModel, name: str, stage: Stage, ranks: int
 ) -> dict[str, Any]:
     """Returns the plan of one stage."""
-    freeze(model, stage.learning_rates)
-    rows = freeze_table(model, stage.learning_rates)
+    with torch.device("meta"):
+        trained = stage_model(config, model, stage)
+    freeze(trained, stage.learning_rates)
+    rows = freeze_table(trained, stage.learning_rates)
     total, trainable = sum(row.total for row in rows), sum(row.trainable for row in rows)
     engine = {k: v for k, v in config["engine"].items() if not k.startswith("_")}
     memory = constructor(config["engine"]).state_bytes(total, trainable, ranks, **engine)
@@ -91,7 +112,7 @@ def plan_data(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stag
     """Returns rows, fill and steps where the data is on this machine, else what is missing."""
     recipe = load_recipe(stage.recipe)
     root = Path(config["data_root"])
-    missing = [name for name in recipe.sources if not recipe.cards[name].find_shards(root)]
+    missing = [name for name in recipe.sources if not recipe.cards[name].is_there(root)]
     if missing:
         return {"missing_sources": missing, "num_steps": stage.num_steps}
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
@@ -105,6 +126,7 @@ def plan_data(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stag
         "num_tiles": int(data.catalog.num_tiles[data.rows.samples].sum()),
         "fill": tokens / (len(data.rows) * stage.max_length),
         "dropped": {source: dict(reasons) for source, reasons in data.catalog.dropped().items() if reasons},
+        "shortened": {source: asdict(what) for source, what in data.catalog.shortened().items() if what.samples},
         "asked_shares": data.asked_shares(),
     }
 
@@ -112,11 +134,7 @@ def plan_data(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stag
 def show(plan: Mapping[str, Any], console: Console) -> None:
     """Prints a plan for reading."""
     console.print(f"[bold]{plan['experiment']}[/bold] on {plan['ranks']} rank(s)")
-    for name, facts in plan["encoders"].items():
-        console.print(f"  {name}: {facts['input_size']} px -> {facts['grid']}x{facts['grid']}x{facts['channels']}")
-    console.print(
-        f"  {plan['tokens_per_tile']} tokens and {flops(plan['vision_flops_per_tile'])} forward per tile (vision)"
-    )
+    show_geometry(plan, console)
     for stage in plan["stages"]:
         console.print()
         console.print(freeze_table_view(stage["name"], [FreezeRow(**row) for row in stage["freeze_table"]]))
@@ -132,6 +150,30 @@ def show(plan: Mapping[str, Any], console: Console) -> None:
         console.print(memory)
 
 
+def show_geometry(plan: Mapping[str, Any], console: Console) -> None:
+    """Prints what becomes of a tile."""
+    table = Table(title=f"from a tile of {plan['tile_size']} px to {plan['tokens_per_tile']} tokens")
+    for column in ("encoder", "sees", "features", "resampled", "FLOPs per tile"):
+        table.add_column(column, justify="left" if column == "encoder" else "right")
+    for name, facts in plan["encoders"].items():
+        grid, fused = facts["grid"], facts["fused_grid"]
+        change = "no" if grid == fused else f"{facts['resampling']} to {fused}x{fused}"
+        size = f"{facts['input_size']} px"
+        table.add_row(name, size, f"{grid}x{grid}x{facts['channels']}", change, flops(facts["flops"]))
+    for part, count in plan["fusion_flops_per_tile"].items():
+        table.add_row(part, "", "", "", flops(count))
+    total = f"{plan['tokens_per_tile']} x {plan['channels']}"
+    table.add_row(plan["mixture"], "", total, "", flops(plan["vision_flops_per_tile"]), style="bold")
+    console.print(table)
+    for module, parts in plan["not_built"].items():
+        unused = ", ".join(f"{part} ({count:,})" for part, count in parts.items())
+        console.print(f"  not built, since never used: {module}'s {unused} parameters")
+    if plan["not_built"]:
+        console.print(f"  with them the model would have {plan['published_parameters']:,} parameters")
+    if plan["grid_taken_from"]:
+        console.print(f"  grid: that of {plan['grid_taken_from']}, the coarsest of those that see most pixels")
+
+
 def show_data(data: Mapping[str, Any], console: Console) -> None:
     """Prints what a stage's data gives."""
     if "missing_sources" in data:
@@ -143,6 +185,9 @@ def show_data(data: Mapping[str, Any], console: Console) -> None:
     )
     for source, reasons in data["dropped"].items():
         console.print(f"  dropped from {source}: {reasons}", style="yellow")
+    for source, what in data["shortened"].items():
+        lost = f"{what['turns']:,} turns, {what['tokens']:,} tokens"
+        console.print(f"  {what['samples']:,} samples of {source} shortened by {lost}", style="yellow")
 
 
 def flops(value: float) -> str:

@@ -7,7 +7,7 @@ import io
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import metadata, resources
 from pathlib import Path
@@ -174,6 +174,8 @@ class AccountRow:
     dropped: dict[str, int]
     """By reason."""
     pending: int
+    shortened: dict[str, int] = field(default_factory=dict)
+    """`samples` cut to whole turns that fit a row, and the `turns` and `tokens` this cost; none in older books."""
 
     @property
     def unexplained(self) -> int:
@@ -197,6 +199,7 @@ def accounting_rows(run: RunFolder) -> list[AccountRow]:
                     used=sum(row.used for row in own),
                     dropped={reason: sum(row.dropped.get(reason, 0) for row in own) for reason in reasons},
                     pending=sum(row.pending for row in own),
+                    shortened={name: sum(row.shortened.get(name, 0) for row in own) for name in own[0].shortened},
                 )
             )
     return rows

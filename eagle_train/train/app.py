@@ -17,6 +17,7 @@ from eagle_train.data.encode import Encoder
 from eagle_train.data.ledger import Ledger
 from eagle_train.data.loader import RowDataset, make_loader
 from eagle_train.data.recipe import card_source, load_recipe
+from eagle_train.data.too_long import DropTooLong
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import ConsoleTracker
 from eagle_train.track.jsonl import JsonlTracker, read_metrics
@@ -29,6 +30,7 @@ from eagle_train.train.assemble import (
     build_schedule,
     build_stage_data,
     read_sources,
+    stage_model,
 )
 from eagle_train.train.books import make_budget, write_accounts
 from eagle_train.train.checkpoint import (
@@ -42,8 +44,9 @@ from eagle_train.train.checkpoint import (
 )
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.evaluate import evaluate
-from eagle_train.train.optim import FreezeRow, freeze, freeze_table
+from eagle_train.train.optim import FreezeRow, freeze, freeze_table, with_dtypes
 from eagle_train.train.preemption import PreemptionFlag
+from eagle_train.train.pretrained import load_start, start_table
 from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
 from eagle_train.train.schedule import Stage
 from eagle_train.train.trainer import Trainer
@@ -106,6 +109,9 @@ def start(config: Mapping[str, Any]) -> Run:
     if latest is None:
         run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
         state = TrainState(stage=next(iter(schedule)), run_id=run_id)
+        starts = load_start(model, config["init_from"])
+        if dist.rank() == 0:
+            Console(stderr=True).print(start_table(starts))
     else:
         state = read_state(latest)
         log.warning("resuming stage %s at step %d from %s", state.stage, state.step, latest)
@@ -147,11 +153,13 @@ def run_stage(run: Run, stage: Stage) -> bool:
     data = build_stage_data(run.config, stage, run.encoder)
     check_plan(run.state, data)
     run.state.plan = data.fingerprint
-    freeze(run.model, stage.learning_rates)
+    model = stage_model(run.config, run.model, stage).train()
+    freeze(model, stage.learning_rates)
+    table = freeze_table(model, stage.learning_rates)
     micro_batches = -(-stage.rows_per_step // dist.world_size())
-    engine = build(run.config["engine"])(run.model, stage, micro_batches)
+    engine = build(run.config["engine"])(model, stage, micro_batches)
     if dist.rank() == 0:
-        show_stage(run, stage, data)
+        show_stage(run, stage, data, with_dtypes(table, model))
     if run.resume_from is not None:
         engine.load(run.resume_from)
         restore_random_states(run.resume_from)
@@ -218,10 +226,10 @@ def check_plan(state: TrainState, data: StageData) -> None:
     )
 
 
-def show_stage(run: Run, stage: Stage, data: StageData) -> None:
+def show_stage(run: Run, stage: Stage, data: StageData, table: list[FreezeRow]) -> None:
     """Prints the freeze table and the plan of a stage."""
     console = Console(stderr=True)
-    console.print(freeze_table_view(run.state.stage, freeze_table(run.model, stage.learning_rates)))
+    console.print(freeze_table_view(run.state.stage, table))
     fill = data.catalog.lengths[data.rows.samples].sum() / (len(data.rows) * stage.max_length)
     console.print(
         f"stage {run.state.stage}: {data.num_steps} steps of {stage.rows_per_step} rows x {stage.max_length} tokens, "
@@ -250,8 +258,8 @@ def finish(run: Run) -> None:
     recipe = load_recipe(list(run.schedule.values())[-1].recipe)
     sources = [card_source(recipe, name, Path(run.config["data_root"])) for name in evaluation.sources]
     longest = max(stage.max_length for stage in run.schedule.values())
-    catalog = read_sources(run.config, sources, run.encoder, longest)
-    scores = evaluate(run.model, catalog, run.encoder, evaluation, run.folder / "gallery")
+    catalog = read_sources(run.config, sources, run.encoder, longest, DropTooLong())
+    scores = evaluate(run.model.to(dist.device()), catalog, run.encoder, evaluation, run.folder / "gallery")
     run.trackers.log(scores, run.state.global_step)
 
 

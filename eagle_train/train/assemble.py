@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from torch import nn
 
 from eagle_train import dist
 from eagle_train.data.catalog import Catalog, Source, build_catalog
@@ -20,9 +21,14 @@ from eagle_train.data.index import ensure_lengths
 from eagle_train.data.plan import PlanConfig, Rows, fingerprint, plan_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.tiling import Tiling
+from eagle_train.data.tokenizer import load
+from eagle_train.data.too_long import TooLong
+from eagle_train.model.mixtures.base import Mixture
+from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import progress
 from eagle_train.train.config import ConfigError, build
+from eagle_train.train.geometry_check import check_geometry
 from eagle_train.train.schedule import Stage
 
 
@@ -35,6 +41,7 @@ class DataSettings:
         tiling: how images are cut into tiles.
         frames: how many frames a video gives.
         loss_weight: weight of a supervised token, from their number in its sample.
+        too_long: what becomes of samples that are longer than a row.
         window_samples: samples packed together.
         max_bad_share: share of a source that may be bad before the run stops with the list.
         num_workers: loader processes per rank; the result does not depend on it.
@@ -44,17 +51,51 @@ class DataSettings:
     tiling: Tiling
     frames: FrameRate
     loss_weight: Callable[[int], float]
+    too_long: TooLong
     window_samples: int
     max_bad_share: float
     num_workers: int
 
 
 def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
-    """Returns the model on the current default device; under `torch.device("meta")` it holds no memory."""
-    mixture = build(config["mixture"])
+    """Returns the model on the current default device.
+
+    Raises:
+        ConfigError: with every reason, if encoders, mixture and rows do not fit together.
+    """
+    check_geometry(config)
+    return assemble_model(config, build(config["mixture"]))
+
+
+def meta_model(config: Mapping[str, Any]) -> VisionLanguageModel:
+    """Returns the model on the meta device: shapes and names without memory.
+
+    Raises:
+        ConfigError: as `build_model`.
+    """
+    mixture = check_geometry(config)
+    with torch.device("meta"):
+        return assemble_model(config, mixture)
+
+
+def assemble_model(config: Mapping[str, Any], mixture: Mixture) -> VisionLanguageModel:
+    """Returns the model of a mixture and, on the current default device, its LLM and projector."""
     llm = build(config["llm"])
     projector = build(config["projector"], in_channels=mixture.channels, hidden_size=llm.config.hidden_size)
     return VisionLanguageModel(mixture=mixture, projector=projector, llm=llm, loss_chunk=config["loss_chunk"])
+
+
+def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stage) -> nn.Module:
+    """Returns what a stage trains: the model, or one of its encoders behind a projector like the model's.
+
+    Raises:
+        ValueError: if there is no such encoder, or the mixture does not allow it (see `PreAlignment`).
+    """
+    if stage.align is None:
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage.seed)
+        return PreAlignment(model, stage.align, partial(build, config["projector"]))
 
 
 def build_schedule(config: Mapping[str, Any]) -> dict[str, Stage]:
@@ -63,15 +104,17 @@ def build_schedule(config: Mapping[str, Any]) -> dict[str, Stage]:
 
 
 def load_tokenizer(path: str):
-    """Returns a fast tokenizer of a folder or hub id.
+    """Returns a fast tokenizer of a folder or hub id, see `data.tokenizer.load`.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none, or none that can be used.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        tokenizer = load.load_tokenizer(path, load.default_cache())
+    except OSError as error:
         raise ConfigError(f"no tokenizer at {path!r} ({str(error).splitlines()[0]}); set tokenizer=FOLDER") from error
+    except ValueError as error:
+        raise ConfigError(f"the tokenizer at {path!r}: {error}") from error
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer at {path!r} gives no offsets; a tokenizer.json is needed")
     return tokenizer
@@ -122,8 +165,8 @@ def build_stage_data(config: Mapping[str, Any], stage: Stage, encoder: Encoder) 
     """Returns the samples and the plan of a stage; ranks share the building of what is missing on disk."""
     encoder = of_stage(encoder, stage)
     sources = recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))
-    catalog = read_sources(config, sources, encoder, stage.max_length)
     settings = build(config["data"])
+    catalog = read_sources(config, sources, encoder, stage.max_length, settings.too_long)
     plan = PlanConfig(max_length=stage.max_length, seed=stage.seed, window_samples=settings.window_samples)
     num_rows = stage.num_steps * stage.rows_per_step if stage.num_steps is not None else None
     rows = plan_rows(catalog, plan, num_epochs=stage.num_epochs, num_rows=num_rows)
@@ -136,7 +179,9 @@ def build_stage_data(config: Mapping[str, Any], stage: Stage, encoder: Encoder) 
         "rows_per_step": stage.rows_per_step,
     }
     num_steps = -(-len(rows) // stage.rows_per_step)
-    return StageData(encoder=encoder, catalog=catalog, rows=rows, num_steps=num_steps, fingerprint=fingerprint(identity))
+    return StageData(
+        encoder=encoder, catalog=catalog, rows=rows, num_steps=num_steps, fingerprint=fingerprint(identity)
+    )
 
 
 def of_stage(encoder: Encoder, stage: Stage) -> Encoder:
@@ -149,7 +194,9 @@ def describe(part: Any) -> list:
     return [type(part).__name__, vars(part)]
 
 
-def read_sources(config: Mapping[str, Any], sources: list[Source], encoder: Encoder, max_length: int) -> Catalog:
+def read_sources(
+    config: Mapping[str, Any], sources: list[Source], encoder: Encoder, max_length: int, too_long: TooLong
+) -> Catalog:
     """Returns the catalog of `sources`, with progress over their shards.
 
     Each rank first builds its share of the indexes and text lengths that are missing on disk.
@@ -159,20 +206,16 @@ def read_sources(config: Mapping[str, Any], sources: list[Source], encoder: Enco
     mine = pairs[dist.rank() :: dist.world_size()]
     with progress("reading indexes", len(mine)) as advance:
         for source, shard in mine:
-            ensure_lengths(shard, source.index_dir, name, encoder.text_length)
+            ensure_lengths(shard, source.index_dir, name, encoder.answer_ends)
             advance(1)
     dist.barrier()
     share = build(config["data"]).max_bad_share
-    return build_catalog(sources, encoder, max_length=max_length, text_fingerprint=name, max_bad_share=share)
+    return build_catalog(
+        sources, encoder, max_length=max_length, too_long=too_long, text_fingerprint=name, max_bad_share=share
+    )
 
 
 def text_fingerprint(encoder: Encoder) -> str:
     """Returns a short hash of everything text lengths depend on: tokenizer and template."""
     parts = [encoder.tokenizer.backend_tokenizer.to_str(), asdict(encoder.template)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def meta_model(config: Mapping[str, Any]) -> VisionLanguageModel:
-    """Returns the model on the meta device: shapes and names without memory."""
-    with torch.device("meta"):
-        return build_model(config)

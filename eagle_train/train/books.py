@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,13 @@ def write_accounts(folder: Path, state: TrainState, stage: Stage, data: StageDat
     """Writes `accounting.json` and `mixture.json` of a run, with this stage's part made anew.
 
     What was read is counted from the plan, what became of it from the ledger: where they disagree, a warning
-    says so.
+    says so. `shortened` is what the plan cuts off too long samples: each counts once, whatever the number of epochs.
     """
     read = samples_in_rows(data, state.step * stage.rows_per_step)
     total = samples_in_rows(data, len(data.rows))
     accounts = account(folder / "ledger", state.stage, state.step, read, total, data.catalog.dropped())
+    for source, shortened in data.catalog.shortened().items():
+        accounts[source]["shortened"] = asdict(shortened)
     for source, entry in accounts.items():
         if entry["read"] != entry["used"] + sum(entry["dropped"].values()):
             log.warning("the books of %s in stage %s do not balance: %s", source, state.stage, entry)

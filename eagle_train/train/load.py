@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from torch import nn
 
 from eagle_train import dist
 from eagle_train.data.encode import Encoder
+from eagle_train.data.tokenizer.load import FILES, tokenizer_folder
+from eagle_train.model.checkpoints.files import SAFETENSORS, SAFETENSORS_INDEX, listed, read_weights, write_weights
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_encoder, build_model, meta_model
 from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.zero import read_zero_weights
 
-WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 MODEL_KEYS = ("name", "mixture", "projector", "llm", "chat_template", "data", "loss_chunk")
 
@@ -33,29 +35,48 @@ def load_model(path: Path) -> tuple[VisionLanguageModel, Encoder]:
     """
     config = read_config(path)
     model = build_model(config)
-    weights = load_file(path / WEIGHTS) if is_export(path) else read_run_weights(path)
-    load_weights(model, weights)
+    load_weights(model, read_model_weights(path))
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     return model.to(dist.device()).eval(), encoder
 
 
-def load_weights(model: VisionLanguageModel, weights: Mapping[str, torch.Tensor]) -> None:
-    """Loads weights by name; of tied ones, one name is enough.
+@torch.no_grad()
+def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], fresh: tuple[str, ...] = ()) -> list[str]:
+    """Copies weights into a module by name, one after another; of tied ones, one name is enough.
+
+    Args:
+        fresh: prefixes of names that `weights` need not have.
+
+    Returns:
+        The names that `weights` did not have.
 
     Raises:
-        ValueError: for weights that are missing or that the model does not have.
+        ValueError: for weights that are missing, misshapen, or that the module does not have.
     """
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    loaded = {id(parameters[name]) for name in weights if name in parameters}
-    missing = [name for name in missing if name not in parameters or id(parameters[name]) not in loaded]
-    if missing or unexpected:
-        raise ValueError(f"the weights do not fit the model: missing {missing[:4]}, unexpected {unexpected[:4]}")
+    own = module.state_dict(keep_vars=True)
+    given = {id(own[name]) for name in weights if name in own}
+    absent = [name for name, tensor in own.items() if id(tensor) not in given]
+    faults = {
+        "missing": [name for name in absent if not name.startswith(fresh)],
+        "unexpected": [name for name in weights if name not in own],
+        "misshapen": [
+            f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+            for name, tensor in weights.items()
+            if name in own and tensor.shape != own[name].shape
+        ],
+    }
+    if any(faults.values()):
+        found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names)
+        raise ValueError(f"the weights do not fit the model: {found}")
+    for name, tensor in weights.items():
+        own[name].copy_(tensor)
+    return absent
 
 
 def is_export(path: Path) -> bool:
-    """Returns whether `path` is a folder that `export` wrote."""
-    return (path / WEIGHTS).is_file()
+    """Returns whether `path` is a folder that `export` or `import` wrote."""
+    weights = (path / SAFETENSORS, path / SAFETENSORS_INDEX)
+    return (path / CONFIG).is_file() and any(file.is_file() for file in weights)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -69,6 +90,20 @@ def read_config(path: Path) -> dict[str, Any]:
     return yaml.safe_load((newest_checkpoint(path) / CONFIG).read_text())
 
 
+def read_model_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights of an export, or of a run's newest checkpoint, by parameter name.
+
+    They are mapped into memory where the files allow it, so that a model that takes them is not there twice.
+    """
+    if is_export(path):
+        return read_weights(path)
+    checkpoint = newest_checkpoint(path)
+    plain = (checkpoint / "engine.pt").exists()
+    weights = read_weights(checkpoint / "engine.pt") if plain else read_zero_weights(checkpoint)
+    # The aligner of a stage of pre-alignment is no part of the model.
+    return {name: weight for name, weight in weights.items() if not name.startswith("aligner.")}
+
+
 def newest_checkpoint(run: Path) -> Path:
     """Returns the newest complete checkpoint of a run.
 
@@ -76,43 +111,55 @@ def newest_checkpoint(run: Path) -> Path:
         ValueError: if it has none, or is no run.
     """
     if not (run / CONFIG).is_file():
-        raise ValueError(f"{run} is neither a run nor an export: it has no {CONFIG}")
+        released = "; `import` reads released checkpoints" if (run / "config.json").is_file() else ""
+        raise ValueError(f"{run} is neither a run nor an export: it has no {CONFIG}{released}")
     checkpoint = CheckpointDir(run / "checkpoints").latest()
     if checkpoint is None:
         raise ValueError(f"{run} has no complete checkpoint yet")
     return checkpoint
 
 
-def read_run_weights(run: Path) -> dict[str, torch.Tensor]:
-    """Returns the weights in the newest complete checkpoint of a run, by parameter name."""
-    checkpoint = newest_checkpoint(run)
-    if (checkpoint / "engine.pt").exists():
-        return torch.load(checkpoint / "engine.pt", map_location="cpu", weights_only=True)["model"]
-    return read_zero_weights(checkpoint)
-
-
 def export_run(run: Path, out: Path) -> Path:
-    """Writes weights, config and tokenizer of a run's newest checkpoint to `out`, and checks them.
+    """Writes weights, config and tokenizer of a run's newest checkpoint to `out`, in place of an earlier export.
 
     The folder is all that `load_model` needs: it may be moved, the run deleted.
 
     Raises:
-        ValueError: if the weights do not fit the config's model.
+        ValueError: if the weights do not fit the config's model, or `out` holds something else.
     """
     config = read_config(run)
-    weights = read_run_weights(run)
+    weights = read_model_weights(run)
     expected = {name: tensor.shape for name, tensor in meta_model(config).state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.items()}
-    if expected != found:
-        differing = sorted(set(expected.items()) ^ set(found.items()))[:4]
-        raise ValueError(f"the weights of {run} do not fit its config: {differing}")
-    encoder = build_encoder(config, tokens_per_tile=1, vocab_size=config["llm"]["vocab_size"])
-    out.mkdir(parents=True, exist_ok=True)
+    if differing := sorted(set(expected.items()) ^ set(found.items())):
+        raise ValueError(f"the weights of {run} do not fit its config: {differing[:4]}")
+    if is_export(out) and out.resolve() != run.resolve():
+        shutil.rmtree(out)
     first_of = {tensor.data_ptr(): name for name, tensor in reversed(weights.items())}  # tied weights: once
-    weights = {name: tensor.contiguous() for name, tensor in weights.items() if first_of[tensor.data_ptr()] == name}
-    save_file(weights, out / WEIGHTS, {"format": "pt"})
-    encoder.tokenizer.save_pretrained(out)
-    (out / CONFIG).write_text(yaml.safe_dump({key: config[key] for key in MODEL_KEYS}, sort_keys=False))
-    written = load_file(out / WEIGHTS)
-    assert all(torch.equal(written[name], tensor) for name, tensor in weights.items()), "export differs"
+    write_export(out, config, {name: t for name, t in weights.items() if first_of[t.data_ptr()] == name})
     return out
+
+
+def write_export(out: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+    """Writes a folder that `load_model` reads.
+
+    Raises:
+        ValueError: if `out` is not empty.
+    """
+    check_empty(out)
+    write_weights(out, weights)
+    write_tokenizer(config["tokenizer"], out)
+    (out / CONFIG).write_text(yaml.safe_dump({key: config[key] for key in MODEL_KEYS}, sort_keys=False))
+
+
+def check_empty(out: Path) -> None:
+    """Raises ValueError if `out` holds anything."""
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; delete it or choose another folder")
+
+
+def write_tokenizer(source: str, out: Path) -> None:
+    """Copies the tokenizer's files of a folder or hub id to `out`, as they are."""
+    folder = tokenizer_folder(source)
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern) if path.is_file()):
+        shutil.copy(path, out / path.name)

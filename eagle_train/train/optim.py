@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -108,7 +108,7 @@ def keeping_hyperparameters(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def freeze_table(model: nn.Module, rates: Mapping[str, float | None]) -> list[FreezeRow]:
     """Returns parameters, trainable parameters, learning rate and dtype per module of `model`.
 
-    The modules are the encoders by name, the mixture's own norms, the projector and the LLM.
+    The modules are the encoders by name, the mixture's own norms, the projector, the LLM and any aligner.
     """
     rows: dict[str, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
@@ -122,10 +122,23 @@ def freeze_table(model: nn.Module, rates: Mapping[str, float | None]) -> list[Fr
                 total=sum(p.numel() for _, p in members),
                 trainable=sum(p.numel() for n, p in members if rates[rate_name(n, rates)] is not None),
                 learning_rate=max(learning_rates, default=None),
-                dtype="/".join(sorted({str(p.dtype).removeprefix("torch.") for _, p in members})),
+                dtype=dtypes(p for _, p in members),
             )
         )
     return table
+
+
+def with_dtypes(table: list[FreezeRow], model: nn.Module) -> list[FreezeRow]:
+    """Returns a freeze table with the present dtypes: an engine may have changed them, and sharded the weights."""
+    members: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        members.setdefault(module_of(name), []).append(parameter)
+    return [replace(row, dtype=dtypes(members[row.module])) for row in table]
+
+
+def dtypes(parameters: Iterable[nn.Parameter]) -> str:
+    """Returns the dtypes of parameters, for example `bfloat16/float32`."""
+    return "/".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}))
 
 
 def module_of(parameter: str) -> str:

@@ -27,8 +27,10 @@ class Stage:
         weight_decay: of matrices; norms and biases have none.
         betas, eps: of AdamW.
         max_grad_norm: global gradient norm is clipped to it; null: not clipped.
-        seed: of the plan's shuffles.
+        seed: of the plan's shuffles, and of the aligner's weights.
         chat_template, tiling: of this stage; null: those of the run.
+        align: name of the one encoder that sees, through a projector of its own named `aligner`, which is thrown
+            away when the stage ends (see `PreAlignment`); null: the whole mixture and its projector see.
     """
 
     recipe: str
@@ -46,12 +48,23 @@ class Stage:
     seed: int = 0
     chat_template: ChatTemplate | None = None
     tiling: Tiling | None = None
+    align: str | None = None
 
     def __post_init__(self) -> None:
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError(f"give num_steps ({self.num_steps}) or num_epochs ({self.num_epochs}), not both")
         if self.rows_per_step < 1 or self.max_length < 2:
             raise ValueError(f"rows_per_step {self.rows_per_step} and max_length {self.max_length} are too small")
+        if self.align is not None:
+            self.check_aligned()
+
+    def check_aligned(self) -> None:
+        """Raises ValueError if a stage that aligns one encoder would train what it does not run."""
+        runs = (f"mixture.encoders.{self.align}", "aligner", "llm")
+        trained = [name for name, rate in self.learning_rates.items() if rate is not None]
+        idle = [name for name in trained if not any(name == part or name.startswith(f"{part}.") for part in runs)]
+        if idle:
+            raise ValueError(f"a stage with align={self.align} runs {', '.join(runs)} alone; set {idle} to null")
 
 
 def lr_scale(step: int, num_steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:

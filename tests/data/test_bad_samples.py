@@ -2,11 +2,13 @@
 
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source, build_catalog
 from eagle_train.data.encode import Encoder
@@ -20,6 +22,8 @@ from eagle_train.data.plan import PlanConfig, Rows, plan_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.shards import scan_shard, write_shards
 from eagle_train.data.tiling import PadToSquare
+from eagle_train.data.too_long import DropTooLong
+from eagle_train.tools.plan import make_plan
 from eagle_train.train.app import train
 from eagle_train.train.assemble import load_tokenizer
 from eagle_train.train.config import build, load_config
@@ -76,7 +80,12 @@ def encoder(data):
 def catalog(folder, samples, encoder, share=1.0):
     shards = write_shards(samples, folder / "s")
     return build_catalog(
-        [Source(name="s", shards=shards)], encoder, max_length=256, text_fingerprint="t", max_bad_share=share
+        [Source(name="s", shards=shards)],
+        encoder,
+        max_length=256,
+        too_long=DropTooLong(),
+        text_fingerprint="t",
+        max_bad_share=share,
     )
 
 
@@ -99,7 +108,7 @@ def test_more_than_the_share_stops_with_the_list(reason, tmp_path, encoder):
 
 def test_planned_lengths_are_encoded_lengths(tmp_path, encoder, data):
     sources = recipe_sources(load_recipe(str(data / "small.yaml")), data)
-    found = build_catalog(sources, encoder, max_length=512, text_fingerprint="t")
+    found = build_catalog(sources, encoder, max_length=512, too_long=DropTooLong(), text_fingerprint="t")
     dataset = RowDataset(found, encoder, Rows(np.arange(0), np.arange(1)))
     for number in range(len(found)):
         source = sources[found.source_ids[number]].name
@@ -156,6 +165,21 @@ def test_a_run_accounts_for_every_sample(data, tmp_path):
     assert entry["read"] == entry["used"] + sum(entry["dropped"].values()) and entry["pending"] == 0
 
 
+def test_a_run_accounts_for_what_is_cut_off(data, tmp_path):
+    question, answer = (
+        {"role": role, "content": [{"type": "text", "text": "hm " * 60}]} for role in ("user", "assistant")
+    )
+    long = ("long", {"messages": [question, answer] * 4, "media": [], "meta": {}}, {})
+    more = [*add_source(data, tmp_path, [*GOOD, long]), "data.too_long._target_=eagle_train.data.too_long.KeepTurns"]
+    chosen = config(data, tmp_path / "run", *more)
+    assert train(chosen)
+    entry = accounts(tmp_path / "run")["sft"]["mine"]
+    assert entry["used"] == entry["read"] == 2 * (len(GOOD) + 1) and not entry["dropped"]
+    cut = entry["shortened"]
+    assert cut["samples"] == 1 and cut["turns"] in (2, 4, 6) and cut["tokens"] > 0
+    assert make_plan(chosen, 1)["stages"][-1]["data"]["shortened"] == {"mine": cut}
+
+
 def test_a_run_stops_when_too_much_turns_out_bad_while_decoding(data, tmp_path):
     more = add_source(data, tmp_path, [*GOOD, ("broken", record(), {"0.png": corrupt()})])
     with pytest.raises(TooManyBadSamples, match="mine/mine-000000/broken: unreadable_image"):
@@ -194,10 +218,11 @@ def test_a_shard_lost_since_the_build_counts_all_its_samples(tmp_path, encoder):
     shards = write_shards(GOOD, tmp_path / "s", samples_per_shard=5)
     shards[1].unlink()
     source = Source(name="s", shards=shards)
-    found = build_catalog([source], encoder, max_length=256, text_fingerprint="t", max_bad_share=0.5)
+    read = partial(build_catalog, [source], encoder, max_length=256, too_long=DropTooLong(), text_fingerprint="t")
+    found = read(max_bad_share=0.5)
     assert found.dropped() == {"s": {"missing_shard": 5}}
     with pytest.raises(TooManyBadSamples, match=r"5 of 20 samples are bad \(5 missing_shard"):
-        build_catalog([source], encoder, max_length=256, text_fingerprint="t")
+        read()
 
 
 def test_a_shard_lost_while_training_is_counted(tmp_path, encoder):
@@ -229,13 +254,13 @@ def test_the_index_is_made_again_when_the_shard_changed(tmp_path):
 
 def test_text_lengths_are_made_again_when_a_shard_of_equal_size_changed(tmp_path):
     def words(messages):
-        return sum(len(p.split()) for m in messages for p in m.content if isinstance(p, str)), 1
+        return [AnswerEnd(sum(len(p.split()) for m in messages for p in m.content if isinstance(p, str)), 1, 1)]
 
     (shard,) = write_shards([("a", record(answer="one two"), {"0.png": png()})], tmp_path / "s")
     size, before = shard.stat().st_size, ensure_lengths(shard, None, "t", words)
     write_shards([("a", record(answer="onetwo "), {"0.png": png()})], tmp_path / "s")
     assert shard.stat().st_size == size
-    assert ensure_lengths(shard, None, "t", words)[0, 0] == before[0, 0] - 1
+    assert ensure_lengths(shard, None, "t", words)[0][0].num_tokens == before[0][0].num_tokens - 1
 
 
 def test_one_index_dir_serves_shards_of_equal_names(tmp_path):

@@ -27,7 +27,7 @@ def make_tokenizer(pre_tokenizer, decoder, special):
 
 
 def special_tokens(template):
-    pieces = [template.start, *template.prefix.values(), *template.suffix.values()]
+    pieces = [template.start or "", *template.prefix.values(), *template.suffix.values()]
     found = []
     for piece in pieces:
         while "<" in piece and ">" in piece:
@@ -73,7 +73,7 @@ def test_mask_covers_exactly_answers_and_end_tokens(name, make):
     items = template.encode(CONVERSATION, tokenizer)
     assert [item for item in items if isinstance(item, int)] == [0, 1]
     learnt, covered = [], []
-    for item, run in zip(items, template.render(CONVERSATION), strict=True):
+    for item, run in zip(items[1:], template.render(CONVERSATION), strict=True):
         if isinstance(item, int):
             continue
         text = "".join(piece for piece, _ in run)
@@ -81,13 +81,13 @@ def test_mask_covers_exactly_answers_and_end_tokens(name, make):
         assert item.ids == encoded["input_ids"], "tokenized as one string"
         wanted = [i for i, is_learnt in spread(run) if is_learnt]
         got = {i for (a, b), t in zip(encoded["offset_mapping"], item.is_target, strict=True) if t for i in range(a, b)}
-        # Every learnt character is covered; a token may also hold the one space before an answer.
         missing = [i for i in wanted if i not in got and not text[i].isspace()]
-        extra = [i for i in got if i not in wanted and not (text[i] == " " and i + 1 in wanted)]
+        extra = [i for i in got if i not in wanted]
         assert not missing and not extra, (text, missing, extra)
         learnt += wanted
         covered += got
-    assert len(learnt) == sum(len(answer) + len(template.suffix["assistant"]) for answer in ANSWERS)
+    around = len(template.answer_prefix + template.suffix["assistant"])
+    assert len(learnt) == sum(len(answer) + around for answer in ANSWERS)
     assert covered
 
 
@@ -118,10 +118,10 @@ def test_last_supervised_token_of_each_answer_is_its_end_token(name):
 @pytest.mark.parametrize("name", sorted(set(options("chat_template")) - {"plain"}))
 def test_prompt_is_a_prefix_of_the_training_text(name):
     template = template_of(name)
-    prompt = render_text(template.render(CONVERSATION[:1]), template.generation_prompt)
+    prompt = render_text(template.render(CONVERSATION[:1]), template.prefix["assistant"])
     full = render_text(template.render(CONVERSATION[:2]), "")
     assert full.startswith(prompt)
-    assert full[len(prompt) :].lstrip(" ").startswith(ANSWERS[0].lstrip())
+    assert full[len(prompt) :].startswith(template.answer_prefix + ANSWERS[0])
 
 
 def render_text(items, more):

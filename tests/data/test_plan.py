@@ -31,6 +31,7 @@ def catalog(sizes=(300, 120), shard_size=50, repeats=(1.0, 1.0), bad=()):
         lengths=lengths,
         num_tiles=np.zeros(n, dtype=np.int32),
         errors={},
+        cuts={},
         fingerprint="x",
         tables=[],
     )

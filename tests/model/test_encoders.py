@@ -37,7 +37,7 @@ def test_mixture_concatenates_channels_in_order_on_one_grid():
     mixture = ChannelConcat(encoders=parts, grid=5)
     features = mixture(pixels())
     assert features.shape == (2, 25, 24 + 24) and mixture.channels == 48 and mixture.tokens_per_tile == 25
-    first = to_grid(parts["vit"](pixels()), 5).flatten(2).transpose(1, 2)
+    first = to_grid(parts["vit"](pixels()), 5, aligned).flatten(2).transpose(1, 2)
     assert torch.allclose(features[..., :24], first)
 
 
@@ -62,7 +62,7 @@ def test_the_placeholder_is_small_and_reaches_every_parameter():
 
 def test_tokens_are_row_major():
     features = torch.arange(6.0).view(1, 1, 2, 3)[..., :2]
-    tokens = to_grid(features, 2).flatten(2)
+    tokens = to_grid(features, 2, aligned).flatten(2)
     assert tokens.tolist() == [[[0.0, 1.0, 3.0, 4.0]]]
 
 

@@ -162,6 +162,16 @@ def test_books_that_do_not_balance_are_shown(run_dir):
     assert text.count("off by +3") == 2 and text.count("✓") > 1
 
 
+def test_what_was_cut_off_too_long_samples_is_shown(run_dir):
+    cuts = {"pages": {"samples": 2, "turns": 6, "tokens": 4321}, "clips": {"samples": 0, "turns": 0, "tokens": 0}}
+    entry = {"read": 2, "used": 2, "dropped": {}, "pending": 0}
+    books = {"long": {source: entry | {"shortened": cut} for source, cut in cuts.items()}}
+    (run_dir / "accounting.json").write_text(json.dumps(books))
+    assert [row.shortened for row in accounting_rows(read_run(run_dir))] == [*cuts.values(), cuts["pages"]]
+    text = text_of(read_page(write_report(run_dir)))
+    assert text.count("shortened 2 by 6 turns, 4,321 tokens") == 2, "of the source and of all"
+
+
 def test_scores_begin_with_the_average_and_go_from_best_to_worst(run_dir):
     rows = score_rows(read_run(run_dir))
     assert [(row.name, row.grey, row.chance) for row in rows] == [

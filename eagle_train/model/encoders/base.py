@@ -1,17 +1,16 @@
-"""What every vision encoder is, and the resize and normalization they share."""
+"""What every vision encoder is, and the preparation of images and of pretrained weights that they share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-
 Resize = Callable[[torch.Tensor, int], torch.Tensor]
-"""(N, 3, S, S) float32 and a side in pixels -> (N, 3, side, side)."""
+"""Images or features (N, C, S, S) float32 and a side -> (N, C, side, side)."""
 
 
 def antialiased(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -38,6 +37,10 @@ class VisionEncoder(nn.Module, ABC):
         mean, std: RGB statistics of its input, in 0..1.
         resize: from the tile's side to `input_size`.
         recompute: whether an engine with activation checkpointing recomputes this encoder too.
+        pretrained: where its weights come from: a hub id, a local folder or a file; None: random weights.
+            Only kept here: whoever builds a run reads it and loads what `adapt` returns.
+        fresh: prefixes of the parameter names that such weights do not hold.
+        not_built: parameters of the published model's parts that would never be used, by part.
     """
 
     def __init__(
@@ -51,6 +54,9 @@ class VisionEncoder(nn.Module, ABC):
         std: Sequence[float],
         resize: Resize = antialiased,
         recompute: bool = True,
+        pretrained: str | None = None,
+        fresh: tuple[str, ...] = (),
+        not_built: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.input_size = input_size
@@ -61,6 +67,9 @@ class VisionEncoder(nn.Module, ABC):
         self.std = tuple(std)
         self.resize = resize
         self.recompute = recompute
+        self.pretrained = pretrained
+        self.fresh = fresh
+        self.not_built = dict(not_built or {})
 
     def forward(self, pixels: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """Returns features (N, C, G, G) of tiles (N, 3, S, S) uint8, in the encoder's dtype.
@@ -68,13 +77,16 @@ class VisionEncoder(nn.Module, ABC):
         Args:
             size: side in pixels it sees instead of `input_size`; the grid shrinks with it.
         """
-        size = size or self.input_size
+        return self.encode(self.normalize(pixels, size or self.input_size))
+
+    def normalize(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
+        """Returns the input (N, 3, size, size), in the encoder's dtype, that tiles (N, 3, S, S) uint8 make."""
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
         images = (pixels.float() / 255.0 - mean) / std
         if images.shape[-1] != size:
             images = self.resize(images, size)
-        return self.encode(images.to(next(self.parameters()).dtype))
+        return images.to(next(self.parameters()).dtype)
 
     @abstractmethod
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -83,6 +95,31 @@ class VisionEncoder(nn.Module, ABC):
     @abstractmethod
     def set_activation_checkpointing(self) -> None:
         """Recomputes activations in the backward pass instead of keeping them."""
+
+    @abstractmethod
+    def adapt(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns the library's tensors under this module's own names and in its shapes.
+
+        What a complete checkpoint does not give is `fresh`; tensors of parts that are not built are left out.
+
+        Args:
+            state: tensors of the published checkpoint, by the names that it has on the hub.
+        """
+
+    def known(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns those of `tensors` that this module has and that are not `fresh`."""
+        names = self.state_dict().keys()
+        return {n: tensor for n, tensor in tensors.items() if n in names and not n.startswith(self.fresh)}
+
+
+def below(state: Mapping[str, torch.Tensor], prefix: str, *, landmark: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors whose names begin with `prefix`, without it; all, where the bare model was saved.
+
+    Args:
+        landmark: name of a tensor of the bare model; if it is not found behind `prefix`, there is no prefix.
+    """
+    prefix = prefix if prefix + landmark in state else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def init_from_fan_in(module: nn.Module) -> None:

@@ -1,0 +1,71 @@
+"""What a mixture makes of one tile, told without running it: pixels, grids, channels, tokens, FLOPs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from eagle_train.model.flops import count_flops
+from eagle_train.model.mixtures.base import Mixture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderGeometry:
+    """One encoder's part in a mixture."""
+
+    input_size: int
+    """Side in pixels of what it sees of a tile."""
+    grid: int
+    """Side of the grid of its features."""
+    channels: int
+    fused_grid: int
+    """Side of the grid on which its features enter the fusion."""
+    flops: int
+    """Forward, for one tile."""
+
+    @property
+    def resampling(self) -> Literal["up", "down", "none"]:
+        """What the way from `grid` to `fused_grid` is."""
+        if self.grid == self.fused_grid:
+            return "none"
+        return "up" if self.grid < self.fused_grid else "down"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureGeometry:
+    """A mixture's encoders by name, in config order, and what leaves it."""
+
+    encoders: dict[str, EncoderGeometry]
+    tokens_per_tile: int
+    channels: int
+    fusion_flops: int
+    """Forward, for one tile, beside the encoders'."""
+
+
+def describe(mixture: Mixture, tile_size: int) -> MixtureGeometry:
+    """Returns the geometry of a mixture.
+
+    Args:
+        mixture: on the meta device.
+        tile_size: S, side of a tile in pixels.
+    """
+    pixels = torch.zeros(1, 3, tile_size, tile_size, dtype=torch.uint8, device="meta")
+    flops = {name: count_flops(encoder, pixels) for name, encoder in mixture.encoders.items()}
+    encoders = {
+        name: EncoderGeometry(
+            input_size=encoder.input_size,
+            grid=encoder.grid,
+            channels=encoder.channels,
+            fused_grid=mixture.grids[name],
+            flops=flops[name],
+        )
+        for name, encoder in mixture.encoders.items()
+    }
+    return MixtureGeometry(
+        encoders=encoders,
+        tokens_per_tile=mixture.tokens_per_tile,
+        channels=mixture.channels,
+        fusion_flops=count_flops(mixture, pixels) - sum(flops.values()),
+    )

@@ -1,0 +1,237 @@
+"""Over-long samples: what is planned is what is encoded, whole turns stay, and what is lost is counted."""
+
+import copy
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eagle_train.data.answers import AnswerEnd, answer_ends, first_answers
+from eagle_train.data.catalog import Source, build_catalog
+from eagle_train.data.chat import TextRun
+from eagle_train.data.encode import Encoder
+from eagle_train.data.frames import FrameRate
+from eagle_train.data.index import ensure_index, ensure_lengths, lengths_path
+from eagle_train.data.loader import RowDataset
+from eagle_train.data.loss_weights import per_token
+from eagle_train.data.plan import Rows
+from eagle_train.data.shards import ShardReader, write_shards
+from eagle_train.data.tiling import PadToSquare
+from eagle_train.data.tokenizer.load import load_tokenizer
+from eagle_train.data.too_long import Cut, DropTooLong, KeepTurns, Shortened
+from eagle_train.train.config import build, load_config
+from eagle_train.types import Media, Message, Sample
+from tests.vocabularies import sentencepiece_bytes, sentencepiece_pieces, write_folder
+
+WORDS = ("Two", "cats", " ", "\n", "été", "picture", "</s>", "12", "日", "  ", "the", "<image>")
+TILE_TOKENS = 9
+
+
+def png(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), seed % 256, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def random_turns(rng: random.Random, num_answers: int) -> tuple[list[dict], int]:
+    """Returns canonical turns with images anywhere in the user's, and the number of images."""
+    turns, images = [], 0
+    if rng.random() < 0.3:
+        turns.append({"role": "system", "content": [{"type": "text", "text": "polite"}]})
+    for _ in range(num_answers):
+        content = []
+        for _ in range(rng.randrange(1, 4)):
+            if rng.random() < 0.4:
+                content.append({"type": "media", "index": images})
+                images += 1
+            content.append({"type": "text", "text": text(rng, 6)})
+        turns.append({"role": "user", "content": content})
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": "a" + text(rng, 12)}]})
+    return turns, images
+
+
+def text(rng: random.Random, longest: int) -> str:
+    return "".join(rng.choice(WORDS) + rng.choice((" ", "")) for _ in range(rng.randrange(longest)))
+
+
+def random_samples(count: int):
+    rng = random.Random(1)
+    for number in range(count):
+        turns, images = random_turns(rng, rng.randrange(1, 6))
+        media = [{"kind": "image", "member": f"{i}.png"} for i in range(images)]
+        yield (
+            f"{number:04d}",
+            {"messages": turns, "media": media, "meta": {}},
+            {f"{i}.png": png(i) for i in range(images)},
+        )
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    folder = write_folder(tmp_path / "tokenizer", sentencepiece_bytes(sentencepiece_pieces()), legacy=False)
+    return load_tokenizer(str(folder), tmp_path / "cache")
+
+
+def make_encoder(tokenizer, template="vicuna_v1", **changes) -> Encoder:
+    chosen = [f"chat_template={template}", *(f"+chat_template.{key}={value}" for key, value in changes.items())]
+    return Encoder(
+        template=build(load_config(["+experiment=toy", *chosen])["chat_template"]),
+        tokenizer=tokenizer,
+        tiling=PadToSquare(),
+        frames=FrameRate(),
+        tile_size=8,
+        tokens_per_tile=TILE_TOKENS,
+        loss_weight=per_token,
+    )
+
+
+def read(encoder, shards, max_length, policy):
+    source = Source(name="s", shards=shards)
+    return build_catalog(
+        [source], encoder, max_length=max_length, too_long=policy, text_fingerprint="t", max_bad_share=1.0
+    )
+
+
+@pytest.mark.parametrize("policy", [DropTooLong(), KeepTurns()], ids=lambda policy: type(policy).__name__)
+@pytest.mark.parametrize("template", ["vicuna_v1", "plain", "chatml", "yi_chatml"])
+def test_what_is_planned_is_what_is_encoded(tmp_path, tokenizer, template, policy):
+    encoder = make_encoder(tokenizer, template)
+    shards = write_shards(random_samples(60), tmp_path / "s", samples_per_shard=25)
+    max_length = int(np.quantile(read(encoder, shards, 100_000, policy).lengths, 0.12))
+    found = read(encoder, shards, max_length, policy)
+    dataset = RowDataset(found, encoder, Rows(np.arange(0), np.arange(1)))
+    good = [number for number in range(len(found)) if number not in found.errors]
+    for number in good:
+        sample = dataset.encode(number, "s")
+        assert len(sample.input_ids) == found.lengths[number] > 0
+        assert len(sample.pixels) == found.num_tiles[number]
+        assert sample.loss_weights.sum() > 0
+    dataset.close()
+    assert {error.reason for error in found.errors.values()} == {"too_long"}
+    assert len(good) > 5 and found.lengths.max() <= max_length
+    assert (len(found.cuts) > 5) == isinstance(policy, KeepTurns)
+
+
+def test_turns_are_kept_as_long_as_they_fit_and_the_loss_is_counted(tmp_path, tokenizer):
+    encoder = make_encoder(tokenizer)
+    shards = write_shards(random_samples(60), tmp_path / "s")
+    whole = read(encoder, shards, 100_000, DropTooLong())
+    limit = int(np.quantile(whole.lengths, 0.12))
+    found = read(encoder, shards, limit, KeepTurns())
+    dropped = read(encoder, shards, limit, DropTooLong())
+    ends = ensure_lengths(shards[0], None, "t", encoder.answer_ends)
+    assert set(dropped.errors) == set(found.errors) | set(found.cuts), "nothing but over-long samples is touched"
+    for number, cut in found.cuts.items():
+        lengths = [end.num_tokens + TILE_TOKENS * end.num_media for end in ends[number]]
+        assert lengths[-1] == whole.lengths[number] > limit
+        assert found.lengths[number] == lengths[cut.num_answers - 1] <= limit < lengths[cut.num_answers]
+        assert cut.lost_turns == 2 * (len(lengths) - cut.num_answers)
+        assert cut.lost_tokens == whole.lengths[number] - found.lengths[number]
+    assert found.errors and found.cuts
+    assert all(ends[number][0].num_tokens + TILE_TOKENS * ends[number][0].num_media > limit for number in found.errors)
+    cuts = found.cuts.values()
+    turns, tokens = sum(cut.lost_turns for cut in cuts), sum(cut.lost_tokens for cut in cuts)
+    assert found.shortened() == {"s": Shortened(len(cuts), turns, tokens)} and turns > 2
+    assert dropped.shortened() == {"s": Shortened()}
+    assert found.fingerprint != dropped.fingerprint
+
+
+def test_media_of_dropped_turns_are_neither_read_nor_decoded(tmp_path, tokenizer, monkeypatch):
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "cats"}]}
+    turns = [turn for k in range(3) for turn in ({"role": "user", "content": [{"type": "media", "index": k}]}, answer)]
+    media = [{"kind": "image", "member": f"{k}.png"} for k in range(3)]
+    sample = ("a", {"messages": turns, "media": media, "meta": {}}, {f"{k}.png": png(k) for k in range(3)})
+    encoder = make_encoder(tokenizer)
+    shards = write_shards([sample], tmp_path / "s")
+    (ends,) = ensure_lengths(shards[0], None, "t", encoder.answer_ends)
+    found = read(encoder, shards, ends[1].num_tokens + 2 * TILE_TOKENS, KeepTurns())
+    assert found.cuts == {0: Cut(2, 2, found.cuts[0].lost_tokens)} and found.num_tiles[0] == 2
+    reads, decodes = [], []
+    read_bytes, decode = ShardReader.read, Encoder.decode
+    monkeypatch.setattr(ShardReader, "read", lambda self, member: reads.append(member.name) or read_bytes(self, member))
+    monkeypatch.setattr(
+        Encoder,
+        "decode",
+        lambda self, key, medium, data: decodes.append(medium.member) or decode(self, key, medium, data),
+    )
+    dataset = RowDataset(found, encoder, Rows(np.arange(0), np.arange(1)))
+    encoded = dataset.encode(0, "s")
+    dataset.close()
+    assert reads == ["json", "0.png", "1.png"] and decodes == ["0.png", "1.png"]
+    assert len(encoded.pixels) == 2 and (encoded.pixels[1] == 1).all(), "the second image, not the third"
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "plain", "chatml", "yi_chatml", "llama3", "toy"])
+def test_the_length_up_to_an_answer_is_that_of_the_conversation_that_ends_there(tokenizer, template):
+    chosen = make_encoder(tokenizer, template).template
+    rng = random.Random(2)
+    for _ in range(40):
+        messages = [Message(role="user", content=(0, text(rng, 6)))]
+        for _ in range(rng.randrange(1, 5)):
+            messages += [
+                Message(role="assistant", content=(text(rng, 6),)),
+                Message(role="user", content=(text(rng, 6),)),
+            ]
+        messages = messages[:-1]
+        wanted = []
+        for count in range(2, len(messages) + 1, 2):
+            runs = [run for run in chosen.encode(messages[:count], tokenizer) if isinstance(run, TextRun)]
+            wanted.append(AnswerEnd(sum(len(run.ids) for run in runs), sum(sum(run.is_target) for run in runs), 1))
+        assert answer_ends(chosen, messages, tokenizer, set(tokenizer.added_tokens_decoder)) == wanted
+
+
+def test_a_conversation_is_tokenized_once_where_answers_end_with_an_added_token(tokenizer):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return tokenizer(*args, **kwargs)
+
+    counted.encode = tokenizer.encode
+    messages = [Message(role=role, content=("cats",)) for _ in range(9) for role in ("user", "assistant")]
+    added = set(tokenizer.added_tokens_decoder)
+    assert len(answer_ends(make_encoder(tokenizer).template, messages, counted, added)) == 9
+    assert len(calls) == 1
+
+
+def test_a_sample_cut_to_one_answer_has_the_media_of_its_turns():
+    messages = tuple(
+        Message(role=role, content=(k, "x") if role == "user" else ("y",))
+        for k in range(3)
+        for role in ("user", "assistant")
+    )
+    media = tuple(Media(kind="image", member=f"{k}.png") for k in range(3))
+    sample = Sample(key="k", source="s", messages=messages, media=media)
+    assert first_answers(sample, 3) == sample
+    assert first_answers(sample, 1).messages == messages[:2] and first_answers(sample, 1).media == media[:1]
+
+
+def test_a_file_of_lengths_of_the_former_form_is_not_read(tmp_path, tokenizer):
+    encoder = make_encoder(tokenizer)
+    (shard,) = write_shards(random_samples(5), tmp_path / "s")
+    ensure_index(shard)
+    former = shard.with_suffix(".lengths-t.parquet")
+    former.write_bytes(b"of another form")
+    assert lengths_path(shard, None, "t") != former
+    assert ensure_lengths(shard, None, "t", encoder.answer_ends) == ensure_lengths(
+        shard, None, "t", encoder.answer_ends
+    )
+
+
+def test_nothing_depends_on_the_padding_token(tmp_path, tokenizer):
+    assert tokenizer.pad_token is None
+    messages = (Message(role="user", content=(0, "a")), Message(role="assistant", content=("two <unk> cats",)))
+    sample = Sample(key="k", source="s", messages=messages, media=(Media(kind="image", member="0.png"),))
+    pixels = [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)]
+    without = make_encoder(tokenizer).encode(sample, pixels)
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = "<unk>"  # as Vicuna's config has it
+    with_pad = make_encoder(padded).encode(sample, pixels)
+    assert torch.equal(without.labels, with_pad.labels) and torch.equal(without.loss_weights, with_pad.loss_weights)
+    text = torch.ones(len(without.input_ids), dtype=torch.bool)
+    text[without.image_positions] = False
+    assert torch.equal(without.input_ids[text], with_pad.input_ids[text])
+    assert tokenizer.unk_token_id in with_pad.labels.tolist(), "an id that also pads is learnt where text has it"

@@ -1,0 +1,75 @@
+"""The nine Eagle 1 experiments on the meta device: exactly the published shapes."""
+
+import math
+
+import pytest
+
+from eagle_train.tools.plan import make_plan
+from eagle_train.train.config import load_config
+
+COMPONENTS = {  # parameters as published, with what is never used
+    "clip": 303_507_456,
+    "convnext": 846_471_016,
+    "sam": 307_687_936,
+    "det": 303_388_608,
+    "pix2struct": 512_812_032,
+}
+NOT_BUILT = {"clip": 2_048, "convnext": 3_079_144}  # CLIP's post-norm, ConvNeXt's norm and classifier
+X4 = ("clip", "convnext", "pix2struct", "det")
+X5 = ("clip", "convnext", "sam", "pix2struct", "det")
+VICUNA_7B, VICUNA_13B, LLAMA3_8B, YI_34B = 6_738_415_616, 13_015_864_320, 8_030_261_248, 34_388_917_248
+EXPERIMENTS = {  # encoders, LLM, projector, published total
+    "eagle-x4-7b": (X4, VICUNA_7B, 44_048_384, 8_748_643_112),
+    "eagle-x5-7b": (X5, VICUNA_7B, 48_242_688, 9_060_525_352),
+    "eagle-x4-13b": (X4, VICUNA_13B, 60_303_360, 15_042_346_792),
+    "eagle-x5-13b": (X5, VICUNA_13B, 65_546_240, 15_355_277_608),
+    "eagle-x5-13b-chat": (X5, VICUNA_13B, 65_546_240, 15_355_277_608),
+    "eagle-x4-8b-plus": (X4, LLAMA3_8B, 44_048_384, 10_040_488_744),
+    "eagle-x4-13b-plus": (X4, VICUNA_13B, 60_303_360, 15_042_346_792),
+    "eagle-x5-8b": (X5, LLAMA3_8B, 48_242_688, 10_352_370_984),
+    "eagle-x5-34b-plus": (X5, YI_34B, 106_444_800, 36_769_229_096),
+}
+
+
+QUICK = ("eagle-x5-13b", "eagle-x4-8b-plus", "eagle-x5-34b-plus")  # every encoder, LLM and engine once
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXPERIMENTS]
+)
+def test_plan_has_the_published_parameters(name, tmp_path):
+    encoders, llm, projector, total = EXPERIMENTS[name]
+    plan = make_plan(load_config([f"+experiment={name}", f"data_root={tmp_path}"]), ranks=32)
+    assert plan["experiment"] == name and [stage["name"] for stage in plan["stages"]] == ["pretrain", "sft"]
+    built = {f"mixture.encoders.{e}": COMPONENTS[e] - NOT_BUILT.get(e, 0) for e in encoders}
+    expected = built | {"projector": projector, "llm": llm}
+    for stage in plan["stages"]:
+        modules = stage["parameters"]["modules"]
+        assert {module: counts["total"] for module, counts in modules.items()} == expected
+        assert list(modules) == list(expected)  # in the order of the concatenation
+    pretrain, sft = (stage["parameters"] for stage in plan["stages"])
+    assert pretrain["trainable"] == projector and sft["trainable"] == sft["total"]
+    assert sum(map(sum_of, plan["not_built"].values())) + sft["total"] == total == plan["published_parameters"]
+    assert {e: sum_of(parts) for e, parts in plan["not_built"].items()} == {
+        f"mixture.encoders.{e}": NOT_BUILT[e] for e in encoders if e in NOT_BUILT
+    }
+
+
+def sum_of(parts):
+    return sum(parts.values())
+
+
+@pytest.mark.parametrize("ranks", [8, 96])
+def test_any_number_of_ranks_holds_the_global_batch(ranks, tmp_path):
+    plan = make_plan(load_config(["+experiment=eagle-x5-7b", f"data_root={tmp_path}"]), ranks)
+    assert [stage["rows_per_step"] for stage in plan["stages"]] == [256, 128]
+    assert [stage["micro_batches"] for stage in plan["stages"]] == [math.ceil(256 / ranks), math.ceil(128 / ranks)]
+
+
+def test_presets_differ_in_what_the_specification_lists():
+    parity, better = (load_config(["+experiment=eagle-x5-13b", f"preset={name}"]) for name in ("parity", "better"))
+    assert parity["schedule"]["sft"]["max_grad_norm"] is None and better["schedule"]["sft"]["max_grad_norm"] == 1.0
+    assert parity["schedule"]["pretrain"]["tiling"]["_target_"].endswith("CentreCrop")
+    assert better["schedule"]["pretrain"]["tiling"] is None
+    sizes = [config["mixture"]["encoders"]["clip"]["image_size"] for config in (parity, better)]
+    assert sizes == [336, 448]

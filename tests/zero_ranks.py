@@ -1,0 +1,150 @@
+"""`python -m tests.zero_ranks OUT` on two ranks: what ZeRO-3 makes of rows with and without images.
+
+Rank 0 writes what became of each case; `tests/test_zero3.py` compares it with plain torch in one process.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from eagle_train import dist
+from eagle_train.model.prealign import PreAlignment
+from eagle_train.model.projector import MlpProjector
+from eagle_train.train.engine import Engine, PlainEngine
+from eagle_train.train.optim import freeze
+from eagle_train.train.schedule import Stage
+from eagle_train.train.zero import ZeroEngine
+from eagle_train.types import PackedBatch
+from tests.toys import tiny_model, tiny_row, tiny_sample
+
+RATES = {
+    "trained": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
+    "frozen": {"mixture": None, "projector": 1e-2, "llm": None},
+    "one_trained": {"mixture": None, "mixture.encoders.convnext": 1e-2, "projector": None, "llm": 1e-2},
+    "norms_trained": {
+        "mixture": 1e-2,
+        "mixture.encoders": None,
+        "projector": None,
+        "llm": None,
+    },
+    "aligned": {"mixture": None, "mixture.encoders.vit": 1e-2, "projector": None, "llm": None, "aligner": 1e-2},
+}
+# Tiles of the rows of both ranks in every step: images on both, on one, on the other, on none, of unlike number.
+TILES = [(2, 1), (2, 0), (0, 1), (0, 0), (1, 3)]
+
+
+def make(case: str) -> tuple[nn.Module, Stage]:
+    """Returns the model and the stage of a case."""
+    align = "vit" if case == "aligned" else None
+    stage = Stage(
+        recipe="x",
+        learning_rates=RATES[case],
+        max_length=256,
+        rows_per_step=2,
+        num_steps=len(TILES),
+        eps=1e-4,  # so that Adam does not blow up the rounding of gradients that are zero
+        align=align,
+    )
+    model: nn.Module = tiny_model()
+    model.mixture.micro_batch = 1  # ranks encode tiles in unlike numbers of pieces
+    if align:
+        model = PreAlignment(model, align, MlpProjector)
+    freeze(model, stage.learning_rates)
+    return model, stage
+
+
+def rows(step: int) -> list[PackedBatch]:
+    """Returns the two rows of a step; the more tiles, the longer the text, so that pieces of the loss differ too."""
+    return [
+        tiny_row([tiny_sample(2 * step + rank, tiles=tiles, text=12 + 20 * tiles)])
+        for rank, tiles in enumerate(TILES[step])
+    ]
+
+
+def run(engine: Engine, mine: list[int], steps: range) -> list[float]:
+    """Takes steps on the rows `mine` of each; returns the gradient norms."""
+    norms = []
+    for step in steps:
+        batches = rows(step)
+        weight = sum(float(row.loss_weights.sum()) for row in batches)
+        for place in mine:
+            losses = engine.forward(batches[place]) * batches[place].loss_weights
+            engine.backward(losses.sum() / weight, last=place == mine[-1])
+        norms.append(engine.step(1.0)[1])
+    return norms
+
+
+def plain(case: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Returns gradient norms and final weights of plain torch on one rank."""
+    model, stage = make(case)
+    norms = run(PlainEngine(model, stage, 2), [0, 1], range(len(TILES)))
+    return norms, model.state_dict()
+
+
+def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
+    """Returns norms and final weights of ZeRO-3, uninterrupted and resumed; saves before the end in `folder`."""
+    steps = range(len(TILES))
+    settings = {"zero_stage": 3, "bf16": bf16, "persistence_threshold": 0, "prefetch_bucket_size": 1000}
+    model, stage = make(case)
+    engine = ZeroEngine(model, stage, 1, **settings)
+    norms = run(engine, [dist.rank()], steps[:3])
+    engine.save(folder)
+    norms += run(engine, [dist.rank()], steps[3:])
+    if dist.rank() == 0:
+        (folder / "end").mkdir()
+    dist.barrier()
+    engine.save(folder / "end")
+    engine.close()
+    other, _ = make(case)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    engine = ZeroEngine(other, stage, 1, **settings)
+    engine.load(folder)
+    resumed = run(engine, [dist.rank()], steps[3:])
+    engine.close()
+    untouched, _ = make(case)
+    pairs = list(zip(model.modules(), untouched.modules(), strict=True))
+    return {
+        "norms": norms,
+        "resumed": norms[:3] + resumed,
+        "weights": model.state_dict(),
+        "resumed_weights": other.state_dict(),
+        "left_behind": sorted({name for used, new in pairs for name in vars(used).keys() - vars(new).keys()}),
+        "containers": sorted({type(used._parameters).__name__ for used, _ in pairs}),
+        "loss_of_both": [float(m(rows(0)[0]).sum()) for m in (model, other)],
+    }
+
+
+def refusal(folder: Path) -> str:
+    """Returns what is said to a checkpoint of sharded weights read as whole ones."""
+    model, stage = make("trained")
+    try:
+        ZeroEngine(model, stage, 1, zero_stage=2).load(folder)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def main(out: Path) -> None:
+    """Runs all cases."""
+    dist.init(timeout_seconds=60)
+    results = {}
+    for name in [*RATES, "bf16"]:
+        if dist.rank() == 0:
+            (out / name).mkdir()
+        dist.barrier()
+        results[name] = sharded("trained" if name == "bf16" else name, out / name, bf16=name == "bf16")
+    results["refusal"] = refusal(out / "trained")
+    if dist.rank() == 0:
+        torch.save(results, out / "results.pt")
+    dist.shutdown()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
