@@ -8,7 +8,7 @@ import yaml
 
 from eagle_train.data.recipe import load_recipe
 from eagle_train.resources import resource_dir
-from eagle_train.train.assemble import build_schedule, meta_model
+from eagle_train.train.assemble import build_schedule, check_stages, meta_model
 from eagle_train.train.config import ConfigError, build, constructor, load_config, options, to_yaml
 from eagle_train.train.optim import freeze, freeze_table
 
@@ -149,6 +149,19 @@ def test_a_misspelt_field_of_the_llm_is_refused():
 def test_an_added_key_that_nobody_reads_is_refused(override):
     with pytest.raises(ConfigError, match=r"log_evry|num_worker"):
         build(load_config(["+experiment=toy", override])["data"])
+
+
+def test_a_fault_in_a_later_stage_is_found_at_the_start(tmp_path):
+    def check(*overrides):
+        config = load_config(["+experiment=toy", f"data_root={tmp_path}", *overrides])
+        check_stages(config, build_schedule(config))
+
+    with pytest.raises(ValueError, match="there is no encoder 'convnext' to align"):
+        check("schedule=prealign_toy", "~mixture.encoders.convnext")
+    with pytest.raises(ValueError, match=r"learning_rates names \['lllm'\], which match nothing"):
+        check("+schedule.sft.learning_rates.lllm=1")
+    with pytest.raises(ValueError, match=r"source toy_captions: no shard at .*data build recipe=toy"):
+        check()
 
 
 def test_resources_exist():

@@ -66,10 +66,57 @@ def test_any_number_of_ranks_holds_the_global_batch(ranks, tmp_path):
     assert [stage["micro_batches"] for stage in plan["stages"]] == [math.ceil(256 / ranks), math.ceil(128 / ranks)]
 
 
+VICUNA, LLAMA3, YI = "vicuna_v1", "llama3", "yi_chatml"
+PUBLISHED = {  # template; recipe, projector's rate, rows and template of stage 1; recipe, rows, tokens of stage 2; ZeRO
+    "eagle-x4-7b": (VICUNA, ("558k", 1e-3, 256, "plain"), ("1.8m", 128, 2048), 2),
+    "eagle-x5-7b": (VICUNA, ("558k", 1e-3, 256, "plain"), ("1.8m", 128, 2048), 2),
+    "eagle-x4-13b": (VICUNA, ("558k", 1e-3, 256, "plain"), ("1.8m", 128, 2048), 2),
+    "eagle-x5-13b": (VICUNA, ("558k", 1e-3, 256, "plain"), ("1.8m", 128, 2048), 2),
+    "eagle-x5-13b-chat": (VICUNA, ("558k", 1e-3, 256, "plain"), ("1.8m", 128, 2048), 2),
+    "eagle-x5-8b": (LLAMA3, ("558k", 1e-3, 256, "plain"), ("1.8m", 128, 2048), 2),
+    "eagle-x4-8b-plus": (LLAMA3, ("558k", 1e-3, 256, "plain"), ("cambrian-7m", 128, 3072), 2),
+    "eagle-x4-13b-plus": (VICUNA, ("558k", 1e-3, 256, "plain"), ("cambrian-7m", 128, 2048), 2),
+    "eagle-x5-34b-plus": (YI, ("cambrian-alignment-2.5m", 2e-4, 1024, None), ("cambrian-7m", 1024, 2048), 3),
+}
+PREFIXES = {  # before the assistant's answer
+    VICUNA: "ASSISTANT:",
+    LLAMA3: "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    YI: "<|im_start|>assistant\n",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_hyperparameters_are_the_published_ones(name):
+    template, (first_recipe, rate, first_rows, first_template), (recipe, rows, tokens), zero_stage = PUBLISHED[name]
+    config = load_config([f"+experiment={name}"])
+    assert config["chat_template"]["prefix"]["assistant"] == PREFIXES[template]
+    assert config["engine"]["zero_stage"] == zero_stage and config["engine"]["activation_checkpointing"]
+    assert config["data"]["tile_size"] == 1024
+    pretrain, sft = config["schedule"]["pretrain"], config["schedule"]["sft"]
+    assert pretrain["recipe"].endswith(first_recipe) and sft["recipe"].endswith(recipe)
+    assert pretrain["learning_rates"] == {"mixture": None, "projector": rate, "llm": None}
+    assert sft["learning_rates"] == {"mixture": 2e-5, "projector": 2e-5, "llm": 2e-5}
+    assert (pretrain["rows_per_step"], sft["rows_per_step"], sft["max_length"]) == (first_rows, rows, tokens)
+    assert (pretrain["chat_template"] is None) == (first_template is None)
+    if first_template == "plain":
+        assert pretrain["chat_template"]["keep_user_text"] is False
+    for stage in (pretrain, sft):
+        assert (stage["num_epochs"], stage["warmup_ratio"], stage["min_lr_ratio"]) == (1, 0.03, 0.0)
+        assert (stage["weight_decay"], stage["betas"], stage["eps"]) == (0.0, [0.9, 0.999], 1e-8)
+        assert stage["max_grad_norm"] is None
+
+
 def test_presets_differ_in_what_the_specification_lists():
-    parity, better = (load_config(["+experiment=eagle-x5-13b", f"preset={name}"]) for name in ("parity", "better"))
-    assert parity["schedule"]["sft"]["max_grad_norm"] is None and better["schedule"]["sft"]["max_grad_norm"] == 1.0
+    parity, better = (load_config(["+experiment=eagle-x5-8b", f"preset={name}"]) for name in ("parity", "better"))
+    for config, clip in ((parity, None), (better, 1.0)):
+        assert [stage["max_grad_norm"] for stage in config["schedule"].values()] == [clip, clip]
     assert parity["schedule"]["pretrain"]["tiling"]["_target_"].endswith("CentreCrop")
     assert better["schedule"]["pretrain"]["tiling"] is None
-    sizes = [config["mixture"]["encoders"]["clip"]["image_size"] for config in (parity, better)]
-    assert sizes == [336, 448]
+    begin = "<|begin_of_text|>"
+    assert (parity["chat_template"]["start"], better["chat_template"]["start"]) == (2 * begin, begin)
+    encoders = [config["mixture"]["encoders"] for config in (parity, better)]
+    assert [e["clip"]["image_size"] for e in encoders] == [336, 448]
+    assert [e["sam"]["pretrained_neck"] for e in encoders] == [False, True]
+    assert [e["clip"]["resize"]["path"].rpartition(".")[2] for e in encoders] == ["aligned", "antialiased"]
+    assert "resample" not in parity["mixture"]  # aligned is the default
+    assert better["mixture"]["resample"]["path"].endswith("antialiased")

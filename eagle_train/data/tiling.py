@@ -62,10 +62,12 @@ class CentreCrop:
     def cut(self, image: Image.Image, plan: MediaPlan, tile_size: int) -> torch.Tensor:
         """Returns (1, 3, S, S) uint8."""
         del plan
-        side = min(image.size)  # only what is kept is resized
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-        return to_tensor(image.resize((tile_size, tile_size), Image.Resampling.BICUBIC, box=box))[None]
+        shorter = min(image.size)
+        # The longer side is rounded down and the crop begins at a whole pixel, as in CLIP's image processor.
+        width, height = (tile_size * side // shorter for side in image.size)
+        left, top = (width - tile_size) // 2, (height - tile_size) // 2
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return to_tensor(resized.crop((left, top, left + tile_size, top + tile_size)))[None]
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -29,6 +29,7 @@ from eagle_train.train.assemble import (
     build_model,
     build_schedule,
     build_stage_data,
+    check_stages,
     read_sources,
     stage_model,
 )
@@ -101,6 +102,7 @@ def start(config: Mapping[str, Any]) -> Run:
     """Returns a run ready for its first or next stage."""
     folder = Path(config["run_dir"])
     schedule = build_schedule(config)
+    check_stages(config, schedule)
     checkpoints = CheckpointDir(folder / "checkpoints", config["keep_last"])
     seed_everything(config["seed"])
     model = build_model(config)

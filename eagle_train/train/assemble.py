@@ -29,6 +29,7 @@ from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import progress
 from eagle_train.train.config import ConfigError, build
 from eagle_train.train.geometry_check import check_geometry
+from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 
 
@@ -96,6 +97,19 @@ def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: St
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage.seed)
         return PreAlignment(model, stage.align, partial(build, config["projector"]))
+
+
+def check_stages(config: Mapping[str, Any], schedule: Mapping[str, Stage]) -> None:
+    """Raises ValueError, before anything is trained, if a stage could not begin.
+
+    That is for an encoder to align that is not there, learning rates that match nothing, or sources without shards.
+    """
+    model = meta_model(config)
+    with torch.device("meta"):
+        for stage in schedule.values():
+            freeze(stage_model(config, model, stage), stage.learning_rates)
+    for stage in schedule.values():
+        recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))
 
 
 def build_schedule(config: Mapping[str, Any]) -> dict[str, Stage]:

@@ -75,10 +75,11 @@ class ZeroEngine:
         optimizer = adamw(model, stage)  # before the weights are sharded: groups depend on their shapes
         self.own_attributes = {module: set(vars(module)) for module in model.modules()}
         self.hooks = []
+        dtype = torch.bfloat16 if bf16 else torch.float32
         if self.sharded:
-            self.hooks = shard(model, config, torch.bfloat16 if bf16 else torch.float32)
+            self.hooks = shard(model, config, dtype)
         else:
-            model.to(self.device)
+            model.to(self.device, dtype)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )

@@ -88,9 +88,14 @@ def config_node(name: str, layers: int | None, shrink: int) -> dict[str, Any]:
 
 
 def bare_clip(node: dict[str, Any], encoder: VisionEncoder) -> tuple[nn.Module, Forward]:
-    """Returns the whole vision model: with its class token."""
+    """Returns embeddings, first norm and layers: with the class token, without the last norm."""
     model = CLIPVisionModel(encoder.vit.config)
-    return model, lambda images: model(images).last_hidden_state
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        tokens = model.pre_layrnorm(model.embeddings(images))
+        return model.encoder(inputs_embeds=tokens).last_hidden_state
+
+    return model, forward
 
 
 def bare_convnext(node: dict[str, Any], encoder: VisionEncoder) -> tuple[nn.Module, Forward]:
@@ -102,8 +107,10 @@ def bare_convnext(node: dict[str, Any], encoder: VisionEncoder) -> tuple[nn.Modu
 
 
 def bare_sam(node: dict[str, Any], encoder: VisionEncoder) -> tuple[nn.Module, Forward]:
-    """Returns the whole vision model: with its whole neck."""
+    """Returns the vision model with the half of its neck that is used."""
     model = SamVisionModel(encoder.sam.config)
+    neck = model.vision_encoder.neck
+    neck.conv2, neck.layer_norm2 = nn.Identity(), nn.Identity()
     return model, lambda images: model(images).last_hidden_state
 
 

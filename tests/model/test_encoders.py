@@ -1,5 +1,7 @@
 """Encoders and mixture: declared sizes are true, statistics applied, order kept."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -74,6 +76,23 @@ def test_an_encoder_normalizes_with_its_own_statistics():
     vit(grey)
     wanted = (1.0 - torch.tensor(vit.mean)) / torch.tensor(vit.std)
     assert torch.allclose(seen[0][0, :, 5, 5], wanted)
+
+
+def test_aligned_resizing_keeps_the_corners():
+    # with aligned corners, 2 -> 3 puts the middle between the corners; without, it would pull the corners inwards
+    small = torch.tensor([[0.0, 1.0], [2.0, 3.0]])[None, None]
+    assert aligned(small, 3)[0, 0].tolist() == [[0.0, 0.5, 1.0], [1.0, 1.5, 2.0], [2.0, 2.5, 3.0]]
+
+
+def test_a_mixture_in_parity_is_the_written_out_pre_processing():
+    torch.manual_seed(0)
+    vit = encoders()["vit"]
+    vit.resize = aligned
+    mixture, tiles = ChannelConcat(encoders={"vit": vit}, grid=5), pixels()
+    normalized = (tiles.float() / 255 - torch.tensor(vit.mean).view(3, 1, 1)) / torch.tensor(vit.std).view(3, 1, 1)
+    interpolate = partial(torch.nn.functional.interpolate, mode="bilinear", align_corners=True)
+    by_hand = interpolate(vit.encode(interpolate(normalized, size=(32, 32))), size=(5, 5)).flatten(2).transpose(1, 2)
+    assert torch.allclose(mixture(tiles), by_hand, atol=1e-5)
 
 
 @pytest.mark.parametrize("resize", [antialiased, aligned])

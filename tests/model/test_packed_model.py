@@ -104,3 +104,23 @@ def test_frozen_encoders_keep_no_graph():
     model(tiny_row(SAMPLES)).sum().backward()
     assert not features[0].requires_grad
     assert model.mixture.encoders["convnext"].stem[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_an_encoder_may_refuse_recomputation(recompute):
+    model = tiny_model()
+    vit, convnext = model.mixture.encoders["vit"], model.mixture.encoders["convnext"]
+    vit.recompute = recompute
+    model.set_activation_checkpointing()
+    calls = {"vit": 0, "convnext": 0}
+
+    def count(name):
+        def hook(module, inputs, output):
+            calls[name] += 1
+
+        return hook
+
+    vit.layers[0].layer_norm1.register_forward_hook(count("vit"))
+    convnext.stages[0].blocks[0].conv_dw.register_forward_hook(count("convnext"))
+    model(tiny_row(SAMPLES)).sum().backward()
+    assert calls == {"vit": 2 if recompute else 1, "convnext": 2}

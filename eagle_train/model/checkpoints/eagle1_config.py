@@ -29,7 +29,6 @@ NEUTRAL: dict[str, Any] = {
     "attention_dropout": 0.0,
     "hidden_act": "silu",
     "initializer_range": 0.02,
-    "pad_token_id": 0,
     "pretraining_tp": 1,
     "rope_scaling": None,
     "use_cache": True,
@@ -45,7 +44,7 @@ NEUTRAL: dict[str, Any] = {
     "tune_mm_mlp_adapter": False,
     "use_mm_proj": True,
 }
-"""Fields that every release has alike and that the original code reads."""
+"""Fields that the original code reads and that no weights depend on, as its scripts leave them."""
 
 
 def read_towers(config: Mapping[str, Any]) -> dict[str, Tower]:
@@ -113,8 +112,9 @@ def write_config(
         max_length: tokens of a sample, visual ones counted.
         original: the `config.json` that the model was imported with, if it was; it keeps what is not known here.
     """
-    config = NEUTRAL | {"tokenizer_model_max_length": max_length} | dict(original)
-    config |= {name: llm[name] for name in LLM_FIELDS if name in original or name not in NEUTRAL}
+    pad = llm["eos_token_id"] if llm["pad_token_id"] is None else llm["pad_token_id"]
+    config = NEUTRAL | {"pad_token_id": pad, "tokenizer_model_max_length": max_length} | dict(original)
+    config |= {name: llm[name] for name in LLM_FIELDS}
     return config | {
         "rope_theta": llm["rope_parameters"]["rope_theta"],
         "torch_dtype": dtype,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -14,8 +15,6 @@ from eagle_train.model.encoders.staged import StagedEncoder
 from eagle_train.model.geometry import whole_grid
 from eagle_train.model.recompute import recompute_layers
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 POSITIONS = "embeddings.position_embedding.weight"
 
 
@@ -46,8 +45,8 @@ class ClipVit(StagedEncoder):
         intermediate_size: int,
         num_hidden_layers: int,
         num_attention_heads: int,
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
+        mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        std: Sequence[float] = OPENAI_CLIP_STD,
         resize: Resize = antialiased,
         recompute: bool = True,
         pretrained: str | None = None,

@@ -20,7 +20,7 @@ class ConvNext(VisionEncoder):
         name: timm model name, for example `convnext_xxlarge`.
         image_size: side of the input in pixels.
         depths, dims: blocks and channels per stage, where they differ from the named model's.
-        stage: whose output is used, counted from 0; later stages are never built. Its stride is
+        stage: whose output is used, counted from 0; later stages are not kept. Its stride is
             4 * 2**stage.
         layer_scale: initial value of the blocks' layer scale; None keeps timm's 1e-6, under which an untrained
             block passes almost nothing on.

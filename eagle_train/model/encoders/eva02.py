@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import build_rotary_pos_embed
 from timm.models.eva import Eva
 from torch import nn
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from eagle_train.model.encoders.base import Resize, VisionEncoder, antialiased, below, init_from_fan_in
-from eagle_train.model.encoders.clip_vit import CLIP_MEAN, CLIP_STD
 from eagle_train.model.geometry import whole_grid
 
 # What EVA-02 backbones fix of timm's EVA; absolute and rotary positions are made outside of it.
@@ -54,7 +54,6 @@ class Eva02(VisionEncoder):
         window_size: side in tokens of the windows that all blocks but `global_layers` attend within.
         position_grid: side of the learnt absolute positions, resampled to the image's grid at every use.
         rotary_grid: side of the grid that the rotary positions were pretrained on.
-        rotary_temperature: base of the rotary frequencies.
         mean, std, resize, recompute, pretrained: see `VisionEncoder`. The statistics are CLIP's, the ones
             that the released Eagle weights saw.
         fan_in_init: see `init_from_fan_in`; positions then start as large as half a patch.
@@ -78,9 +77,8 @@ class Eva02(VisionEncoder):
         global_layers: Sequence[int],
         position_grid: int,
         rotary_grid: int,
-        rotary_temperature: float = 10000.0,
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
+        mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        std: Sequence[float] = OPENAI_CLIP_STD,
         resize: Resize = antialiased,
         recompute: bool = True,
         pretrained: str | None = None,
@@ -109,7 +107,6 @@ class Eva02(VisionEncoder):
         self.window_size = window_size
         self.global_layers = frozenset(global_layers)
         self.rotary_grid = rotary_grid
-        self.rotary_temperature = rotary_temperature
         self.head_dim = hidden_size // num_attention_heads
         self.checkpointing = False
         self.patch_embed = trunk.patch_embed
@@ -152,7 +149,6 @@ class Eva02(VisionEncoder):
         sin_and_cos = build_rotary_pos_embed(
             [side, side],
             dim=self.head_dim,
-            temperature=self.rotary_temperature,
             in_pixels=False,
             ref_feat_shape=[self.rotary_grid, self.rotary_grid],
             device=device,

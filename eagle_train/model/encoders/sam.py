@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import nn
 from torch.nn import functional as F
 from transformers import SamVisionConfig, SamVisionModel
 
 from eagle_train.model.encoders.base import Resize, VisionEncoder, antialiased, below, init_from_fan_in
-from eagle_train.model.encoders.clip_vit import CLIP_MEAN, CLIP_STD
 from eagle_train.model.geometry import whole_grid
 from eagle_train.model.recompute import recompute_layers
 
@@ -54,8 +54,8 @@ class Sam(VisionEncoder):
         neck_channels: int,
         fold: int,
         pretrained_neck: bool,
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
+        mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        std: Sequence[float] = OPENAI_CLIP_STD,
         resize: Resize = antialiased,
         recompute: bool = True,
         pretrained: str | None = None,

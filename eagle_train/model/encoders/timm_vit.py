@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models.naflexvit import NaFlexVit
 
 from eagle_train.model.encoders.base import Resize, VisionEncoder, antialiased, init_from_fan_in
 from eagle_train.model.geometry import whole_grid
@@ -20,7 +21,7 @@ class TimmVit(VisionEncoder):
 
     Args:
         name: timm model name, for example `vit_large_patch14_dinov2`.
-        image_size, patch_size: pixels.
+        image_size: side of the input in pixels.
         options: further arguments of the timm model: what differs from the named one. A model with learnt
             positions of one size needs `img_size` and `dynamic_img_size: true`.
         mean, std: the model's own; they have no default, since families differ.
@@ -36,7 +37,6 @@ class TimmVit(VisionEncoder):
         *,
         name: str,
         image_size: int,
-        patch_size: int,
         mean: Sequence[float],
         std: Sequence[float],
         options: Mapping[str, Any] | None = None,
@@ -45,11 +45,12 @@ class TimmVit(VisionEncoder):
         pretrained: str | None = None,
         fan_in_init: bool = False,
     ) -> None:
-        grid = whole_grid(image_size, patch_size, name=name)
         vit = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **(options or {}))
+        patches = vit.embeds if isinstance(vit, NaFlexVit) else vit.patch_embed
+        patch_size = patches.patch_size[0]
         super().__init__(
             input_size=image_size,
-            grid=grid,
+            grid=whole_grid(image_size, patch_size, name=name),
             channels=vit.num_features,
             placeholder_size=patch_size,
             mean=mean,

@@ -45,7 +45,7 @@ def pix2struct(**changes) -> Pix2Struct:
 
 
 def timm_vit(name: str, **options) -> Callable[..., TimmVit]:
-    shape = {"name": name, "image_size": 32, "patch_size": 8} | GREY
+    shape = {"name": name, "image_size": 32} | GREY
     sizes = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2} | options
     return lambda **changes: TimmVit(**(shape | {"options": sizes} | changes))
 
