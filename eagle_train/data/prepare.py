@@ -220,5 +220,7 @@ def publish(shards: Path, out: Path, reports: Sequence[PieceReport], outcome: Ou
     write_manifest(shards, {report.shard.name: report.written for report in reports if report.written})
     errors = [[error.key, error.reason, error.detail] for error in outcome.errors]
     write_json(shards / REPORT, {"read": outcome.read, "written": outcome.written, "errors": errors})
+    for unfinished in shards.glob("*.partial"):  # of a run that was killed
+        unfinished.unlink()
     out.parent.mkdir(parents=True, exist_ok=True)
     shards.replace(out)

@@ -6,7 +6,11 @@ from pathlib import Path
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-DEEPSPEED = {"deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.zero.config.ZeroStageEnum"}
+DEEPSPEED = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
 """What DeepSpeed itself pickles beside tensors and plain values."""
 
 
