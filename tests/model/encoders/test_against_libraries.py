@@ -112,11 +112,24 @@ def test_pix2struct_is_the_library_with_its_own_processor():
     assert relative_error(encoder(tiles).flatten(2).transpose(1, 2), wanted) < 1e-5
 
 
+LEARNT = {"img_size": 32, "dynamic_img_size": True}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["siglip2", "dinov2", "dinov3", "cradio"])
-def test_timm_vit_is_the_library_without_prefix_tokens(kind):
+@pytest.mark.parametrize(
+    ("kind", "name", "options", "prefix"),
+    [
+        ("siglip2", "vit_so400m_patch16_siglip_384", LEARNT, 0),
+        ("dinov2", "vit_large_patch14_dinov2", LEARNT, 1),
+        ("dinov3", "vit_large_patch16_dinov3", {}, 5),
+        ("cradio", "naflexvit_so400m_patch16_radio_v4", {"pos_embed_grid_size": (6, 6)}, 10),
+    ],
+)
+def test_timm_vit_is_the_library_without_prefix_tokens(kind, name, options, prefix):
     encoder = randomized(TINY[kind]())
-    tokens = encoder.vit.forward_features(normalized(encoder, pixels()))
-    prefix = {"siglip2": 0, "dinov2": 1, "dinov3": 5, "cradio": 10}[kind]
+    bare = timm.create_model(name, num_classes=0, patch_size=8, embed_dim=16, depth=2, num_heads=2, **options)
+    absent, unknown = bare.load_state_dict(encoder.vit.state_dict(), strict=False)
+    assert not unknown and all(part.startswith(("attn_pool.", "fc_norm.")) for part in absent)  # the head
+    tokens = bare.forward_features(normalized(encoder, pixels()))
     assert tokens.shape[1] == prefix + 16
     assert torch.equal(encoder(pixels()).flatten(2).transpose(1, 2), tokens[:, prefix:])
