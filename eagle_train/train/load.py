@@ -21,6 +21,8 @@ from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.zero import read_zero_weights
 
 CONFIG = "config.yaml"
+CARRIED = "released"
+"""Folder in an import with what the model has no use for: unused tensors and the original `config.json`."""
 MODEL_KEYS = ("name", "mixture", "projector", "llm", "chat_template", "data", "loss_chunk")
 
 
@@ -125,7 +127,8 @@ def export_run(run: Path, out: Path) -> Path:
     The folder is all that `load_model` needs: it may be moved, the run deleted.
 
     Raises:
-        ValueError: if the weights do not fit the config's model, or `out` holds something else.
+        ValueError: if the weights do not fit the config's model, or `out` holds something else: an imported release
+            is never replaced.
     """
     config = read_config(run)
     weights = read_model_weights(run)
@@ -133,10 +136,16 @@ def export_run(run: Path, out: Path) -> Path:
     found = {name: tensor.shape for name, tensor in weights.items()}
     if differing := sorted(set(expected.items()) ^ set(found.items())):
         raise ValueError(f"the weights of {run} do not fit its config: {differing[:4]}")
-    if is_export(out) and out.resolve() != run.resolve():
-        shutil.rmtree(out)
+    replaces = is_export(out) and not (out / CARRIED).exists() and out.resolve() != run.resolve()
+    if not replaces:
+        check_empty(out)
+    aside = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(aside, ignore_errors=True)
     first_of = {tensor.data_ptr(): name for name, tensor in reversed(weights.items())}  # tied weights: once
-    write_export(out, config, {name: t for name, t in weights.items() if first_of[t.data_ptr()] == name})
+    write_export(aside, config, {name: t for name, t in weights.items() if first_of[t.data_ptr()] == name})
+    if out.exists():
+        shutil.rmtree(out)
+    aside.replace(out)
     return out
 
 

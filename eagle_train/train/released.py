@@ -26,11 +26,16 @@ from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import meta_model
 from eagle_train.train.config import load_config
-from eagle_train.train.load import check_empty, read_config, read_model_weights, write_export, write_tokenizer
+from eagle_train.train.load import (
+    CARRIED,
+    check_empty,
+    read_config,
+    read_model_weights,
+    write_export,
+    write_tokenizer,
+)
 
 CONFIG = "config.json"
-CARRIED = "released"
-"""Folder in an import with what the model has no use for: unused tensors and the original `config.json`."""
 TEMPLATES = {32000: "vicuna_v1", 64000: "yi_chatml", 128256: "llama3_parity", 128257: "llama3_parity"}
 """By size of the vocabulary: Vicuna's, Yi's, Llama 3's without and with a padding token."""
 TOKENS_PER_TILE = 1024

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle_train.__main__ import main
 from eagle_train.model.checkpoints.files import read_weights, same, write_weights
-from eagle_train.train.load import load_model, read_config
+from eagle_train.train.load import export_run, load_model, read_config
 from eagle_train.train.pretrained import load_start
 from eagle_train.train.released import export_projector, export_released, import_config, import_released
 from tests.eagle1_layout import (
@@ -247,6 +247,17 @@ def test_full_width_comes_back_to_the_bit(tmp_path, data):
     assert ours.keys() == back.keys() and all(same(back[key], tensor) for key, tensor in ours.items())
     for folder in (release, tmp_path / "ours", tmp_path / "back"):  # 2 GB each
         shutil.rmtree(folder)
+
+
+def test_an_export_never_replaces_an_imported_release(release, tmp_path):
+    import_released(release, tmp_path / "ours", tiny_config(release))
+    before = {path.name for path in (tmp_path / "ours").iterdir()}
+    export = export_run(tmp_path / "ours", tmp_path / "export")
+    assert export_run(tmp_path / "ours", tmp_path / "export") == export, "an earlier export is replaced"
+    with pytest.raises(ValueError, match="ours is not empty"):
+        export_run(export, tmp_path / "ours")
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
 def test_a_damaged_shard_is_named(release, tmp_path):
