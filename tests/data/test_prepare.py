@@ -1,17 +1,12 @@
 """A download becomes shards: every record of the annotation is in one source, written or named."""
 
 import json
-import os
-import signal
-import time
 from contextlib import contextmanager
 
 import pytest
 import yaml
 
 from eagle_train.__main__ import main
-from eagle_train.data import pieces
-from eagle_train.data.pieces import build_piece
 from eagle_train.data.prepare import prepare
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.schemas import parse_members
@@ -19,7 +14,6 @@ from eagle_train.data.shards import ShardReader, scan_shard
 from eagle_train.data.split import Selector, image_of
 from tests.data.test_archives import tar_bytes, write_parts
 from tests.data.test_build import picture
-from tests.runs import start
 
 CARDS = {
     "docs": {"image": ["*/docvqa*/*"]},
@@ -279,56 +273,6 @@ def test_a_changed_annotation_is_split_again(tmp_path):
     write_download(download, records[:20], pictures, "")
     (scenes,), _ = prepare(recipe, download, tmp_path / "out", progress=silent)
     assert (scenes.name, scenes.found, scenes.written) == ("scenes", 5, 5)
-
-
-def test_a_run_that_was_stopped_goes_on_with_the_pieces_that_are_not_done(tmp_path, monkeypatch):
-    download = write_download(tmp_path / "from", *mixed(), "tar")
-    plain, stopped = write_recipe(tmp_path / "plain"), write_recipe(tmp_path / "stopped")
-    prepare(plain, download, tmp_path / "plain", progress=silent, samples_per_shard=2)
-    built = []
-
-    def build(piece):
-        if len(built) == 7:
-            raise KeyboardInterrupt
-        built.append(piece.shard.name)
-        return build_piece(piece)
-
-    monkeypatch.setattr(pieces, "build_piece", build)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(stopped, download, tmp_path / "stopped", progress=silent, samples_per_shard=2)
-    assert [name for name in CARDS if stopped.cards[name].is_there(tmp_path / "stopped")] == ["docs"]
-    first, built[:] = set(built), []
-    monkeypatch.setattr(pieces, "build_piece", lambda piece: built.append(piece.shard.name) or build_piece(piece))
-    outcomes, _ = prepare(stopped, download, tmp_path / "stopped", progress=silent, samples_per_shard=2)
-    assert [outcome.read for outcome in outcomes] == [10, 10, 10]
-    assert len(first) == 7 and len(built) == 13 and not first & set(built)
-    assert everything_in(tmp_path / "stopped") == everything_in(tmp_path / "plain")
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
-    records = [record(i, f"coco/{i}.png") for i in range(400)]
-    pictures = {r["image"]: picture((i % 256, i // 256, 0)) for i, r in enumerate(records)}
-    download = write_download(tmp_path / "from", records, pictures, "tar")
-    plain, killed = tmp_path / "plain", tmp_path / "killed"
-    prepare(write_recipe(plain, {"all": None}), download, plain, progress=silent, samples_per_shard=1)
-    write_recipe(killed, {"all": None})
-    arguments = ["data", "prepare", f"recipe={killed / 'mix.yaml'}", f"from={download}", f"data_root={killed}"]
-    process = start([*arguments, "samples_per_shard=1"])
-    reports = killed / ".prepare" / "mix" / "reports" / "all"
-    deadline = time.monotonic() + 120
-    while len(list(reports.glob("*.json"))) < 5:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    first = {path: path.stat().st_mtime_ns for path in reports.glob("*.json")}
-    assert 5 <= len(first) < 400 and not (killed / "all").exists()
-    shards = killed / ".prepare" / "mix" / "shards" / "all" / "all"
-    kept = {path.stem: (shards / f"all-{path.stem}.tar").stat().st_mtime_ns for path in first}
-    assert main([*arguments, "samples_per_shard=1"]) == 0
-    assert everything_in(killed / "all") == everything_in(plain / "all")
-    assert kept == {stem: (killed / "all" / f"all-{stem}.tar").stat().st_mtime_ns for stem in kept}
 
 
 def test_the_command_says_what_is_missing_and_where_it_belongs(tmp_path, capsys):
