@@ -154,7 +154,7 @@ def test_an_added_key_that_nobody_reads_is_refused(override):
 def test_a_fault_in_a_later_stage_is_found_at_the_start(tmp_path):
     def check(*overrides):
         config = load_config(["+experiment=toy", f"data_root={tmp_path}", *overrides])
-        check_stages(config, build_schedule(config))
+        check_stages(config, meta_model(config), build_schedule(config))
 
     with pytest.raises(ValueError, match="there is no encoder 'convnext' to align"):
         check("schedule=prealign_toy", "~mixture.encoders.convnext")

@@ -1,26 +1,30 @@
-"""All samples of a stage's sources, as arrays: where they are and how many tokens they take."""
+"""All samples of a stage's sources: where they are and how many tokens they take, mapped from disk shard by shard.
+
+A sample's number is its shard's start plus its row in the shard's index. Nothing grows with the number of samples
+but files that all ranks and workers of a node share through the page cache.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from eagle_train.data.answers import AnswerEnd
-from eagle_train.data.budget import TooManyBadSamples
-from eagle_train.data.encode import Encoder
-from eagle_train.data.index import SCHEMA, ensure_index, ensure_lengths, sample_key
-from eagle_train.data.shards import expected_shards
-from eagle_train.data.too_long import Cut, Shortened, TooLong
-from eagle_train.types import Media, SampleError
+from eagle_train.data.index import index_path, index_stem, sample_key
+from eagle_train.data.layout import COUNTS, SampleLayout, Summary, layout_path
+from eagle_train.data.tables import read_table
+from eagle_train.data.too_long import Shortened
+from eagle_train.types import MediaPlan, SampleError
+
+MAX_OPEN = 256
+"""Mapped files of a kind that are kept open."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,194 +33,221 @@ class Source:
 
     Args:
         name: as in reports and errors.
-        shards: paths of its tars, sorted.
+        shards: where its tars are, sorted.
         repeat: passes over it per epoch; 0.5 takes a seeded half.
+        weight: its share of an epoch instead, relative to the other sources' weights; None: `repeat` counts.
         index_dir: where its indexes are; None: beside the shards.
+        max_bad_share: largest share of it that may be bad; None: that of the run.
     """
 
     name: str
     shards: Sequence[Path]
     repeat: float = 1.0
+    weight: float | None = None
     index_dir: Path | None = None
+    max_bad_share: float | None = None
+
+    def bad_share(self, default: float) -> float:
+        """Returns the largest share that may be bad; `default` is the run's."""
+        return default if self.max_bad_share is None else self.max_bad_share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogShard:
+    """One shard: its sums, and where its files are."""
+
+    source: int
+    """Into the catalog's sources."""
+    location: Path
+    index_dir: Path | None
+    summary: Summary
+    quarantined: tuple[int, ...] = ()
+    """Rows that the plan leaves out."""
+    lost: bool = False
+    """It is not there: every sample of it is bad."""
+
+
+class Sizes:
+    """The columns of one shard's layout (n samples), mapped.
+
+    Args:
+        table: see `layout.SCHEMA`.
+        quarantined: rows that count as unusable.
+    """
+
+    def __init__(self, table: pa.Table, quarantined: Sequence[int] = ()) -> None:
+        table = table.combine_chunks()
+        columns = {name: table[name].to_numpy() for name in COUNTS}
+        self.num_tokens: np.ndarray = columns["num_tokens"]
+        """(n,) int32; 0 for a sample that cannot be used."""
+        if len(quarantined):
+            self.num_tokens = self.num_tokens.copy()
+            self.num_tokens[list(quarantined)] = 0
+        self.num_targets: np.ndarray = columns["num_targets"]
+        """(n,) int32."""
+        self.num_tiles: np.ndarray = columns["num_tiles"]
+        """(n,) int32."""
+        self._columns = columns
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    def layout(self, row: int) -> SampleLayout:
+        """Returns the layout of a usable sample."""
+        media = tuple(MediaPlan(**plan) for plan in self._table["media"][row].as_py())
+        return SampleLayout(media=media, **{name: int(self._columns[name][row]) for name in COUNTS[:2] + COUNTS[3:]})
+
+    def errors(self) -> Iterator[tuple[int, str, str]]:
+        """Yields (row, reason, detail) of the samples that cannot be used; quarantined ones are not among them."""
+        reasons = self._table["reason"]
+        for row in np.flatnonzero(reasons.is_valid().to_numpy()).tolist():
+            yield row, reasons[row].as_py(), self._table["detail"][row].as_py()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """The samples of all sources; a sample's number is its place in these arrays (n samples)."""
+    """The samples of all sources.
+
+    Args:
+        sources: in the order of the recipe.
+        shards: source by source.
+        layout: fingerprint of the layout.
+    """
 
     sources: Sequence[Source]
-    shards: Sequence[Path]
-    source_ids: np.ndarray
-    """(n,) int32 into `sources`."""
-    shard_ids: np.ndarray
-    """(n,) int32 into `shards`."""
-    rows: np.ndarray
-    """(n,) int32, row in the shard's index."""
-    lengths: np.ndarray
-    """(n,) int32, tokens of the sample; 0 for a bad one."""
-    num_tiles: np.ndarray
-    """(n,) int32."""
-    errors: dict[int, SampleError]
-    """Bad samples, by number."""
-    cuts: dict[int, Cut]
-    """Shortened samples, by number; `lengths` and `num_tiles` are those of what stays."""
-    fingerprint: str
-    """Hash of the data: names, keys and lengths."""
-    tables: list[pa.Table] = field(repr=False)
-    """Index of each shard."""
+    shards: Sequence[CatalogShard]
+    layout: str
+    _sizes: dict[int, Sizes] = field(default_factory=dict, repr=False, compare=False)
+    _indexes: dict[int, pa.Table] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return int(self.starts[-1])
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_sizes": {}, "_indexes": {}}  # another process maps the files itself
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(number of shards + 1,) int64: number of the first sample of each shard."""
+        return np.cumsum([0, *(shard.summary.num_samples for shard in self.shards)], dtype=np.int64)
+
+    @cached_property
+    def shard_sources(self) -> np.ndarray:
+        """(number of shards,) int32: source of each shard."""
+        return np.array([shard.source for shard in self.shards], dtype=np.int32)
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """Returns the shard of a sample and its row there."""
+        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return shard, number - int(self.starts[shard])
+
+    def source_of(self, shard: int) -> Source:
+        """Returns the source of a shard."""
+        return self.sources[self.shards[shard].source]
+
+    def source_of_sample(self, number: int) -> Source:
+        """Returns the source of a sample."""
+        return self.source_of(self.locate(number)[0])
+
+    def count_sources(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns (number of sources,) int64: how many of the samples `numbers` each source has."""
+        shards = np.searchsorted(self.starts, numbers, side="right") - 1
+        return np.bincount(self.shard_sources[shards], minlength=len(self.sources))
+
+    def sizes(self, shard: int) -> Sizes:
+        """Returns the sizes of a shard's samples."""
+        return recall(self._sizes, shard, self._map_sizes)
+
+    def index_row(self, shard: int, row: int) -> dict:
+        """Returns the index row of a sample, see `index.SCHEMA`."""
+        return recall(self._indexes, shard, self._map_index).slice(row, 1).to_pylist()[0]
+
+    def key(self, shard: int, row: int) -> str:
+        """Returns the key that names a sample everywhere."""
+        here = self.shards[shard]
+        if here.lost:
+            key = f"sample {row} of {here.summary.num_samples}"
+        else:
+            key = recall(self._indexes, shard, self._map_index)["key"][row].as_py()
+        return sample_key(self.sources[here.source].name, here.location, key)
 
     def source_sizes(self) -> list[int]:
         """Returns the number of samples of each source, bad ones included."""
-        return np.bincount(self.source_ids, minlength=len(self.sources)).tolist()
+        return [summary.num_samples for summary in self.source_summaries()]
 
-    def index_row(self, number: int) -> dict:
-        """Returns the index row of a sample, see `index.SCHEMA`."""
-        return self.tables[self.shard_ids[number]].slice(self.rows[number], 1).to_pylist()[0]
+    def source_summaries(self) -> list[Summary]:
+        """Returns the sums of each source."""
+        sums = [Summary(num_samples=0) for _ in self.sources]
+        for shard in self.shards:
+            sums[shard.source] = add(sums[shard.source], shard.summary)
+        return sums
 
     def dropped(self) -> dict[str, Counter[str]]:
-        """Returns the number of bad samples by source and reason."""
-        counts = {source.name: Counter() for source in self.sources}
-        for number, error in self.errors.items():
-            counts[self.sources[self.source_ids[number]].name][error.reason] += 1
-        return counts
+        """Returns the number of unusable samples by source and reason."""
+        pairs = zip(self.sources, self.source_summaries(), strict=True)
+        return {source.name: Counter(summary.dropped) for source, summary in pairs}
 
     def shortened(self) -> dict[str, Shortened]:
         """Returns what was cut off, by source."""
-        sums = {source.name: Shortened() for source in self.sources}
-        for number, cut in self.cuts.items():
-            name = self.sources[self.source_ids[number]].name
-            sums[name] = sums[name].plus(cut)
-        return sums
+        pairs = zip(self.sources, self.source_summaries(), strict=True)
+        return {source.name: Shortened(*summary.shortened) for source, summary in pairs}
+
+    def errors(self, source: int | None = None) -> Iterator[tuple[int, SampleError]]:
+        """Yields (number, error) of the bad samples of a source, or of all."""
+        for number, shard in enumerate(self.shards):
+            if not shard.summary.dropped or source not in (None, shard.source):
+                continue
+            start = int(self.starts[number])
+            if shard.lost:
+                detail = f"{shard.location} is not there; restore it, or build the data set again"
+                bad = [(row, "missing_shard", detail) for row in range(shard.summary.num_samples)]
+            else:
+                bad = self.sizes(number).errors()
+            for row, reason, detail in bad:
+                yield start + row, SampleError(self.key(number, row), reason, detail)
+
+    def identity(self) -> dict[str, Mapping[str, str]]:
+        """Returns what the plan depends on, by source and shard: samples, index and sums of each."""
+        parts: dict[str, dict[str, str]] = {source.name: {} for source in self.sources}
+        for shard in self.shards:
+            s = shard.summary
+            text = f"{s.num_samples} samples, {s.num_usable} usable, {s.num_tokens} tokens"
+            text += f", {len(shard.quarantined)} quarantined" if shard.quarantined else ""
+            parts[self.sources[shard.source].name][shard.location.name] = f"{text}, {s.digest}"
+        return parts
+
+    def apart(self) -> Catalog:
+        """Returns the same catalog with mappings of its own, for another thread."""
+        return replace(self, _sizes={}, _indexes={})
+
+    def _map_sizes(self, shard: int) -> Sizes:
+        here = self.shards[shard]
+        return Sizes(read_table(layout_path(index_stem(here.location, here.index_dir), self.layout)), here.quarantined)
+
+    def _map_index(self, shard: int) -> pa.Table:
+        here = self.shards[shard]
+        return read_table(index_path(here.location, here.index_dir))
 
 
-@dataclass(frozen=True)
-class ShardSamples:
-    """The n samples of one shard."""
-
-    table: pa.Table
-    """Its index."""
-    lengths: np.ndarray
-    """(n,) int32, as in `Catalog`."""
-    num_tiles: np.ndarray
-    """(n,) int32."""
-    errors: dict[int, SampleError]
-    """By row."""
-    cuts: dict[int, Cut]
-    """By row."""
+def recall(known: dict[int, T], number: int, make: Callable[[int], T]) -> T:
+    """Returns `known[number]`, made if need be; the one used longest ago is let go when there are too many."""
+    value = known.pop(number) if number in known else make(number)
+    known[number] = value
+    if len(known) > MAX_OPEN:
+        known.pop(next(iter(known)))
+    return value
 
 
-def build_catalog(
-    sources: Sequence[Source],
-    encoder: Encoder,
-    *,
-    max_length: int,
-    too_long: TooLong,
-    text_fingerprint: str,
-    max_bad_share: float = 0.01,
-) -> Catalog:
-    """Reads (building what is missing) the indexes and text lengths of all sources.
-
-    Args:
-        max_length: tokens of a row.
-        too_long: what becomes of longer samples.
-        text_fingerprint: names the tokenizer and template, see `index.lengths_path`.
-        max_bad_share: largest share of a source that may be bad.
-
-    Raises:
-        TooManyBadSamples: with the list.
-    """
-    digest = hashlib.sha256()
-    shards, tables, columns, errors, cuts = [], [], [], {}, {}
-    start = 0
-    for source_id, source in enumerate(sources):
-        first = start
-        for shard in source.shards:
-            here = read_shard(source, shard, encoder, text_fingerprint, max_length, too_long)
-            n = len(here.lengths)
-            places = np.full(n, source_id), np.full(n, len(shards)), np.arange(n)
-            columns.append((*places, here.lengths, here.num_tiles))
-            errors |= {start + row: error for row, error in here.errors.items()}
-            cuts |= {start + row: cut for row, cut in here.cuts.items()}
-            digest.update(json.dumps([source.name, shard.name, here.table["key"].to_pylist()]).encode())
-            digest.update(here.lengths.tobytes())
-            shards.append(shard)
-            tables.append(here.table)
-            start += n
-        bad_here = [error for number, error in errors.items() if number >= first]
-        if len(bad_here) > max_bad_share * (start - first):
-            raise TooManyBadSamples(source.name, bad_here, start - first, max_bad_share)
-    arrays = [np.concatenate(column).astype(np.int32) for column in zip(*columns, strict=True)]
-    return Catalog(
-        sources=sources,
-        shards=shards,
-        source_ids=arrays[0],
-        shard_ids=arrays[1],
-        rows=arrays[2],
-        lengths=arrays[3],
-        num_tiles=arrays[4],
-        errors=errors,
-        cuts=cuts,
-        fingerprint=digest.hexdigest(),
-        tables=tables,
+def add(one: Summary, other: Summary) -> Summary:
+    """Returns the sums of both; the digest is the first one's."""
+    return replace(
+        one,
+        num_samples=one.num_samples + other.num_samples,
+        num_usable=one.num_usable + other.num_usable,
+        num_tokens=one.num_tokens + other.num_tokens,
+        num_targets=one.num_targets + other.num_targets,
+        num_tiles=one.num_tiles + other.num_tiles,
+        dropped=dict(Counter(one.dropped) + Counter(other.dropped)),
+        shortened=tuple(a + b for a, b in zip(one.shortened, other.shortened, strict=True)),
     )
-
-
-def read_shard(
-    source: Source, shard: Path, encoder: Encoder, text_fingerprint: str, max_length: int, too_long: TooLong
-) -> ShardSamples:
-    """Returns the samples of a shard."""
-    if not shard.exists():
-        return lost_shard(source, shard)
-    texts = ensure_lengths(shard, source.index_dir, text_fingerprint, encoder.answer_ends)
-    table = pq.read_table(ensure_index(shard, source.index_dir))
-    here = ShardSamples(table, np.zeros(len(texts), np.int32), np.zeros(len(texts), np.int32), {}, {})
-    columns = (table[name].to_pylist() for name in ("key", "media", "reason", "detail"))
-    for row, (ends, key, media, reason, detail) in enumerate(zip(texts, *columns, strict=True)):
-        key = sample_key(source.name, shard, key)
-        if reason is not None:
-            here.errors[row] = SampleError(key, reason, detail)
-            continue
-        try:
-            facts = [Media(**medium) for medium in media]
-            here.lengths[row], here.num_tiles[row], cut = fit_sample(key, ends, facts, encoder, max_length, too_long)
-        except SampleError as error:
-            here.errors[row] = error
-            continue
-        if cut is not None:
-            here.cuts[row] = cut
-    return here
-
-
-def fit_sample(
-    key: str, ends: Sequence[AnswerEnd], media: Sequence[Media], encoder: Encoder, max_length: int, too_long: TooLong
-) -> tuple[int, int, Cut | None]:
-    """Returns the tokens and tiles of a sample that is made to fit a row, and what was cut off, if anything.
-
-    Raises:
-        SampleError: `too_long` or `no_answer`, if nothing of it can be trained on.
-    """
-    before = [0, *accumulate(encoder.media_length(medium) for medium in media)]
-    lengths = [end.num_tokens + before[end.num_media] for end in ends]
-    stay = len(ends) if lengths[-1] <= max_length else too_long.num_answers(lengths, max_length)
-    if stay == 0:
-        detail = f"{lengths[-1]} tokens, {lengths[0]} up to the first answer, a row has {max_length}"
-        raise SampleError(key, "too_long", f"{detail}; raise max_length, or see data.too_long")
-    end, length = ends[stay - 1], lengths[stay - 1]
-    if end.num_targets == 0:
-        raise SampleError(key, "no_answer", "no token of an answer is supervised under this template")
-    num_tiles = sum(encoder.plan_media(medium).num_tiles for medium in media[: end.num_media])
-    lost = len(ends) - stay  # each an answer with its question
-    return length, num_tiles, Cut(stay, 2 * lost, lengths[-1] - length) if lost else None
-
-
-def lost_shard(source: Source, shard: Path) -> ShardSamples:
-    """Returns what `read_shard` does for a shard that is not there: every sample it held is bad."""
-    count = expected_shards(shard.parent).get(shard.name, 1)
-    keys = [f"sample {row} of {count}" for row in range(count)]
-    table = pa.table({f.name: keys if f.name == "key" else pa.nulls(count, f.type) for f in SCHEMA})
-    detail = f"{shard} is not there; restore it, or build the data set again"
-    bad = {row: SampleError(sample_key(source.name, shard, keys[row]), "missing_shard", detail) for row in range(count)}
-    return ShardSamples(table, np.zeros(count, np.int32), np.zeros(count, np.int32), bad, {})

@@ -63,9 +63,8 @@ class Encoder:
             return self.tiling.plan(media.width, media.height)
         return MediaPlan(num_frames=self.frames.num_frames(media.duration, media.num_frames))
 
-    def media_length(self, media: Media) -> int:
+    def media_length(self, plan: MediaPlan) -> int:
         """Returns the tokens one image or video adds to the text of its sample."""
-        plan = self.plan_media(media)
         return plan.num_tiles * self.tokens_per_tile + (plan.num_frames - 1) * len(self.between_frames)
 
     @cached_property
@@ -77,13 +76,12 @@ class Encoder:
         """Returns how long a conversation is up to the end of each of its answers."""
         return answer_ends(self.template, messages, self.tokenizer, self.added_ids)
 
-    def decode(self, key: str, media: Media, data: bytes) -> torch.Tensor:
+    def decode(self, key: str, media: Media, plan: MediaPlan, data: bytes) -> torch.Tensor:
         """Returns the tiles (N, 3, S, S) uint8 of one image or video.
 
         Raises:
             SampleError: if the bytes cannot be decoded.
         """
-        plan = self.plan_media(media)
         try:
             if media.kind == "image":
                 return self.tiling.cut(decode_image(data), plan, self.tile_size)
@@ -93,16 +91,17 @@ class Encoder:
         one = MediaPlan()
         return torch.cat([self.tiling.cut(frame, one, self.tile_size) for frame in frames])
 
-    def encode(self, sample: Sample, pixels: Sequence[torch.Tensor]) -> EncodedSample:
+    def encode(self, sample: Sample, plans: Sequence[MediaPlan], pixels: Sequence[torch.Tensor]) -> EncodedSample:
         """Returns the sample ready to pack.
 
         Args:
+            plans: frames and tiles of each medium of the sample.
             pixels: tiles of each medium of the sample, (N_i, 3, S, S) uint8.
 
         Raises:
             SampleError: if nothing is supervised.
         """
-        ids, targets, positions = self.lay_out(self.template.encode(sample.messages, self.tokenizer), sample.media)
+        ids, targets, positions = self.lay_out(self.template.encode(sample.messages, self.tokenizer), plans)
         num_targets = sum(targets[1:])
         if num_targets == 0:
             raise SampleError(sample.key, "no_answer", "no token of an answer is supervised")
@@ -126,7 +125,7 @@ class Encoder:
             pixels=tiles,
         )
 
-    def lay_out(self, items: Sequence[TextRun | int], media: Sequence[Media]):
+    def lay_out(self, items: Sequence[TextRun | int], plans: Sequence[MediaPlan]):
         """Returns ids, targets and image positions of text runs with the media put between them.
 
         A video is its frames one after another, each between the template's media prefix and suffix; the
@@ -140,7 +139,7 @@ class Encoder:
                 ids += item.ids
                 targets += item.is_target
                 continue
-            plan = self.plan_media(media[item])
+            plan = plans[item]
             per_frame = plan.num_tiles // plan.num_frames * self.tokens_per_tile
             for frame in range(plan.num_frames):
                 if frame:

@@ -8,26 +8,21 @@ tokenizer and template, named by their fingerprint.
 from __future__ import annotations
 
 import hashlib
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.media import MediaError, probe_image, probe_video
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_members
 from eagle_train.data.shards import Member, ShardReader, scan_shard
-from eagle_train.types import Media, Message, Sample, SampleError
+from eagle_train.data.tables import read_metadata, write_table
+from eagle_train.types import Media, Sample, SampleError
 
 INDEX_VERSION = b"1"
-LENGTHS_VERSION = 2
-"""In the names of files of text lengths; 1 held whole conversations only."""
 ENDS_BYTES = 1 << 16
-LENGTHS = tuple(field.name for field in fields(AnswerEnd))
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 MEDIA = pa.struct(
     [
@@ -52,12 +47,7 @@ SCHEMA = pa.schema(
 
 def index_path(shard: Path, index_dir: Path | None) -> Path:
     """Returns where the index of `shard` is: beside it, or in `index_dir`."""
-    return index_stem(shard, index_dir).with_suffix(".index.parquet")
-
-
-def lengths_path(shard: Path, index_dir: Path | None, fingerprint: str) -> Path:
-    """Returns where the text lengths of `shard` under one tokenizer and template are."""
-    return index_stem(shard, index_dir).with_suffix(f".lengths{LENGTHS_VERSION}-{fingerprint}.parquet")
+    return index_stem(shard, index_dir).with_suffix(".index.arrow")
 
 
 def index_stem(shard: Path, index_dir: Path | None) -> Path:
@@ -78,15 +68,15 @@ def ensure_index(shard: Path, index_dir: Path | None = None) -> Path:
     """Builds the index of `shard` unless it has one that fits the shard's size; returns its path."""
     path = index_path(shard, index_dir)
     if not is_of(path, shard):
-        write_table(index_shard(shard).replace_schema_metadata(identity_metadata(shard)), path)
+        table = index_shard(shard)
+        digest = hashlib.sha256(repr(table.to_pylist()).encode()).hexdigest()[:16].encode()
+        write_table(table.replace_schema_metadata(identity_metadata(shard) | {b"digest": digest}), path)
     return path
 
 
 def is_of(path: Path, shard: Path) -> bool:
     """Returns whether an index file is there and was made from `shard` as it is now."""
-    if not path.exists():
-        return False
-    metadata = pq.read_schema(path).metadata or {}
+    metadata = read_metadata(path)
     return all(metadata.get(name) == value for name, value in identity_metadata(shard).items())
 
 
@@ -163,47 +153,3 @@ def read_sample(reader: ShardReader, source: str, row: dict) -> Sample:
         media=media,
         meta=record.meta,
     )
-
-
-def ensure_lengths(
-    shard: Path,
-    index_dir: Path | None,
-    fingerprint: str,
-    answer_ends: Callable[[Sequence[Message]], list[AnswerEnd]],
-) -> list[list[AnswerEnd]]:
-    """Returns the text lengths of every sample up to each of its answers; bad samples have none.
-
-    Built once per tokenizer and template (`fingerprint`) and kept beside the index.
-    """
-    index_file = ensure_index(shard, index_dir)
-    path = lengths_path(shard, index_dir, fingerprint)
-    if is_of(path, shard):
-        columns = [pq.read_table(path)[name].to_pylist() for name in LENGTHS]
-        return [list(map(AnswerEnd, *ends)) for ends in zip(*columns, strict=True)]
-    index = pq.read_table(index_file)
-    reader = ShardReader(shard)
-    lengths: list[list[AnswerEnd]] = [[] for _ in range(index.num_rows)]
-    for ends, row in zip(lengths, index.to_pylist(), strict=True):
-        if row["reason"] is None:
-            members = [Member(**member) for member in row["members"]]
-            ends += answer_ends(read_record(reader, row["key"], members).messages)
-    reader.close()
-    columns = {name: [[getattr(end, name) for end in ends] for ends in lengths] for name in LENGTHS}
-    table = pa.table({name: pa.array(column, pa.list_(pa.int32())) for name, column in columns.items()})
-    write_table(table.replace_schema_metadata(identity_metadata(shard)), path)
-    return lengths
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Writes a Parquet file aside and publishes it by rename, so readers never see half of one.
-
-    Raises:
-        ValueError: if the folder is not writable; the remedy is `index_dir`.
-    """
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, aside, compression="zstd")
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error}); set index_dir to a writable folder") from error
-    aside.replace(path)

@@ -1,83 +1,121 @@
 """Executes rows of a plan: reads, decodes and packs them in a plain map-style DataLoader.
 
-Nothing here has state: the order is the list of row numbers it is given, so the number of workers cannot
-change the result.
+Nothing here has state: a row is a list of sample numbers handed to a worker, so neither the number of workers nor
+the death of one can change the result.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from eagle_train.data.answers import first_answers
+from eagle_train.data.balance import deal
 from eagle_train.data.catalog import Catalog
+from eagle_train.data.collate import pack
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import read_sample, sample_key
-from eagle_train.data.packing import pack
-from eagle_train.data.plan import Rows, step_rows
+from eagle_train.data.layout import SampleLayout
 from eagle_train.data.shards import Member, ShardReader
-from eagle_train.types import EncodedSample, PackedBatch, Sample, SampleError
+from eagle_train.data.stream import Step
+from eagle_train.types import EncodedSample, PackedBatch, Sample, SampleError, SampleUse
+
+log = logging.getLogger(__name__)
 
 MAX_OPEN_SHARDS = 64
 """Per worker; file descriptors are limited, shards are not."""
+MAX_RESTARTS = 3
+"""Of the workers, within one step; what kills them every time would do so for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowTask:
+    """One row to execute."""
+
+    row: int
+    """Its number in the stage; -1: the empty row."""
+    samples: np.ndarray
+    """(K,) int64, sample numbers in the catalog."""
+
+
+EMPTY_ROW = RowTask(-1, np.empty(0, dtype=np.int64))
 
 
 @dataclass
 class RowDataset(Dataset):
-    """Rows by number; row -1 is the empty row."""
+    """Makes batches of rows."""
 
     catalog: Catalog
     encoder: Encoder
-    rows: Rows
-    _readers: dict[int, ShardReader] = field(default_factory=dict)
+    _readers: dict[int, ShardReader] = field(default_factory=dict, repr=False)
 
-    def __getitem__(self, row: int) -> PackedBatch:
-        samples, errors = [], []
-        for number in self.rows[row] if row >= 0 else ():
-            source = self.catalog.sources[self.catalog.source_ids[number]].name
+    def __getitem__(self, task: RowTask) -> PackedBatch:
+        samples, errors, uses = [], [], []
+        for number in task.samples.tolist():
+            shard, index = self.catalog.locate(number)
+            layout = self.catalog.sizes(shard).layout(index)
             try:
-                samples.append(self.encode(int(number), source))
+                samples.append(self.encode(number, layout))
+                uses.append(use(shard, index, layout))
             except SampleError as error:
-                errors.append((source, error))
-        return pack(samples, errors, filler_id=self.encoder.image_id, tile_size=self.encoder.tile_size)
+                errors.append((self.catalog.source_of(shard).name, error))
+                uses.append(use(shard, index, None, error))
+        return pack(
+            samples,
+            errors,
+            row=task.row,
+            uses=uses,
+            filler_id=self.encoder.image_id,
+            tile_size=self.encoder.tile_size,
+        )
 
-    def encode(self, number: int, source: str) -> EncodedSample:
+    def encode(self, number: int, layout: SampleLayout) -> EncodedSample:
         """Returns sample `number` encoded.
 
         Raises:
             SampleError: if it cannot be read or decoded, or its length is not the planned one.
         """
-        try:
-            sample, data = self.read(number, source)
-        except OSError as error:
-            shard = self.catalog.shards[self.catalog.shard_ids[number]]
-            key = sample_key(source, shard, self.catalog.index_row(number)["key"])
-            raise SampleError(key, "missing_shard", f"{shard}: {error}") from error
-        pixels = [self.encoder.decode(sample.key, m, d) for m, d in zip(sample.media, data, strict=True)]
-        encoded = self.encoder.encode(sample, pixels)
-        planned = int(self.catalog.lengths[number])
-        if len(encoded.input_ids) != planned:
-            detail = f"planned {planned} tokens, encoded {len(encoded.input_ids)}; rebuild the index"
+        sample, data = self.read(number, layout)
+        media = zip(sample.media, layout.media, data, strict=True)
+        pixels = [self.encoder.decode(sample.key, medium, plan, content) for medium, plan, content in media]
+        encoded = self.encoder.encode(sample, layout.media, pixels)
+        if len(encoded.input_ids) != layout.num_tokens:
+            detail = f"planned {layout.num_tokens} tokens, encoded {len(encoded.input_ids)}; rebuild the index"
             raise SampleError(sample.key, "length_mismatch", detail)
         return encoded
 
-    def read(self, number: int, source: str) -> tuple[Sample, list[bytes]]:
-        """Returns sample `number`, shortened if the catalog says so, and the encoded bytes of its media."""
-        reader = self.reader(int(self.catalog.shard_ids[number]))
-        row = self.catalog.index_row(number)
-        sample = read_sample(reader, source, row)
-        if cut := self.catalog.cuts.get(number):
-            sample = first_answers(sample, cut.num_answers)
-        members = {member["name"]: Member(**member) for member in row["members"]}
-        return sample, [reader.read(members[medium.member]) for medium in sample.media]
+    def read(self, number: int, layout: SampleLayout) -> tuple[Sample, list[bytes]]:
+        """Returns sample `number`, shortened as planned, and the encoded bytes of its media.
+
+        Raises:
+            SampleError: if its shard cannot be read.
+        """
+        shard, index = self.catalog.locate(number)
+        here = self.catalog.shards[shard]
+        source = self.catalog.source_of(shard).name
+        row = self.catalog.index_row(shard, index)
+        try:
+            reader = self.reader(shard)
+            sample = read_sample(reader, source, row)
+            if layout.lost_turns:
+                sample = first_answers(sample, layout.num_answers)
+            members = {member["name"]: Member(**member) for member in row["members"]}
+            return sample, [reader.read(members[medium.member]) for medium in sample.media]
+        except OSError as error:
+            key = sample_key(source, here.location, row["key"])
+            raise SampleError(key, "missing_shard", f"{here.location}: {error}") from error
 
     def reader(self, shard: int) -> ShardReader:
         """Returns the open reader of a shard; the one used longest ago is closed when there are too many."""
-        reader = self._readers.pop(shard, None) or ShardReader(self.catalog.shards[shard])
+        reader = self._readers.pop(shard, None) or ShardReader(self.catalog.shards[shard].location)
         self._readers[shard] = reader
         if len(self._readers) > MAX_OPEN_SHARDS:
             self._readers.pop(next(iter(self._readers))).close()
@@ -89,31 +127,95 @@ class RowDataset(Dataset):
             self._readers.popitem()[1].close()
 
 
-def make_loader(
-    dataset: RowDataset,
-    *,
-    steps: range,
-    rows_per_step: int,
-    rank: int,
-    world_size: int,
-    num_workers: int,
-    pin_memory: bool,
-) -> DataLoader:
-    """Returns this rank's rows of `steps` in order, one `PackedBatch` each."""
-    order: Sequence[int] = [
-        row for step in steps for row in step_rows(step, rows_per_step, len(dataset.rows), rank, world_size)
-    ]
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=order,
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
-        pin_memory=pin_memory,
-        # Its own generator: the loader must not draw from the global one, which resume restores.
-        generator=torch.Generator(),
-        worker_init_fn=set_up_worker,
+def use(shard: int, index: int, layout: SampleLayout | None, error: SampleError | None = None) -> SampleUse:
+    """Returns what became of a sample, for the ledger: it was used as laid out, or there is an error."""
+    return SampleUse(
+        shard=shard,
+        index=index,
+        num_tokens=layout.num_tokens if layout else 0,
+        num_targets=layout.num_targets if layout else 0,
+        num_tiles=layout.num_tiles if layout else 0,
+        num_frames=layout.num_frames if layout else 0,
+        error=error,
     )
+
+
+@dataclass(kw_only=True)
+class StepLoader:
+    """Yields each step with this rank's rows of it, one `PackedBatch` per micro-batch.
+
+    A worker that dies (out of memory, a signal) is replaced: the steps that were not delivered are made again.
+
+    Args:
+        dataset: makes the rows.
+        steps: of the plan, from the next one on.
+        rank, world_size: which rows of a step are this rank's.
+        micro_batches: rows of each rank per step, empty ones included.
+        num_workers: processes; 0 makes the rows in this one.
+        prefetch: rows that each worker makes ahead.
+        pin_memory: for copies to a GPU.
+    """
+
+    dataset: RowDataset
+    steps: Iterable[Step]
+    rank: int
+    world_size: int
+    micro_batches: int
+    num_workers: int
+    prefetch: int = 4
+    pin_memory: bool = False
+
+    def __iter__(self) -> Iterator[tuple[Step, list[PackedBatch]]]:
+        steps = iter(self.steps)
+        unsent: deque[Step] = deque()
+        restarts = 0
+        while True:
+            sent: deque[Step] = deque()
+            batches = self._start(self._tasks(unsent, steps, sent))
+            try:
+                for first in batches:
+                    rows = [first, *islice(batches, self.micro_batches - 1)]
+                    yield sent.popleft(), rows
+                    restarts = 0
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error) or restarts == MAX_RESTARTS:
+                    raise
+                restarts += 1
+                log.warning("%s; starting the workers again (%d of %d)", error, restarts, MAX_RESTARTS)
+            del batches  # ends the other workers
+            unsent.extendleft(reversed(sent))
+
+    def _mine(self, step: Step) -> list[int]:
+        """Returns this rank's rows of a step, one per micro-batch; -1 is the empty row."""
+        rows = deal(step.costs, self.world_size)[self.rank]
+        return rows + [-1] * (self.micro_batches - len(rows))
+
+    def _tasks(self, unsent: deque[Step], steps: Iterator[Step], sent: deque[Step]) -> Iterator[RowTask]:
+        """Yields the rows of the steps of `unsent`, then of `steps`; a step is in `sent` before its rows are."""
+        while (step := unsent.popleft() if unsent else next(steps, None)) is not None:
+            sent.append(step)
+            for row in self._mine(step):
+                yield EMPTY_ROW if row < 0 else RowTask(step.first_row + row, step.rows[row])
+
+    def _start(self, tasks: Iterator[RowTask]) -> Iterator[PackedBatch]:
+        """Starts the workers."""
+        loader = DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=tasks,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch if self.num_workers else None,
+            pin_memory=self.pin_memory,
+            # Its own generator: the loader must not draw from the global one, which resume restores.
+            generator=torch.Generator(),
+            worker_init_fn=set_up_worker,
+        )
+        handler = signal.getsignal(signal.SIGCHLD)
+        batches = iter(loader)
+        # torch's handler raises wherever the main thread is when a worker dies; without it the next read notices.
+        signal.signal(signal.SIGCHLD, handler)
+        return batches
 
 
 def set_up_worker(worker: int) -> None:

@@ -3,79 +3,164 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from heapq import heapify, heappop, heapreplace
 
 import numpy as np
-import torch
 
-from eagle_train.types import IGNORE_INDEX, EncodedSample, PackedBatch, SampleError
+SPREADS = (2.0, 4.0, 1.6)
+"""How long samples are spread over all rows, tried in this order: while the rows have room for so many more each."""
+COARSE_SPREAD = 0.5
+"""The same where a row never has room for so many: among samples that fill it nearly, the short ones are spread."""
+WASTE = 1 / 1000
+"""Rows over the fewest thinkable with which trying ends, and over the fewest found that spreading may cost; a share."""
+ROW_BITS = 24
+"""A row's number takes the low bits of an integer that sorts by something else."""
 
 
-def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Returns rows of indices into `lengths`, each row's sum at most `capacity`.
+def pack_rows(lengths: np.ndarray, costs: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows of full length that cost about the same, flat: samples (n,) int64 and offsets (rows + 1,) int64.
 
-    The longest sample first, each into the fullest row that still holds it. Ties go to the earlier
-    sample and the earlier row, so the result depends on the order of `lengths` alone. Within a row,
-    samples keep their order in `lengths`.
+    Row i holds the samples `samples[offsets[i]:offsets[i + 1]]`, indices into `lengths`, ascending.
+
+    The longest sample first. As long as the rows have room for several samples of its length, it goes to the row
+    that costs least so far, out of as many rows as all tokens would fill: so long samples, images and attention
+    spread evenly. The rest fills the rows up, each sample in the fullest row that still holds it. Where few
+    samples fit into a row, spreading can cost rows: then more or less of it is tried, and the fewest rows win.
 
     Args:
-        lengths: (n,) tokens per sample, each in 1..capacity.
+        lengths: (n,) tokens of each sample, in 1..capacity.
+        costs: (n,) cost of each sample, in any unit.
         capacity: tokens of a row.
 
-    Source: D. S. Johnson, Near-optimal bin packing algorithms, 1973.
+    Raises:
+        ValueError: if a sample is empty or longer than a row.
+
+    Source: best fit decreasing (D. S. Johnson, 1973), after the balanced knapsack of Eagle 2 (arXiv 2501.14818), which
+        spreads all samples and so needs rows to spare.
     """
-    assert len(lengths) == 0 or 0 < lengths.min() <= lengths.max() <= capacity
-    rows: list[list[int]] = []
-    open_rows: list[tuple[int, int]] = []  # (tokens left, row), sorted
-    for index in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[index])
-        place = bisect_left(open_rows, (length, -1))
-        if place < len(open_rows):
-            left, row = open_rows.pop(place)
-        else:
-            left, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(index)
-        if left > length:
-            insort(open_rows, (left - length, row))
-    return [sorted(row) for row in rows]
+    if len(lengths) == 0:
+        return np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    if not 0 < lengths.min() <= lengths.max() <= capacity:
+        raise ValueError(
+            f"samples have {lengths.min()} to {lengths.max()} tokens, a row has {capacity}; raise the row's length "
+            "or leave out the samples that do not fit"
+        )
+    lengths = lengths.astype(np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    sizes, weights = lengths[order], whole_costs(costs if costs.any() else lengths)[order]
+    fewest = -(-int(lengths.sum()) // capacity)
+    found = []
+    for part in parts_to_try(sizes, fewest):
+        found.append(place(sizes, weights, capacity, fewest, part))
+        if found[-1][1] <= fewest * (1 + WASTE):
+            break
+    best = min(count for _, count in found)
+    places, count = next((places, count) for places, count in found if count <= best * (1 + WASTE))
+    row_of = np.empty(len(lengths), dtype=np.int64)
+    row_of[order] = places
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=count))])
+    return np.argsort(row_of, kind="stable"), offsets
 
 
-def pack(
-    samples: Sequence[EncodedSample],
-    errors: Sequence[tuple[str, SampleError]],
-    *,
-    filler_id: int,
-    tile_size: int,
-) -> PackedBatch:
-    """Returns the samples laid end to end as one row; without samples, an empty row of weight zero.
+def whole_costs(costs: np.ndarray) -> np.ndarray:
+    """Returns (n,) int64 costs in parts of the largest: sums of integers are the same in any order."""
+    return np.rint(costs * (2**20 / costs.max())).astype(np.int64)
+
+
+def parts_to_try(sizes: np.ndarray, num_rows: int) -> list[tuple[int, int]]:
+    """Returns the parts of the samples that may be spread, the preferred first and the empty one last."""
+    nothing = (len(sizes), len(sizes))
+    parts = [spread_part(sizes, spread, num_rows) for spread in SPREADS]
+    if set(parts) == {nothing}:
+        parts = [spread_part(sizes, COARSE_SPREAD, num_rows)]
+    return list(dict.fromkeys([part for part in parts if part != nothing] + [nothing]))
+
+
+def spread_part(sizes: np.ndarray, spread: float, num_rows: int) -> tuple[int, int]:
+    """Returns the first and last + 1 of the samples to be spread, (n, n) if none.
 
     Args:
-        errors: (source, error) of the row's samples that could not be encoded.
-        filler_id: token id of the empty row's one position.
-        tile_size: S, for the placeholder tile of a row without images.
+        sizes: (n,) int64 tokens of the samples, descending.
+        spread: samples of the current size for which a row still has room, on average.
+        num_rows: rows to be filled.
     """
-    lengths = [len(sample.input_ids) for sample in samples] or [1]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    tiles = [sample.pixels for sample in samples if len(sample.pixels)]
-    offset_positions = [s.image_positions + int(start) for s, start in zip(samples, starts, strict=False)]
-    return PackedBatch(
-        input_ids=join([s.input_ids for s in samples], torch.full((1,), filler_id)),
-        labels=join([s.labels for s in samples], torch.full((1,), IGNORE_INDEX)),
-        loss_weights=join([s.loss_weights for s in samples], torch.zeros(1)),
-        position_ids=torch.cat([torch.arange(length) for length in lengths]),
-        cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
-        max_seqlen=max(lengths),
-        image_positions=join(offset_positions, torch.empty(0, dtype=torch.int64)),
-        pixels=join(tiles, torch.zeros(1, 3, tile_size, tile_size, dtype=torch.uint8)),
-        num_images=sum(len(t) for t in tiles),
-        num_tokens=sum(lengths) if samples else 0,
-        keys=tuple(sample.key for sample in samples),
-        sources=tuple(sample.source for sample in samples),
-        errors=tuple(errors),
-    )
+    to_come = np.cumsum(sizes[::-1])[::-1]
+    roomy = np.flatnonzero(to_come >= spread * num_rows * sizes)
+    return (int(roomy[0]), int(roomy[-1]) + 1) if len(roomy) else (len(sizes), len(sizes))
 
 
-def join(tensors: Sequence[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
-    """Returns the concatenation of `tensors`, or `empty` if there are none."""
-    return torch.cat(list(tensors)) if tensors else empty
+def place(
+    sizes: np.ndarray, weights: np.ndarray, capacity: int, num_rows: int, part: tuple[int, int]
+) -> tuple[list[int], int]:
+    """Returns the row of each sample and the number of rows: best fit, then spreading, then best fit.
+
+    Args:
+        sizes: (n,) int64 tokens of the samples, descending.
+        weights: (n,) int64 costs of the samples.
+        capacity: tokens of a row.
+        num_rows: rows over which samples are spread.
+        part: the first and last + 1 of the samples to be spread.
+    """
+    first, last = part
+    lengths = sizes.tolist()
+    free: list[int] = []
+    places, count = best_fit(lengths[:first], free, 0, capacity)
+    if first < len(lengths):
+        room = [0] * count + [capacity] * (num_rows - count)
+        for value in free:
+            room[value & (1 << ROW_BITS) - 1] = value >> ROW_BITS
+        loads = np.bincount(np.array(places, dtype=np.int64), weights[:first], len(room)).astype(np.int64).tolist()
+        places += spread_out(lengths[first:last], weights[first:last].tolist(), room, loads)
+        free = sorted(left << ROW_BITS | row for row, left in enumerate(room) if left)
+        rest, count = best_fit(lengths[len(places) :], free, len(room), capacity)
+        places += rest
+    return places, count
+
+
+def best_fit(lengths: list[int], free: list[int], count: int, capacity: int) -> tuple[list[int], int]:
+    """Returns the row of each sample, the fullest that still holds it, and the number of rows.
+
+    Args:
+        lengths: tokens of the samples.
+        free: tokens left and number of each row with room, as one integer, ascending; kept up to date.
+        count: rows there are; new ones are opened as needed.
+        capacity: tokens of a row.
+    """
+    places = []
+    for length in lengths:
+        needed = length << ROW_BITS
+        place = bisect_left(free, needed)
+        if place < len(free):
+            left = free.pop(place) - needed
+        else:
+            left = (capacity - length) << ROW_BITS | count
+            count += 1
+        places.append(left & (1 << ROW_BITS) - 1)
+        if left >> ROW_BITS:
+            insort(free, left)
+    return places, count
+
+
+def spread_out(lengths: list[int], weights: list[int], room: list[int], loads: list[int]) -> list[int]:
+    """Returns the row of each sample, the one of least load; fewer if a sample fits none of the rows left.
+
+    Args:
+        lengths: tokens of the samples, descending.
+        weights: costs of the samples.
+        room: tokens left in each row; kept up to date.
+        loads: cost of each row so far.
+    """
+    heap = [load << ROW_BITS | row for row, load in enumerate(loads)]
+    heapify(heap)
+    places = []
+    for length, weight in zip(lengths, weights, strict=True):
+        # A row without room for this sample is set aside; shorter samples may still fill it up.
+        while heap and room[heap[0] & (1 << ROW_BITS) - 1] < length:
+            heappop(heap)
+        if not heap:
+            break
+        row = heap[0] & (1 << ROW_BITS) - 1
+        room[row] -= length
+        heapreplace(heap, heap[0] + (weight << ROW_BITS))
+        places.append(row)
+    return places

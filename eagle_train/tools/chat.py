@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     media, data = read_media(options.image, options.video)
     model, encoder = load_model(options.model)
-    tiles = [encoder.decode(m.member, m, d) for m, d in zip(media, data, strict=True)]
+    plans = [encoder.plan_media(medium) for medium in media]
+    tiles = [encoder.decode(m.member, m, plan, d) for m, plan, d in zip(media, plans, data, strict=True)]
     messages: list[Message] = []
     for question in [options.question] if options.question else ask():
         shown = tuple(range(len(media))) if not messages else ()
@@ -74,11 +75,11 @@ def read_media(images: list[Path], videos: list[Path]) -> tuple[list[Media], lis
     return media, data
 
 
-def reply(model: VisionLanguageModel, encoder: Encoder, messages, media, tiles, max_new_tokens: int) -> str:
+def reply(model: VisionLanguageModel, encoder: Encoder, messages, plans, tiles, max_new_tokens: int) -> str:
     """Prints the answer to a conversation as it comes, and returns it."""
     ids = generate(
         model,
-        [make_prompt(encoder, messages, media, tiles)],
+        [make_prompt(encoder, messages, plans, tiles)],
         max_new_tokens=max_new_tokens,
         stop_ids=encoder.template.stop_ids(encoder.tokenizer),
         pad_id=encoder.image_id,

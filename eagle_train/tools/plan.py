@@ -14,15 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 from eagle_train.data.recipe import load_recipe
+from eagle_train.data.stream import count_steps
 from eagle_train.model.describe import describe
 from eagle_train.model.flops import count_flops, llm_flops
 from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.app import freeze_table_view
-from eagle_train.train.assemble import build_encoder, build_schedule, build_stage_data, meta_model, stage_model
+from eagle_train.train.assemble import build_encoder, build_schedule, meta_model, stage_model
 from eagle_train.train.config import constructor, load_config
+from eagle_train.train.costs import ForwardFlops, forward_flops
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table
 from eagle_train.train.schedule import Stage
+from eagle_train.train.stage_data import build_stage_data, fingerprint
 
 GIB = 1024**3
 
@@ -54,7 +57,8 @@ def make_plan(config: Mapping[str, Any], ranks: int) -> dict[str, Any]:
     tokens = torch.zeros(1, geometry.tokens_per_tile, geometry.channels, device="meta")
     fusion = {"fusion": geometry.fusion_flops, "projector": count_flops(model.projector, tokens)}
     not_built = {f"mixture.encoders.{n}": e.not_built for n, e in model.mixture.encoders.items() if e.not_built}
-    stages = [plan_stage(config, model, name, stage, ranks) for name, stage in build_schedule(config).items()]
+    flops = forward_flops(model, geometry)
+    stages = [plan_stage(config, model, flops, name, stage, ranks) for name, stage in build_schedule(config).items()]
     total = sum(parameter.numel() for parameter in model.parameters())
     return {
         "experiment": config["name"],
@@ -81,7 +85,7 @@ def grid_taken_from(config: Mapping[str, Any], model: VisionLanguageModel) -> st
 
 
 def plan_stage(
-    config: Mapping[str, Any], model: VisionLanguageModel, name: str, stage: Stage, ranks: int
+    config: Mapping[str, Any], model: VisionLanguageModel, flops: ForwardFlops, name: str, stage: Stage, ranks: int
 ) -> dict[str, Any]:
     """Returns the plan of one stage."""
     with torch.device("meta"):
@@ -104,11 +108,13 @@ def plan_stage(
         "micro_batches": -(-stage.rows_per_step // ranks),
         "llm_flops_per_row": llm_flops(model.llm, stage.max_length),
         "memory_bytes_per_rank": memory,
-        "data": plan_data(config, model, stage),
+        "data": plan_data(config, model, stage, flops),
     }
 
 
-def plan_data(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stage) -> dict[str, Any]:
+def plan_data(
+    config: Mapping[str, Any], model: VisionLanguageModel, stage: Stage, flops: ForwardFlops
+) -> dict[str, Any]:
     """Returns rows, fill and steps where the data is on this machine, else what is missing."""
     recipe = load_recipe(stage.recipe)
     root = Path(config["data_root"])
@@ -116,18 +122,21 @@ def plan_data(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stag
     if missing:
         return {"missing_sources": missing, "num_steps": stage.num_steps}
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
-    data = build_stage_data(config, stage, encoder)
-    tokens = int(data.catalog.lengths[data.rows.samples].sum())
+    data = build_stage_data(config, stage, encoder, flops)
+    totals = data.totals or count_steps(data.catalog, data.plan, data.num_steps)
     return {
-        "num_rows": len(data.rows),
+        "num_rows": totals.rows,
         "num_steps": data.num_steps,
-        "num_samples": len(data.rows.samples),
-        "num_tokens": tokens,
-        "num_tiles": int(data.catalog.num_tiles[data.rows.samples].sum()),
-        "fill": tokens / (len(data.rows) * stage.max_length),
+        "num_samples": totals.samples,
+        "num_tokens": totals.tokens,
+        "num_tiles": totals.tiles,
+        "fill": totals.tokens / (totals.rows * stage.max_length),
         "dropped": {source: dict(reasons) for source, reasons in data.catalog.dropped().items() if reasons},
         "shortened": {source: asdict(what) for source, what in data.catalog.shortened().items() if what.samples},
-        "asked_shares": data.asked_shares(),
+        "asked_shares": data.asked,
+        "shares_of": data.measure,
+        "repeats": {source: float(repeat) for source, repeat in zip(data.asked, data.plan.repeats, strict=True)},
+        "fingerprint": fingerprint(data.identity),
     }
 
 

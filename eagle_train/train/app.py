@@ -10,49 +10,54 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 
 from eagle_train import dist
 from eagle_train.data.encode import Encoder
 from eagle_train.data.ledger import Ledger
-from eagle_train.data.loader import RowDataset, make_loader
+from eagle_train.data.loader import RowDataset, StepLoader
 from eagle_train.data.recipe import card_source, load_recipe
+from eagle_train.data.stream import Cursor, steps
 from eagle_train.data.too_long import DropTooLong
+from eagle_train.model.describe import describe
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import ConsoleTracker
 from eagle_train.track.jsonl import JsonlTracker, read_metrics
 from eagle_train.track.tracker import Trackers
 from eagle_train.track.wandb_tracker import new_run_id
 from eagle_train.train.assemble import (
-    StageData,
     build_encoder,
     build_model,
     build_schedule,
-    build_stage_data,
     check_stages,
-    read_sources,
+    meta_model,
     stage_model,
 )
-from eagle_train.train.books import make_budget, write_accounts
+from eagle_train.train.books import ledger_shards, make_budget, write_accounts
 from eagle_train.train.checkpoint import (
     CheckpointDir,
     TrainState,
     hash_of,
+    read_plan,
     read_state,
     restore_random_states,
     seed_everything,
     write_state,
 )
 from eagle_train.train.config import ConfigError, build, to_yaml
+from eagle_train.train.costs import ForwardFlops, forward_flops
 from eagle_train.train.evaluate import evaluate
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, with_dtypes
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.pretrained import load_start, start_table
-from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
+from eagle_train.train.run_folder import changed_keys, changed_values, first_run_id, record_attempt
 from eagle_train.train.schedule import Stage
+from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint, make_layout, read_sources
 from eagle_train.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+MANY_PASSES = 4
+"""More passes over a source per epoch than this are worth a warning."""
 
 
 @dataclass(kw_only=True)
@@ -62,6 +67,7 @@ class Run:
     config: Mapping[str, Any]
     folder: Path
     model: VisionLanguageModel
+    flops: ForwardFlops
     encoder: Encoder
     schedule: Mapping[str, Stage]
     checkpoints: CheckpointDir
@@ -84,7 +90,7 @@ def train(config: Mapping[str, Any]) -> bool:
             if list(run.schedule).index(name) < list(run.schedule).index(run.state.stage):
                 continue
             if run.state.stage != name:
-                run.state = replace(run.state, stage=name, step=0)
+                run.state = replace(run.state, stage=name, step=0, plan="", cursor={}, read={})
             if not run_stage(run, stage):
                 log.warning("preempted at step %d; state saved, run the same command to go on", run.state.global_step)
                 dist.shutdown()
@@ -102,7 +108,8 @@ def start(config: Mapping[str, Any]) -> Run:
     """Returns a run ready for its first or next stage."""
     folder = Path(config["run_dir"])
     schedule = build_schedule(config)
-    check_stages(config, schedule)
+    meta = meta_model(config)
+    check_stages(config, meta, schedule)
     checkpoints = CheckpointDir(folder / "checkpoints", config["keep_last"])
     seed_everything(config["seed"])
     model = build_model(config)
@@ -128,6 +135,7 @@ def start(config: Mapping[str, Any]) -> Run:
         config=config,
         folder=folder,
         model=model,
+        flops=forward_flops(meta, describe(meta.mixture, config["data"]["tile_size"])),
         encoder=encoder,
         schedule=schedule,
         checkpoints=checkpoints,
@@ -152,9 +160,8 @@ def make_trackers(config: Mapping[str, Any], folder: Path, state: TrainState) ->
 
 def run_stage(run: Run, stage: Stage) -> bool:
     """Runs one stage to its end; returns False if a signal came."""
-    data = build_stage_data(run.config, stage, run.encoder)
-    check_plan(run.state, data)
-    run.state.plan = data.fingerprint
+    data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
+    cursor = tie_plan(run, data)
     model = stage_model(run.config, run.model, stage).train()
     freeze(model, stage.learning_rates)
     table = freeze_table(model, stage.learning_rates)
@@ -166,21 +173,20 @@ def run_stage(run: Run, stage: Stage) -> bool:
         engine.load(run.resume_from)
         restore_random_states(run.resume_from)
         run.resume_from = None
-    ledger = Ledger(run.folder / "ledger", dist.rank(), run.attempt)
-    dataset = RowDataset(data.catalog, data.encoder, data.rows)
-    loader = stage_loader(run, stage, dataset, data.num_steps)
+    ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
+    dataset = RowDataset(data.catalog, data.encoder)
 
     def save() -> None:
+        ledger.sync()
         with run.checkpoints.writing(run.state.global_step) as folder:
             engine.save(folder)
-            write_state(folder, run.state, to_yaml(dict(run.config)))
+            write_state(folder, run.state, to_yaml(dict(run.config)), data.identity)
 
     trainer = Trainer(
         engine=engine,
-        batches=iter(loader),
+        steps=iter(stage_loader(run, data, dataset, micro_batches, cursor)),
         stage=stage,
         num_steps=data.num_steps,
-        micro_batches=micro_batches,
         sources=[source.name for source in data.catalog.sources],
         state=run.state,
         tracker=run.trackers,
@@ -199,44 +205,62 @@ def run_stage(run: Run, stage: Stage) -> bool:
         ledger.close()
         dataset.close()
         if dist.rank() == 0:
-            write_accounts(run.folder, run.state, stage, data)
+            write_accounts(run.folder, run.state, data)
     engine.close()
     return finished
 
 
-def stage_loader(run: Run, stage: Stage, dataset: RowDataset, num_steps: int) -> DataLoader:
+def stage_loader(
+    run: Run, data: StageData, dataset: RowDataset, micro_batches: int, cursor: Cursor | None
+) -> StepLoader:
     """Returns this rank's rows from the run's present step to the end of the stage."""
-    return make_loader(
-        dataset,
-        steps=range(run.state.step, num_steps),
-        rows_per_step=stage.rows_per_step,
+    settings = build(run.config["data"])
+    return StepLoader(
+        dataset=dataset,
+        steps=steps(data.catalog, data.plan, first=run.state.step, end=data.num_steps, cursor=cursor),
         rank=dist.rank(),
         world_size=dist.world_size(),
-        num_workers=build(run.config["data"]).num_workers,
+        micro_batches=micro_batches,
+        num_workers=settings.num_workers,
+        prefetch=settings.prefetch,
         pin_memory=dist.device().type == "cuda",
     )
 
 
-def check_plan(state: TrainState, data: StageData) -> None:
-    """Raises ConfigError if a stage would go on with another plan than it began with, naming what differs."""
-    if state.step == 0 or state.plan == data.fingerprint:
-        return
-    parts = [name for name in data.fingerprint if state.plan.get(name) != data.fingerprint[name]]
-    raise ConfigError(
-        f"stage {state.stage} stopped at step {state.step} with another {', '.join(parts)}; its rows would not be "
-        f"the same. Restore what changed, or start anew with another run_dir"
-    )
+def tie_plan(run: Run, data: StageData) -> Cursor | None:
+    """Ties the run to a stage's plan; returns where its rows go on, None: to be found from the beginning.
+
+    Raises:
+        ConfigError: if the stage would go on with another plan than it began with, naming what differs.
+    """
+    print_of_plan, state = fingerprint(data.identity), run.state
+    same = state.plan == print_of_plan
+    if state.step and not same:
+        differences = changed_values(read_plan(run.resume_from), data.identity)
+        what = f"stage {state.stage} stopped at step {state.step} with another plan: {'; '.join(differences)}"
+        if not run.config["accept_changed_plan"]:
+            raise ConfigError(
+                f"{what}. Its rows would not be the same. Restore what changed, start anew with another run_dir, or go "
+                f"on at step {state.step} of the new plan with accept_changed_plan=true"
+            )
+        log.warning("%s; going on at step %d of the new plan, as accept_changed_plan says", what, state.step)
+    state.plan = print_of_plan
+    return Cursor(**state.cursor) if state.step and same else None
 
 
 def show_stage(run: Run, stage: Stage, data: StageData, table: list[FreezeRow]) -> None:
     """Prints the freeze table and the plan of a stage."""
     console = Console(stderr=True)
     console.print(freeze_table_view(run.state.stage, table))
-    fill = data.catalog.lengths[data.rows.samples].sum() / (len(data.rows) * stage.max_length)
     console.print(
-        f"stage {run.state.stage}: {data.num_steps} steps of {stage.rows_per_step} rows x {stage.max_length} tokens, "
-        f"{len(data.rows.samples)} samples, fill {fill:.1%}"
+        f"stage {run.state.stage}: {data.num_steps} steps of {stage.rows_per_step} rows x {stage.max_length} tokens"
     )
+    if data.totals:
+        fill = data.totals.tokens / (data.totals.rows * stage.max_length)
+        console.print(f"  {data.totals.samples:,} samples in {data.totals.rows:,} rows, {fill:.2%} full")
+    for name, repeat in zip(data.asked, data.plan.repeats, strict=True):
+        if repeat > MANY_PASSES:
+            console.print(f"  source {name} comes {float(repeat):.3g} times in every epoch", style="yellow")
 
 
 def freeze_table_view(stage: str, rows: list[FreezeRow]) -> Table:
@@ -260,7 +284,7 @@ def finish(run: Run) -> None:
     recipe = load_recipe(list(run.schedule.values())[-1].recipe)
     sources = [card_source(recipe, name, Path(run.config["data_root"])) for name in evaluation.sources]
     longest = max(stage.max_length for stage in run.schedule.values())
-    catalog = read_sources(run.config, sources, run.encoder, longest, DropTooLong())
+    catalog = read_sources(sources, make_layout(run.encoder, longest, DropTooLong()), build(run.config["data"]))
     scores = evaluate(run.model.to(dist.device()), catalog, run.encoder, evaluation, run.folder / "gallery")
     run.trackers.log(scores, run.state.global_step)
 

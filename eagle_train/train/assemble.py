@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from eagle_train import dist
-from eagle_train.data.catalog import Catalog, Source, build_catalog
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
-from eagle_train.data.index import ensure_lengths
-from eagle_train.data.plan import PlanConfig, Rows, fingerprint, plan_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.tokenizer import load
@@ -26,7 +20,6 @@ from eagle_train.data.too_long import TooLong
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.track.console import progress
 from eagle_train.train.config import ConfigError, build
 from eagle_train.train.geometry_check import check_geometry
 from eagle_train.train.optim import freeze
@@ -43,9 +36,11 @@ class DataSettings:
         frames: how many frames a video gives.
         loss_weight: weight of a supervised token, from their number in its sample.
         too_long: what becomes of samples that are longer than a row.
-        window_samples: samples packed together.
+        window_rows: rows packed together.
+        quarantine: file with the keys of samples that are left out.
         max_bad_share: share of a source that may be bad before the run stops with the list.
         num_workers: loader processes per rank; the result does not depend on it.
+        prefetch: rows that each of them makes ahead.
     """
 
     tile_size: int
@@ -53,9 +48,11 @@ class DataSettings:
     frames: FrameRate
     loss_weight: Callable[[int], float]
     too_long: TooLong
-    window_samples: int
+    window_rows: int
     max_bad_share: float
     num_workers: int
+    prefetch: int
+    quarantine: str | None
 
 
 def build_model(config: Mapping[str, Any]) -> VisionLanguageModel:
@@ -99,12 +96,14 @@ def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: St
         return PreAlignment(model, stage.align, partial(build, config["projector"]))
 
 
-def check_stages(config: Mapping[str, Any], schedule: Mapping[str, Stage]) -> None:
+def check_stages(config: Mapping[str, Any], model: VisionLanguageModel, schedule: Mapping[str, Stage]) -> None:
     """Raises ValueError, before anything is trained, if a stage could not begin.
 
     That is for an encoder to align that is not there, learning rates that match nothing, or sources without shards.
+
+    Args:
+        model: on the meta device.
     """
-    model = meta_model(config)
     with torch.device("meta"):
         for stage in schedule.values():
             freeze(stage_model(config, model, stage), stage.learning_rates)
@@ -156,80 +155,3 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
         tokens_per_tile=tokens_per_tile,
         loss_weight=data.loss_weight,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageData:
-    """A stage's samples and plan."""
-
-    encoder: Encoder
-    catalog: Catalog
-    rows: Rows
-    num_steps: int
-    fingerprint: dict[str, str]
-
-    def asked_shares(self) -> dict[str, float]:
-        """Returns each source's share of an epoch's samples, as its repeat asks."""
-        sizes = self.catalog.source_sizes()
-        wanted = [s.repeat * n for s, n in zip(self.catalog.sources, sizes, strict=True)]
-        return {s.name: w / sum(wanted) for s, w in zip(self.catalog.sources, wanted, strict=True)}
-
-
-def build_stage_data(config: Mapping[str, Any], stage: Stage, encoder: Encoder) -> StageData:
-    """Returns the samples and the plan of a stage; ranks share the building of what is missing on disk."""
-    encoder = of_stage(encoder, stage)
-    sources = recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))
-    settings = build(config["data"])
-    catalog = read_sources(config, sources, encoder, stage.max_length, settings.too_long)
-    plan = PlanConfig(max_length=stage.max_length, seed=stage.seed, window_samples=settings.window_samples)
-    num_rows = stage.num_steps * stage.rows_per_step if stage.num_steps is not None else None
-    rows = plan_rows(catalog, plan, num_epochs=stage.num_epochs, num_rows=num_rows)
-    identity = {
-        "data": catalog.fingerprint,
-        "repeats": {source.name: source.repeat for source in sources},
-        "text": text_fingerprint(encoder),
-        "media": [describe(encoder.tiling), asdict(encoder.frames), encoder.tile_size, encoder.tokens_per_tile],
-        "plan": asdict(plan),
-        "rows_per_step": stage.rows_per_step,
-    }
-    num_steps = -(-len(rows) // stage.rows_per_step)
-    return StageData(
-        encoder=encoder, catalog=catalog, rows=rows, num_steps=num_steps, fingerprint=fingerprint(identity)
-    )
-
-
-def of_stage(encoder: Encoder, stage: Stage) -> Encoder:
-    """Returns `encoder` with the template and tiling that a stage has of its own."""
-    return replace(encoder, template=stage.chat_template or encoder.template, tiling=stage.tiling or encoder.tiling)
-
-
-def describe(part: Any) -> list:
-    """Returns class and attributes of a small object, for fingerprints."""
-    return [type(part).__name__, vars(part)]
-
-
-def read_sources(
-    config: Mapping[str, Any], sources: list[Source], encoder: Encoder, max_length: int, too_long: TooLong
-) -> Catalog:
-    """Returns the catalog of `sources`, with progress over their shards.
-
-    Each rank first builds its share of the indexes and text lengths that are missing on disk.
-    """
-    name = text_fingerprint(encoder)
-    pairs = [(source, shard) for source in sources for shard in source.shards if shard.exists()]
-    mine = pairs[dist.rank() :: dist.world_size()]
-    with progress("reading indexes", len(mine)) as advance:
-        for source, shard in mine:
-            ensure_lengths(shard, source.index_dir, name, encoder.answer_ends)
-            advance(1)
-    dist.barrier()
-    share = build(config["data"]).max_bad_share
-    return build_catalog(
-        sources, encoder, max_length=max_length, too_long=too_long, text_fingerprint=name, max_bad_share=share
-    )
-
-
-def text_fingerprint(encoder: Encoder) -> str:
-    """Returns a short hash of everything text lengths depend on: tokenizer and template."""
-    parts = [encoder.tokenizer.backend_tokenizer.to_str(), asdict(encoder.template)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

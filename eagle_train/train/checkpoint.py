@@ -8,10 +8,11 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from eagle_train import dist
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+PLAN = "plan.json"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,13 +30,17 @@ class TrainState:
 
     stage: str
     step: int = 0
-    """Optimizer steps taken in this stage; with the plan, the whole state of the data stream."""
+    """Optimizer steps taken in this stage."""
     global_step: int = 0
     """Optimizer steps taken over all stages."""
     tokens_seen: int = 0
     """Input tokens of samples consumed by all ranks, over all stages."""
-    plan: dict[str, str] = field(default_factory=dict)
-    """Fingerprint of the stage's plan, by part."""
+    plan: str = ""
+    """Fingerprint of the stage's plan; `plan.json` beside the state holds what it is made of."""
+    cursor: dict[str, int] = field(default_factory=dict)
+    """Where the stream of rows stands, see `data.stream.Cursor`; with the plan, its whole state."""
+    read: dict[str, int] = field(default_factory=dict)
+    """Samples of the rows so far in this stage, by source, as the plan counts them."""
     run_id: str = ""
     """Of the tracker (W&B)."""
     config_hash: str = ""
@@ -157,9 +163,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_state(folder: Path, state: TrainState, config: str) -> None:
-    """Writes the train state and the config (rank 0), and this rank's random states."""
+def write_state(folder: Path, state: TrainState, config: str, plan: Mapping[str, Any]) -> None:
+    """Writes the train state, the config and what the plan depends on (rank 0), and this rank's random states."""
     if dist.rank() == 0:
+        (folder / PLAN).write_text(json.dumps(plan, default=str))
         (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
         (folder / "config.yaml").write_text(config)
     generators = {"cpu": torch.get_rng_state()}
@@ -171,6 +178,11 @@ def write_state(folder: Path, state: TrainState, config: str) -> None:
 def read_state(folder: Path) -> TrainState:
     """Returns the train state of a checkpoint."""
     return TrainState(**json.loads((folder / "state.json").read_text()))
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Returns what the plan of a checkpoint's stage depends on."""
+    return json.loads((folder / PLAN).read_text())
 
 
 def restore_random_states(folder: Path) -> None:

@@ -18,11 +18,10 @@ from eagle_train.data.catalog import Catalog
 from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
 from eagle_train.data.loader import RowDataset
-from eagle_train.data.plan import Rows
 from eagle_train.model.generate import Prompt, generate
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import progress
-from eagle_train.types import Media, Message, Sample, SampleError
+from eagle_train.types import MediaPlan, Message, Sample, SampleError
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +85,10 @@ def evaluate(
     Ranks share the questions; every rank returns the scores of all. Chance is what always giving the
     commonest answer of a type would score. Questions that cannot be read are counted in `eval/dropped`.
     """
-    order = [int(number) for number in np.argsort(catalog.lengths, kind="stable") if catalog.lengths[number] > 0]
+    lengths = np.concatenate([catalog.sizes(shard).num_tokens for shard in range(len(catalog.shards))])
+    order = [number for number in np.argsort(lengths, kind="stable").tolist() if lengths[number] > 0]
     mine = order[dist.rank() :: dist.world_size()]
-    dataset = RowDataset(catalog, encoder, Rows(catalog.rows[:0], catalog.rows[:1]))
+    dataset = RowDataset(catalog, encoder)
     outcomes: list[Outcome] = []
     training = model.training
     model.eval()
@@ -131,22 +131,25 @@ def ask(
 
 def read_question(dataset: RowDataset, number: int) -> Question:
     """Returns held-out sample `number` as a question: everything but its last answer."""
-    source = dataset.catalog.sources[dataset.catalog.source_ids[number]].name
-    sample, data = dataset.read(number, source)
-    tiles = [dataset.encoder.decode(sample.key, m, d) for m, d in zip(sample.media, data, strict=True)]
-    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], sample.media, tiles))
+    shard, index = dataset.catalog.locate(number)
+    layout = dataset.catalog.sizes(shard).layout(index)
+    sample, data = dataset.read(number, layout)
+    media = zip(sample.media, layout.media, data, strict=True)
+    tiles = [dataset.encoder.decode(sample.key, medium, plan, content) for medium, plan, content in media]
+    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], layout.media, tiles))
 
 
 def make_prompt(
-    encoder: Encoder, messages: Sequence[Message], media: Sequence[Media], tiles: Sequence[torch.Tensor]
+    encoder: Encoder, messages: Sequence[Message], plans: Sequence[MediaPlan], tiles: Sequence[torch.Tensor]
 ) -> Prompt:
     """Returns a conversation that ends with a user turn as a prompt.
 
     Args:
+        plans: frames and tiles of each medium.
         tiles: of each medium, (N_i, 3, S, S) uint8.
     """
     items: list[TextRun | int] = encoder.template.encode_prompt(messages, encoder.tokenizer)
-    ids, _, positions = encoder.lay_out(items, media)
+    ids, _, positions = encoder.lay_out(items, plans)
     pixels = torch.cat(list(tiles)) if tiles else torch.empty(0, 3, encoder.tile_size, encoder.tile_size).byte()
     return Prompt(ids, positions, pixels)
 

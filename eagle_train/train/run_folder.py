@@ -51,6 +51,14 @@ def changed_keys(saved: Path, config: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
+def changed_values(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 8) -> list[str]:
+    """Returns what differs between two nested mappings of plain values, as `dotted.key: before -> now`."""
+    old, new = flat(json.loads(json.dumps(before, default=str))), flat(json.loads(json.dumps(now, default=str)))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    shown = [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in changed[:most]]
+    return shown + ([f"and {len(changed) - most} more"] if len(changed) > most else [])
+
+
 def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the leaves of nested mappings by dotted key."""
     leaves: dict[str, Any] = {}

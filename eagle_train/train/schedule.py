@@ -20,6 +20,7 @@ class Stage:
             freezes. Every parameter must be matched.
         max_length: tokens of a row.
         rows_per_step: global batch in rows, over all ranks and micro-batches.
+        tokens_per_step: global batch in tokens instead, a multiple of `max_length`; exactly one of the two is given.
         num_steps: optimizer steps; null: as many as `num_epochs` needs.
         num_epochs: passes over the recipe; exactly one of the two is given.
         warmup_ratio: share of the steps with linear warm-up.
@@ -36,7 +37,8 @@ class Stage:
     recipe: str
     learning_rates: Mapping[str, float | None]
     max_length: int
-    rows_per_step: int
+    rows_per_step: int | None = None
+    tokens_per_step: int | None = None
     num_steps: int | None = None
     num_epochs: int | None = None
     warmup_ratio: float = 0.03
@@ -53,6 +55,18 @@ class Stage:
     def __post_init__(self) -> None:
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError(f"give num_steps ({self.num_steps}) or num_epochs ({self.num_epochs}), not both")
+        if (self.rows_per_step is None) == (self.tokens_per_step is None):
+            both = f"rows_per_step ({self.rows_per_step}) or tokens_per_step ({self.tokens_per_step})"
+            raise ValueError(f"give {both}, not both; set the other to null")
+        if self.rows_per_step is None:
+            rows, rest = divmod(self.tokens_per_step, self.max_length)
+            if rest:
+                near = max(1, round(self.tokens_per_step / self.max_length)) * self.max_length
+                raise ValueError(
+                    f"tokens_per_step {self.tokens_per_step} is no multiple of max_length {self.max_length}; "
+                    f"the nearest is {near}"
+                )
+            object.__setattr__(self, "rows_per_step", rows)  # rows of a plan are full, so a step is a number of rows
         if self.rows_per_step < 1 or self.max_length < 2:
             raise ValueError(f"rows_per_step {self.rows_per_step} and max_length {self.max_length} are too small")
         if self.align is not None:

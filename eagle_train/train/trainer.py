@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
 from eagle_train import dist
 from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
 from eagle_train.data.ledger import Ledger
+from eagle_train.data.stream import Step
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Tracker
 from eagle_train.train.checkpoint import TrainState
@@ -34,9 +35,8 @@ class Trainer:
 
     Args:
         engine: owns the model, precision, sharding and optimizer.
-        batches: this rank's rows from `state.step` on, `micro_batches` per step.
+        steps: from `state.step` on, each with this rank's rows of it.
         stage, num_steps: what is trained, and for how many optimizer steps.
-        micro_batches: rows of this rank per step.
         sources: names of the stage's sources.
         state: counts; kept current, and what `save` stores.
         save: writes a checkpoint of `state`; all ranks call it together.
@@ -44,10 +44,9 @@ class Trainer:
     """
 
     engine: Engine
-    batches: Iterator[PackedBatch]
+    steps: Iterator[tuple[Step, list[PackedBatch]]]
     stage: Stage
     num_steps: int
-    micro_batches: int
     sources: list[str]
     state: TrainState
     tracker: Tracker
@@ -72,9 +71,10 @@ class Trainer:
         meter = Throughput()
         while self.state.step < self.num_steps:
             started = time.perf_counter()
-            rows = [next(self.batches) for _ in range(self.micro_batches)]
+            step, rows = next(self.steps)
             waited = time.perf_counter() - started
             preempted, metrics = self.train_step(rows, meter)
+            self.book(step)
             meter.update(
                 capacity=self.stage.rows_per_step * self.stage.max_length,
                 data_wait_seconds=waited,
@@ -100,7 +100,7 @@ class Trainer:
         sample turned out bad is passed over, on all ranks.
         """
         for row in rows:
-            self.ledger.record(self.state.stage, self.state.step, row)
+            self.ledger.record(self.state.step, row)
         self.ledger.flush()
         errors = [error for row in rows for error in row.errors]
         counts = [
@@ -124,6 +124,12 @@ class Trainer:
         self.state.tokens_seen += int(tokens)
         meter.update(tokens=int(tokens), supervised=int(supervised), images=int(images))
         return stop > 0, metrics | {"train/tokens_seen": self.state.tokens_seen}
+
+    def book(self, step: Step) -> None:
+        """Takes down where the stream stands after a step, and what was read."""
+        self.state.cursor = asdict(step.after)
+        for source, count in zip(self.sources, step.read.tolist(), strict=True):
+            self.state.read[source] = self.state.read.get(source, 0) + count
 
     def update(self, rows: list[PackedBatch], weight: float) -> dict[str, float]:
         """Runs the rows and updates the weights; returns gradient norm and learning rates.

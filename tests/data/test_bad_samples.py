@@ -2,32 +2,28 @@
 
 import io
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.budget import TooManyBadSamples
-from eagle_train.data.catalog import Source, build_catalog
+from eagle_train.data.catalog import Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
-from eagle_train.data.index import ensure_index, ensure_lengths, index_path
-from eagle_train.data.ledger import Ledger, account, read_ledger
-from eagle_train.data.loader import RowDataset, make_loader
+from eagle_train.data.index import ensure_index, index_path
+from eagle_train.data.loader import RowDataset, RowTask, StepLoader
 from eagle_train.data.loss_weights import per_token
-from eagle_train.data.packing import pack
-from eagle_train.data.plan import PlanConfig, Rows, plan_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.shards import scan_shard, write_shards
+from eagle_train.data.stream import steps
 from eagle_train.data.tiling import PadToSquare
-from eagle_train.data.too_long import DropTooLong
 from eagle_train.tools.plan import make_plan
 from eagle_train.train.app import train
 from eagle_train.train.assemble import load_tokenizer
 from eagle_train.train.config import build, load_config
-from tests.runs import accounts, config, losses
+from tests.catalogs import plan_config, read_catalog
+from tests.runs import KINDS, accounts, config, losses
 
 
 def png(seed=0, size=(40, 30)):
@@ -78,25 +74,30 @@ def encoder(data):
 
 
 def catalog(folder, samples, encoder, share=1.0):
-    shards = write_shards(samples, folder / "s")
-    return build_catalog(
-        [Source(name="s", shards=shards)],
-        encoder,
-        max_length=256,
-        too_long=DropTooLong(),
-        text_fingerprint="t",
-        max_bad_share=share,
+    return read_catalog([Source(name="s", shards=write_shards(samples, folder / "s"))], encoder, 256, share=share)
+
+
+def load(found, encoder, **changes):
+    """Returns the steps of one epoch, with their rows."""
+    config = plan_config(found, max_length=256, rows_per_step=1, **changes)
+    loader = StepLoader(
+        dataset=RowDataset(found, encoder),
+        steps=steps(found, config),
+        rank=0,
+        world_size=1,
+        micro_batches=1,
+        num_workers=0,
     )
+    return list(loader)
 
 
 @pytest.mark.parametrize("reason", sorted(BAD))
 def test_a_bad_sample_is_counted_with_its_key_and_reason(reason, tmp_path, encoder):
     found = catalog(tmp_path, [*GOOD, BAD[reason]], encoder)
     assert found.dropped() == {"s": {reason: 1}}
-    (error,) = found.errors.values()
-    assert error.reason == reason and error.key == f"s/s-000000/{BAD[reason][0]}"
-    rows = plan_rows(found, PlanConfig(max_length=256), num_epochs=1, num_rows=None)
-    assert len(rows.samples) == len(GOOD)
+    ((number, error),) = found.errors()
+    assert error.reason == reason and error.key == f"s/s-000000/{BAD[reason][0]}" == found.key(0, number)
+    assert sum(len(row) for step, _ in load(found, encoder) for row in step.rows) == len(GOOD)
 
 
 @pytest.mark.parametrize("reason", sorted(BAD))
@@ -106,38 +107,34 @@ def test_more_than_the_share_stops_with_the_list(reason, tmp_path, encoder):
     assert BAD[reason][0] in str(stopped.value) and reason in str(stopped.value)
 
 
-def test_planned_lengths_are_encoded_lengths(tmp_path, encoder, data):
+def test_planned_lengths_are_encoded_lengths(encoder, data):
     sources = recipe_sources(load_recipe(str(data / "small.yaml")), data)
-    found = build_catalog(sources, encoder, max_length=512, too_long=DropTooLong(), text_fingerprint="t")
-    dataset = RowDataset(found, encoder, Rows(np.arange(0), np.arange(1)))
+    found = read_catalog(sources, encoder, 512)
+    dataset = RowDataset(found, encoder)
+    seen = {source.name: 0 for source in sources}
     for number in range(len(found)):
-        source = sources[found.source_ids[number]].name
-        sample = dataset.encode(number, source)
-        assert len(sample.input_ids) == found.lengths[number] > 0
-        assert len(sample.pixels) == found.num_tiles[number]
+        shard, row = found.locate(number)
+        sizes = found.sizes(shard)
+        sample = dataset.encode(number, sizes.layout(row))
+        assert len(sample.input_ids) == sizes.num_tokens[row] > 0
+        assert len(sample.pixels) == sizes.num_tiles[row]
+        assert (sample.loss_weights > 0).sum() == sizes.num_targets[row]
+        seen[sample.source] += 1
     dataset.close()
-    assert {s.name for s in sources} == {f"small_{k}" for k in ("shapes", "captions", "video", "multi_image", "text")}
+    assert seen == {f"small_{kind}": count for kind, count in KINDS.items()}
 
 
 def test_an_image_broken_behind_its_header_leaves_its_row_and_is_counted(tmp_path, encoder):
     found = catalog(tmp_path, [*GOOD, ("broken", record(), {"0.png": corrupt()})], encoder)
-    assert not found.errors
-    rows = plan_rows(found, PlanConfig(max_length=256), num_epochs=1, num_rows=None)
-    dataset = RowDataset(found, encoder, rows)
-    loaded = list(
-        make_loader(
-            dataset,
-            steps=range(len(rows)),
-            rows_per_step=1,
-            rank=0,
-            world_size=1,
-            num_workers=0,
-            pin_memory=False,
-        )
-    )
-    dataset.close()
-    assert sorted(key for row in loaded for key in row.keys) == [f"s/s-000000/{key}" for key, _, _ in GOOD]
-    (error,) = [error for row in loaded for _, error in row.errors]
+    assert not list(found.errors())
+    loaded = load(found, encoder)
+    assert sorted(key for _, (row,) in loaded for key in row.keys) == [f"s/s-000000/{key}" for key, _, _ in GOOD]
+    assert [row.row for _, (row,) in loaded] == [step.first_row for step, _ in loaded] == list(range(len(loaded)))
+    for step, (row,) in loaded:
+        assert [use.index for use in row.uses] == step.rows[0].tolist()
+        assert [use.num_tokens for use in row.uses if use.error is None] == row.cu_seqlens.diff().tolist()
+        assert sum(use.num_tiles for use in row.uses) == row.num_images
+    (error,) = [error for _, (row,) in loaded for _, error in row.errors]
     assert error.reason == "unreadable_image" and error.key == "s/s-000000/broken"
 
 
@@ -162,7 +159,7 @@ def test_a_run_accounts_for_every_sample(data, tmp_path):
     entry = accounts(tmp_path / "run")["sft"]["mine"]
     assert entry["used"] == 2 * len(GOOD)
     assert entry["dropped"] == {"no_answer": 1, "too_long": 1, "unreadable_image": 2}  # decoded in both epochs
-    assert entry["read"] == entry["used"] + sum(entry["dropped"].values()) and entry["pending"] == 0
+    assert entry["read"] == entry["used"] + sum(entry["dropped"].values())
 
 
 def test_a_run_accounts_for_what_is_cut_off(data, tmp_path):
@@ -189,48 +186,25 @@ def test_a_run_stops_when_too_much_turns_out_bad_while_decoding(data, tmp_path):
     assert len(losses(tmp_path / "run")) > steps
 
 
-def test_books_balance_in_the_middle_of_a_stage(tmp_path):
-    folder = tmp_path / "ledger"
-    folder.mkdir()
-    lines = [
-        {"attempt": 0, "stage": "x", "step": 0, "used": ["s/a", "s/b"]},
-        {"attempt": 0, "stage": "x", "step": 1, "used": ["s/lost"]},
-        {"attempt": 1, "stage": "x", "step": 1, "used": ["s/c"], "dropped": [["s", "s/d", "unreadable_image"]]},
-        {"attempt": 1, "stage": "x", "step": 2, "used": ["s/future"]},
-    ]
-    (folder / "rank-00000.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"attempt": 1, "sta')
-    entry = account(folder, "x", 2, {"s": 4}, {"s": 9}, {"s": {"too_long": 2}})["s"]
-    assert entry == {"read": 6, "used": 3, "dropped": {"too_long": 2, "unreadable_image": 1}, "pending": 5}
-    assert account(folder, "x", 2, {"s": 5}, {"s": 9}, {"s": {}})["s"]["read"] != 4, "the two sides are counted apart"
-
-
-def test_a_line_after_a_torn_one_is_not_lost(tmp_path):
-    (tmp_path / "rank-00000.jsonl").write_text(
-        '{"attempt": 0, "stage": "x", "step": 0, "used": []}\n{"attempt": 0, "sta'
-    )
-    ledger = Ledger(tmp_path, 0, 1)
-    ledger.record("x", 1, pack([], [], filler_id=0, tile_size=4))
-    ledger.close()
-    assert list(read_ledger(tmp_path)) == [("x", 0), ("x", 1)]
-
-
 def test_a_shard_lost_since_the_build_counts_all_its_samples(tmp_path, encoder):
     shards = write_shards(GOOD, tmp_path / "s", samples_per_shard=5)
     shards[1].unlink()
     source = Source(name="s", shards=shards)
-    read = partial(build_catalog, [source], encoder, max_length=256, too_long=DropTooLong(), text_fingerprint="t")
-    found = read(max_bad_share=0.5)
+    found = read_catalog([source], encoder, 256, share=0.5)
     assert found.dropped() == {"s": {"missing_shard": 5}}
+    assert sum(len(row) for step, _ in load(found, encoder) for row in step.rows) == 15
     with pytest.raises(TooManyBadSamples, match=r"5 of 20 samples are bad \(5 missing_shard"):
-        read()
+        read_catalog([source], encoder, 256, share=0.01)
 
 
 def test_a_shard_lost_while_training_is_counted(tmp_path, encoder):
     found = catalog(tmp_path, GOOD, encoder)
-    found.shards[0].unlink()
-    rows = plan_rows(found, PlanConfig(max_length=256), num_epochs=1, num_rows=None)
-    row = RowDataset(found, encoder, rows)[0]
+    found.shards[0].location.unlink()
+    row = RowDataset(found, encoder)[RowTask(7, np.arange(3))]
     assert row.keys == () and {error.reason for _, error in row.errors} == {"missing_shard"}
+    assert row.row == 7 and [(use.index, use.error.reason) for use in row.uses] == [
+        (index, "missing_shard") for index in range(3)
+    ]
 
 
 def test_a_missing_shard_says_what_makes_it(tmp_path):
@@ -250,17 +224,6 @@ def test_the_index_is_made_again_when_the_shard_changed(tmp_path):
     write_shards(GOOD, tmp_path / "s")
     ensure_index(shard)
     assert index_path(shard, None).stat().st_mtime_ns != first
-
-
-def test_text_lengths_are_made_again_when_a_shard_of_equal_size_changed(tmp_path):
-    def words(messages):
-        return [AnswerEnd(sum(len(p.split()) for m in messages for p in m.content if isinstance(p, str)), 1, 1)]
-
-    (shard,) = write_shards([("a", record(answer="one two"), {"0.png": png()})], tmp_path / "s")
-    size, before = shard.stat().st_size, ensure_lengths(shard, None, "t", words)
-    write_shards([("a", record(answer="onetwo "), {"0.png": png()})], tmp_path / "s")
-    assert shard.stat().st_size == size
-    assert ensure_lengths(shard, None, "t", words)[0][0].num_tokens == before[0][0].num_tokens - 1
 
 
 def test_one_index_dir_serves_shards_of_equal_names(tmp_path):

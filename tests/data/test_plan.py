@@ -1,124 +1,177 @@
 """The plan: a pure function, every sample exactly as often as its repeat says, the same on any cluster."""
 
-from pathlib import Path
+import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from eagle_train.data.catalog import Catalog, Source
-from eagle_train.data.plan import PlanConfig, fingerprint, plan_epoch, plan_rows, shuffled, splitmix64, step_rows
+from eagle_train.data.index import index_stem
+from eagle_train.data.layout import layout_path
+from eagle_train.data.mixing import asked_shares, epoch_pieces, piece_rows, repeats
+from eagle_train.data.plan import count_rows, epoch_windows, plan_window
+from eagle_train.data.stream import Cursor, count_steps, steps
+from tests.catalogs import made_up_catalog, plan_config
 
 
-def catalog(sizes=(300, 120), shard_size=50, repeats=(1.0, 1.0), bad=()):
-    """Sources of random lengths in shards of `shard_size`."""
-    rng = np.random.default_rng(1)
-    sources, source_ids, shard_ids, shards = [], [], [], []
-    for i, (size, repeat) in enumerate(zip(sizes, repeats, strict=True)):
-        here = [Path(f"s{i}-{k}.tar") for k in range(-(-size // shard_size))]
-        source_ids += [i] * size
-        shard_ids += [len(shards) + row // shard_size for row in range(size)]
-        shards += here
-        sources.append(Source(name=f"s{i}", shards=here, repeat=repeat))
-    n = sum(sizes)
-    lengths = rng.integers(20, 300, size=n).astype(np.int32)
-    lengths[list(bad)] = 0
-    return Catalog(
-        sources=sources,
-        shards=shards,
-        source_ids=np.array(source_ids, dtype=np.int32),
-        shard_ids=np.array(shard_ids, dtype=np.int32),
-        rows=np.arange(n, dtype=np.int32),
-        lengths=lengths,
-        num_tiles=np.zeros(n, dtype=np.int32),
-        errors={},
-        cuts={},
-        fingerprint="x",
-        tables=[],
-    )
+def rows_of(steps_made):
+    """The rows of steps, as lists of sample numbers."""
+    return [row.tolist() for step in steps_made for row in step.rows]
 
 
-PINNED = [637557492691185812, 4224912144409887360, 10434316095484257304]
-SMALL = PlanConfig(max_length=512, window_samples=100)
+def samples_of(steps_made):
+    return [number for row in rows_of(steps_made) for number in row]
 
 
-@pytest.mark.parametrize("window", [1, 100, 10_000])
-def test_an_epoch_holds_every_good_sample_once(window):
-    data = catalog(bad=(3, 77))
-    rows = plan_rows(data, PlanConfig(max_length=512, window_samples=window), num_epochs=1, num_rows=None)
-    assert sorted(rows.samples.tolist()) == sorted(set(range(420)) - {3, 77})
-    assert max(data.lengths[rows[i]].sum() for i in range(len(rows))) <= 512
+@pytest.mark.parametrize("window_rows", [1, 20, 10_000])
+def test_an_epoch_holds_every_good_sample_once(tmp_path, window_rows):
+    catalog = made_up_catalog(tmp_path, bad=(3, 77))
+    made = list(steps(catalog, plan_config(catalog, window_rows=window_rows)))
+    assert sorted(samples_of(made)) == sorted(set(range(420)) - {3, 77})
+    lengths = np.concatenate([catalog.sizes(shard).num_tokens for shard in range(len(catalog.shards))])
+    assert max(lengths[row].sum() for row in rows_of(made)) <= 512
+    assert sum(step.num_tokens for step in made) == lengths.sum()
+    assert sum(step.read for step in made).tolist() == [298, 120]
 
 
-def test_repeats_are_exact_and_a_fraction_is_a_seeded_subset():
-    data = catalog(repeats=(2.0, 0.5))
-    epochs = [np.concatenate([r for w in plan_epoch(data, SMALL, e) for r in w]) for e in (0, 1)]
-    for samples in epochs:
-        counts = np.bincount(samples, minlength=420)
-        assert (counts[:300] == 2).all()
-        assert counts[300:].sum() == 60 and counts[300:].max() == 1
-    assert set(epochs[0].tolist()) != set(epochs[1].tolist()), "another half in another epoch"
+def test_repeats_are_exact_and_what_a_fraction_leaves_over_comes_later(tmp_path):
+    catalog = made_up_catalog(tmp_path, repeats=(2.0, 0.4))
+    config = plan_config(catalog, num_epochs=None)
+    epochs = []
+    for epoch in range(5):
+        windows = epoch_windows(catalog, config, epoch)
+        made = [plan_window(catalog, config, pieces, epoch, n).samples for n, pieces in enumerate(windows)]
+        epochs.append(np.bincount(np.concatenate(made), minlength=420))
+    assert all((counts[:300] == 2).all() for counts in epochs)
+    assert [counts[300:].sum() for counts in epochs] == [48] * 5
+    assert (sum(epochs)[300:] == 2).all(), "two fifths in each of five epochs are two passes"
+    assert not (epochs[0][300:] & epochs[1][300:]).any(), "no sample again before all have come"
 
 
-def test_the_plan_is_a_pure_function_of_seed_and_data():
-    one = plan_rows(catalog(), SMALL, num_epochs=2, num_rows=None)
-    two = plan_rows(catalog(), SMALL, num_epochs=2, num_rows=None)
-    other = plan_rows(catalog(), PlanConfig(max_length=512, window_samples=100, seed=1), num_epochs=2, num_rows=None)
-    assert np.array_equal(one.samples, two.samples) and np.array_equal(one.offsets, two.offsets)
-    assert not np.array_equal(one.samples, other.samples)
+@pytest.mark.parametrize("repeat", ["0.013", "0.5", "1.7", "3"])
+def test_a_fraction_is_exact_in_every_epoch_and_over_all_of_them(tmp_path, repeat):
+    catalog = made_up_catalog(tmp_path, sizes=(97, 33), shard_size=7)
+    parts, total = (Fraction(repeat), Fraction(1)), 0
+    for epoch in range(9):
+        taken = sum(piece.count for piece in epoch_pieces(catalog, parts, epoch) if piece.shard < 14)
+        total += taken
+        assert total == int((epoch + 1) * Fraction(repeat) * 97)
 
 
-def test_epochs_differ_and_fewer_rows_are_a_prefix_of_more():
-    rows = plan_rows(catalog(), SMALL, num_epochs=None, num_rows=400)
-    some = plan_rows(catalog(), SMALL, num_epochs=None, num_rows=37)
-    assert len(rows) == 400 and len(some) == 37
-    assert all(np.array_equal(rows[i], some[i]) for i in range(37))
-    first, second = (list(plan_epoch(catalog(), SMALL, e)) for e in (0, 1))
-    assert not np.array_equal(first[0][0], second[0][0])
+def test_passes_over_a_shard_have_orders_of_their_own(tmp_path):
+    catalog = made_up_catalog(tmp_path, repeats=(0.5, 0.5))
+    halves = [epoch_pieces(catalog, (Fraction(1, 2), Fraction(0)), epoch)[0] for epoch in range(4)]
+    rows = [set(piece_rows(piece, 50, 0).tolist()) for piece in halves]
+    assert rows[0] | rows[1] == rows[2] | rows[3] == set(range(50)) and len(rows[0]) == 25
+    assert rows[0] != rows[2], "the second pass is cut elsewhere"
 
 
-def test_windows_fill_rows_by_carrying_what_is_left():
-    data = catalog(sizes=(3000,), repeats=(1.0,))
-    rows = plan_rows(data, SMALL, num_epochs=1, num_rows=None)
-    assert data.lengths.sum() / (len(rows) * 512) > 0.97
+def test_equal_arguments_give_equal_rows_and_another_seed_gives_others(tmp_path):
+    catalog = made_up_catalog(tmp_path)
+    config = plan_config(catalog, num_epochs=2)
+    one, two = rows_of(steps(catalog, config)), rows_of(steps(pickle.loads(pickle.dumps(catalog)), config))
+    assert one == two
+    assert one != rows_of(steps(catalog, plan_config(catalog, num_epochs=2, seed=1)))
+    assert one[: len(one) // 2] != one[len(one) // 2 :], "another order in another epoch"
 
 
-def test_a_catalog_without_usable_samples_is_refused():
-    with pytest.raises(ValueError, match="no usable sample"):
-        plan_rows(catalog(sizes=(2,), repeats=(1.0,), bad=(0, 1)), SMALL, num_epochs=1, num_rows=None)
+def test_fewer_steps_are_the_first_of_more_and_run_through_epochs(tmp_path):
+    catalog = made_up_catalog(tmp_path)
+    config = plan_config(catalog, num_epochs=None)
+    many, some = list(steps(catalog, config, end=100)), list(steps(catalog, config, end=37))
+    assert len(many) == 100 and rows_of(many)[: 37 * 4] == rows_of(some)
+    assert all(len(step.rows) == 4 for step in many)
+    assert len(samples_of(many)) > 2 * 420, "more than two epochs"
 
 
-@pytest.mark.parametrize("world_size", range(1, 8))
-@pytest.mark.parametrize("rows_per_step", [1, 4, 6])
-def test_ranks_share_the_rows_of_a_step_whatever_their_number(world_size, rows_per_step):
-    num_rows = 23
-    for step in range(-(-num_rows // rows_per_step)):
-        shares = [step_rows(step, rows_per_step, num_rows, rank, world_size) for rank in range(world_size)]
-        assert len({len(share) for share in shares}) == 1, "every rank runs as many micro-batches"
-        real = sorted(row for share in shares for row in share if row >= 0)
-        first = step * rows_per_step
-        assert real == list(range(first, min(first + rows_per_step, num_rows)))
+def test_any_step_follows_from_its_cursor_alone(tmp_path):
+    catalog = made_up_catalog(tmp_path)
+    config = plan_config(catalog, num_epochs=3, rows_per_step=5)
+    whole = list(steps(catalog, config))
+    for done in range(1, len(whole)):
+        cursor = whole[done - 1].after
+        assert next(steps(catalog, config, first=done, cursor=cursor)).number == done
+        rest = list(steps(catalog, config, first=done, cursor=cursor))
+        assert rows_of(rest) == rows_of(whole[done:])
+        assert cursor.epoch > 0 or cursor.window > 0 or done * 5 <= 100
+    assert rows_of(steps(catalog, config, first=7)) == rows_of(whole[7:]), "without a cursor, from the beginning"
 
 
-def test_the_shuffle_is_fixed_for_ever():
-    # Published SplitMix64 is used per key; these values pin our chaining of keys.
-    assert splitmix64(np.arange(3), 1, 2, 3).tolist() == PINNED
-    assert sorted(shuffled(np.arange(50), 1, 2, 3, 0).tolist()) == list(range(50))
-    assert shuffled(np.arange(50), 1, 2, 3, 0).tolist() != shuffled(np.arange(50), 1, 2, 4, 0).tolist()
+def test_a_cursor_makes_no_earlier_window(tmp_path):
+    catalog = made_up_catalog(tmp_path)
+    config = plan_config(catalog, num_epochs=2)
+    whole = list(steps(catalog, config))
+    late = next(n for n, step in enumerate(whole) if step.after.epoch == 1 and step.after.window == 2)
+    wanted = {piece.shard for window in epoch_windows(catalog, config, 1)[2:] for piece in window}
+    assert len(wanted) < len(catalog.shards)
+    for shard in set(range(len(catalog.shards))) - wanted:
+        layout_path(index_stem(catalog.shards[shard].location, None), "x").unlink()
+    assert next(steps(catalog.apart(), config, first=late + 1, cursor=whole[late].after)).number == late + 1
 
 
-def test_a_fingerprint_names_the_part_that_differs():
-    one, two = fingerprint({"data": "a", "plan": [1, 2]}), fingerprint({"data": "a", "plan": [1, 3]})
-    assert one["data"] == two["data"] and one["plan"] != two["plan"]
+def test_totals_are_those_of_the_rows(tmp_path):
+    catalog = made_up_catalog(tmp_path, bad=(9,))
+    config = plan_config(catalog, num_epochs=2)
+    made = list(steps(catalog, config))
+    totals = count_rows(catalog, config)
+    assert totals == count_steps(catalog, config, 10_000)
+    assert (totals.rows, totals.samples) == (len(rows_of(made)), len(samples_of(made)))
+    assert totals.tiles == 2 * (140 - 1)
 
 
-def test_an_epoch_without_samples_is_refused_instead_of_planned_for_ever():
-    with pytest.raises(ValueError, match="holds no sample: the sources' repeats are"):
-        plan_rows(catalog(sizes=(20,), repeats=(0.0,)), SMALL, num_epochs=None, num_rows=5)
+def test_only_the_last_step_of_a_stage_is_short(tmp_path):
+    catalog = made_up_catalog(tmp_path)
+    made = list(steps(catalog, plan_config(catalog, num_epochs=2, rows_per_step=7)))
+    assert {len(step.rows) for step in made[:-1]} == {7} and 0 < len(made[-1].rows) <= 7
+    assert [step.first_row for step in made] == [7 * n for n in range(len(made))]
+    assert made[-1].after != Cursor()
 
 
-def test_samples_that_cannot_share_rows_are_not_carried_through_the_epoch():
-    data = catalog(sizes=(2000,), repeats=(1.0,))
-    data.lengths[:] = 300
-    windows = list(plan_epoch(data, SMALL, 0))
-    assert max(len(window) for window in windows) <= 3 * SMALL.window_samples
-    assert sorted(np.concatenate([row for window in windows for row in window]).tolist()) == list(range(2000))
+def test_weights_give_the_asked_shares_in_what_they_count(tmp_path):
+    lengths = np.concatenate([np.full(300, 40), np.full(120, 200)])
+    catalog = made_up_catalog(tmp_path, weights=(1.0, 3.0), lengths=lengths)
+    sums = catalog.source_summaries()
+    for measure, size in (("samples", np.ones(420)), ("tokens", lengths), ("supervised_tokens", lengths // 2)):
+        passes = repeats(catalog.sources, sums, measure)
+        assert asked_shares(passes, sums, measure) == pytest.approx([0.25, 0.75], abs=1e-5)
+        numbers = np.array(samples_of(steps(catalog, plan_config(catalog, repeats=tuple(passes), num_epochs=4))))
+        share = size[numbers[numbers < 300]].sum() / size[numbers].sum()
+        assert share == pytest.approx(0.25, abs=0.01), measure
+        assert size[numbers].sum() == pytest.approx(4 * size.sum(), rel=0.02), (
+            "an epoch is as long as one pass over all"
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": (1.0, None)}, r"\['s0'\] have weights and \['s1'\] do not"),
+        ({"weights": (0.0, 0.0)}, "all weights are 0"),
+        ({"weights": (-1.0, 2.0)}, "negative"),
+        ({"repeats": (1.0, -0.5)}, "negative"),
+        ({"weights": (1.0, 1.0), "bad": range(300, 420)}, r"\['s1'\] have a weight but no usable sample"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(tmp_path, changes, said):
+    catalog = made_up_catalog(tmp_path, **changes)
+    with pytest.raises(ValueError, match=said):
+        repeats(catalog.sources, catalog.source_summaries(), "samples")
+
+
+def test_an_unknown_measure_is_refused(tmp_path):
+    catalog = made_up_catalog(tmp_path)
+    with pytest.raises(ValueError, match="known are samples, tokens, supervised_tokens"):
+        repeats(catalog.sources, catalog.source_summaries(), "pixels")
+
+
+@pytest.mark.parametrize("changes", [{"bad": range(420)}, {"repeats": (0.0, 0.0)}])
+def test_nothing_to_take_is_refused_instead_of_planned_for_ever(tmp_path, changes):
+    catalog = made_up_catalog(tmp_path, **changes)
+    with pytest.raises(ValueError, match="there is no sample to take"):
+        next(steps(catalog, plan_config(catalog, num_epochs=None)))
+
+
+def test_samples_that_cannot_share_rows_are_planned_as_they_are(tmp_path):
+    catalog = made_up_catalog(tmp_path, lengths=np.full(420, 300))
+    made = list(steps(catalog, plan_config(catalog)))
+    assert sorted(samples_of(made)) == list(range(420)) and {len(row) for row in rows_of(made)} == {1}

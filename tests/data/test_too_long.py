@@ -10,20 +10,22 @@ import torch
 from PIL import Image
 
 from eagle_train.data.answers import AnswerEnd, answer_ends, first_answers
-from eagle_train.data.catalog import Source, build_catalog
+from eagle_train.data.catalog import Source
 from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
-from eagle_train.data.index import ensure_index, ensure_lengths, lengths_path
+from eagle_train.data.lengths import LENGTHS, ensure_lengths
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.loss_weights import per_token
-from eagle_train.data.plan import Rows
-from eagle_train.data.shards import ShardReader, write_shards
+from eagle_train.data.shards import write_shards
+from eagle_train.data.tables import read_table
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.tokenizer.load import load_tokenizer
-from eagle_train.data.too_long import Cut, DropTooLong, KeepTurns, Shortened
+from eagle_train.data.too_long import DropTooLong, KeepTurns, Shortened
 from eagle_train.train.config import build, load_config
-from eagle_train.types import Media, Message, Sample
+from eagle_train.train.stage_data import make_layout
+from eagle_train.types import Media, MediaPlan, Message, Sample
+from tests.catalogs import read_catalog
 from tests.vocabularies import sentencepiece_bytes, sentencepiece_pieces, write_folder
 
 WORDS = ("Two", "cats", " ", "\n", "été", "picture", "</s>", "12", "日", "  ", "the", "<image>")
@@ -89,10 +91,25 @@ def make_encoder(tokenizer, template="vicuna_v1", **changes) -> Encoder:
 
 
 def read(encoder, shards, max_length, policy):
-    source = Source(name="s", shards=shards)
-    return build_catalog(
-        [source], encoder, max_length=max_length, too_long=policy, text_fingerprint="t", max_bad_share=1.0
-    )
+    return read_catalog([Source(name="s", shards=shards)], encoder, max_length, policy)
+
+
+def lengths_of(found) -> np.ndarray:
+    return np.concatenate([found.sizes(shard).num_tokens for shard in range(len(found.shards))])
+
+
+def layouts_of(found) -> dict:
+    """Returns the layouts of the usable samples, by number."""
+    usable = np.flatnonzero(lengths_of(found)).tolist()
+    places = {number: found.locate(number) for number in usable}
+    return {number: found.sizes(shard).layout(row) for number, (shard, row) in places.items()}
+
+
+def read_ends(shard, encoder) -> list[list[AnswerEnd]]:
+    layout = make_layout(encoder, 100, DropTooLong())
+    table = read_table(ensure_lengths(shard, None, layout.text_fingerprint, encoder.answer_ends))
+    columns = [table[name].to_pylist() for name in LENGTHS]
+    return [list(map(AnswerEnd, *ends)) for ends in zip(*columns, strict=True)]
 
 
 @pytest.mark.parametrize("policy", [DropTooLong(), KeepTurns()], ids=lambda policy: type(policy).__name__)
@@ -100,43 +117,44 @@ def read(encoder, shards, max_length, policy):
 def test_what_is_planned_is_what_is_encoded(tmp_path, tokenizer, template, policy):
     encoder = make_encoder(tokenizer, template)
     shards = write_shards(random_samples(60), tmp_path / "s", samples_per_shard=25)
-    max_length = int(np.quantile(read(encoder, shards, 100_000, policy).lengths, 0.12))
+    max_length = int(np.quantile(lengths_of(read(encoder, shards, 100_000, policy)), 0.12))
     found = read(encoder, shards, max_length, policy)
-    dataset = RowDataset(found, encoder, Rows(np.arange(0), np.arange(1)))
-    good = [number for number in range(len(found)) if number not in found.errors]
-    for number in good:
-        sample = dataset.encode(number, "s")
-        assert len(sample.input_ids) == found.lengths[number] > 0
-        assert len(sample.pixels) == found.num_tiles[number]
-        assert sample.loss_weights.sum() > 0
+    dataset = RowDataset(found, encoder)
+    good = layouts_of(found)
+    for number, layout in good.items():
+        sample = dataset.encode(number, layout)
+        assert len(sample.input_ids) == layout.num_tokens == lengths_of(found)[number] > 0
+        assert len(sample.pixels) == layout.num_tiles
+        assert (sample.loss_weights > 0).sum() == layout.num_targets > 0
     dataset.close()
-    assert {error.reason for error in found.errors.values()} == {"too_long"}
-    assert len(good) > 5 and found.lengths.max() <= max_length
-    assert (len(found.cuts) > 5) == isinstance(policy, KeepTurns)
+    assert {error.reason for _, error in found.errors()} == {"too_long"}
+    assert len(good) > 5 and lengths_of(found).max() <= max_length
+    assert (sum(layout.lost_turns > 0 for layout in good.values()) > 5) == isinstance(policy, KeepTurns)
 
 
 def test_turns_are_kept_as_long_as_they_fit_and_the_loss_is_counted(tmp_path, tokenizer):
     encoder = make_encoder(tokenizer)
     shards = write_shards(random_samples(60), tmp_path / "s")
-    whole = read(encoder, shards, 100_000, DropTooLong())
-    limit = int(np.quantile(whole.lengths, 0.12))
+    whole = lengths_of(read(encoder, shards, 100_000, DropTooLong()))
+    limit = int(np.quantile(whole, 0.12))
     found = read(encoder, shards, limit, KeepTurns())
     dropped = read(encoder, shards, limit, DropTooLong())
-    ends = ensure_lengths(shards[0], None, "t", encoder.answer_ends)
-    assert set(dropped.errors) == set(found.errors) | set(found.cuts), "nothing but over-long samples is touched"
-    for number, cut in found.cuts.items():
+    ends = read_ends(shards[0], encoder)
+    cuts = {number: layout for number, layout in layouts_of(found).items() if layout.lost_turns}
+    errors = {number for number, _ in found.errors()}
+    assert {n for n, _ in dropped.errors()} == errors | set(cuts), "nothing but over-long samples is touched"
+    for number, cut in cuts.items():
         lengths = [end.num_tokens + TILE_TOKENS * end.num_media for end in ends[number]]
-        assert lengths[-1] == whole.lengths[number] > limit
-        assert found.lengths[number] == lengths[cut.num_answers - 1] <= limit < lengths[cut.num_answers]
+        assert lengths[-1] == whole[number] > limit
+        assert cut.num_tokens == lengths[cut.num_answers - 1] <= limit < lengths[cut.num_answers]
         assert cut.lost_turns == 2 * (len(lengths) - cut.num_answers)
-        assert cut.lost_tokens == whole.lengths[number] - found.lengths[number]
-    assert found.errors and found.cuts
-    assert all(ends[number][0].num_tokens + TILE_TOKENS * ends[number][0].num_media > limit for number in found.errors)
-    cuts = found.cuts.values()
-    turns, tokens = sum(cut.lost_turns for cut in cuts), sum(cut.lost_tokens for cut in cuts)
+        assert cut.lost_tokens == whole[number] - cut.num_tokens
+    assert errors and cuts
+    assert all(ends[number][0].num_tokens + TILE_TOKENS * ends[number][0].num_media > limit for number in errors)
+    turns, tokens = sum(cut.lost_turns for cut in cuts.values()), sum(cut.lost_tokens for cut in cuts.values())
     assert found.shortened() == {"s": Shortened(len(cuts), turns, tokens)} and turns > 2
     assert dropped.shortened() == {"s": Shortened()}
-    assert found.fingerprint != dropped.fingerprint
+    assert found.identity() != dropped.identity()
 
 
 def test_media_of_dropped_turns_are_neither_read_nor_decoded(tmp_path, tokenizer, monkeypatch):
@@ -146,21 +164,21 @@ def test_media_of_dropped_turns_are_neither_read_nor_decoded(tmp_path, tokenizer
     sample = ("a", {"messages": turns, "media": media, "meta": {}}, {f"{k}.png": png(k) for k in range(3)})
     encoder = make_encoder(tokenizer)
     shards = write_shards([sample], tmp_path / "s")
-    (ends,) = ensure_lengths(shards[0], None, "t", encoder.answer_ends)
+    (ends,) = read_ends(shards[0], encoder)
     found = read(encoder, shards, ends[1].num_tokens + 2 * TILE_TOKENS, KeepTurns())
-    assert found.cuts == {0: Cut(2, 2, found.cuts[0].lost_tokens)} and found.num_tiles[0] == 2
-    reads, decodes = [], []
-    read_bytes, decode = ShardReader.read, Encoder.decode
-    monkeypatch.setattr(ShardReader, "read", lambda self, member: reads.append(member.name) or read_bytes(self, member))
+    layout = layouts_of(found)[0]
+    assert (layout.num_answers, layout.lost_turns, layout.num_tiles) == (2, 2, 2)
+    decodes, decode = [], Encoder.decode
     monkeypatch.setattr(
         Encoder,
         "decode",
-        lambda self, key, medium, data: decodes.append(medium.member) or decode(self, key, medium, data),
+        lambda self, key, medium, *rest: decodes.append(medium.member) or decode(self, key, medium, *rest),
     )
-    dataset = RowDataset(found, encoder, Rows(np.arange(0), np.arange(1)))
-    encoded = dataset.encode(0, "s")
+    dataset = RowDataset(found, encoder)
+    encoded = dataset.encode(0, layout)
+    _, contents = dataset.read(0, layout)
     dataset.close()
-    assert reads == ["json", "0.png", "1.png"] and decodes == ["0.png", "1.png"]
+    assert contents == [png(0), png(1)] and decodes == ["0.png", "1.png"]
     assert len(encoded.pixels) == 2 and (encoded.pixels[1] == 1).all(), "the second image, not the third"
 
 
@@ -209,27 +227,15 @@ def test_a_sample_cut_to_one_answer_has_the_media_of_its_turns():
     assert first_answers(sample, 1).messages == messages[:2] and first_answers(sample, 1).media == media[:1]
 
 
-def test_a_file_of_lengths_of_the_former_form_is_not_read(tmp_path, tokenizer):
-    encoder = make_encoder(tokenizer)
-    (shard,) = write_shards(random_samples(5), tmp_path / "s")
-    ensure_index(shard)
-    former = shard.with_suffix(".lengths-t.parquet")
-    former.write_bytes(b"of another form")
-    assert lengths_path(shard, None, "t") != former
-    assert ensure_lengths(shard, None, "t", encoder.answer_ends) == ensure_lengths(
-        shard, None, "t", encoder.answer_ends
-    )
-
-
 def test_nothing_depends_on_the_padding_token(tmp_path, tokenizer):
     assert tokenizer.pad_token is None
     messages = (Message(role="user", content=(0, "a")), Message(role="assistant", content=("two <unk> cats",)))
     sample = Sample(key="k", source="s", messages=messages, media=(Media(kind="image", member="0.png"),))
     pixels = [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)]
-    without = make_encoder(tokenizer).encode(sample, pixels)
+    without = make_encoder(tokenizer).encode(sample, [MediaPlan()], pixels)
     padded = copy.deepcopy(tokenizer)
     padded.pad_token = "<unk>"  # as Vicuna's config has it
-    with_pad = make_encoder(padded).encode(sample, pixels)
+    with_pad = make_encoder(padded).encode(sample, [MediaPlan()], pixels)
     assert torch.equal(without.labels, with_pad.labels) and torch.equal(without.loss_weights, with_pad.loss_weights)
     text = torch.ones(len(without.input_ids), dtype=torch.bool)
     text[without.image_positions] = False

@@ -1,0 +1,206 @@
+"""What every sample takes up in a row: decided from index and text lengths alone, kept in a file beside the shard.
+
+One Arrow file per shard and layout, named by the fingerprint of everything that token counts depend on: a row per
+sample with its tokens, tiles and frames, and which tiles and frames were chosen for each medium. So the plan reads
+arrays, and encoding does what was planned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from eagle_train.data.answers import AnswerEnd
+from eagle_train.data.encode import Encoder
+from eagle_train.data.index import ensure_index, index_stem, sample_key
+from eagle_train.data.lengths import LENGTHS, ensure_lengths
+from eagle_train.data.tables import read_metadata, read_table, write_table
+from eagle_train.data.too_long import TooLong
+from eagle_train.types import Media, MediaPlan, SampleError
+
+COUNTS = ("num_tokens", "num_targets", "num_tiles", "num_frames", "num_answers", "lost_turns", "lost_tokens")
+PLANS = pa.struct([("num_frames", pa.int32()), ("rows", pa.int16()), ("cols", pa.int16()), ("thumbnail", pa.bool_())])
+SCHEMA = pa.schema(
+    [
+        *[(name, pa.int32()) for name in COUNTS],
+        ("media", pa.list_(PLANS)),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Everything that decides how many tokens a sample takes.
+
+    Args:
+        encoder: template, tokenizer, tiling, frames.
+        max_length: tokens of a row.
+        too_long: what becomes of longer samples.
+        text_fingerprint: names tokenizer and template.
+        fingerprint: names all of it.
+    """
+
+    encoder: Encoder
+    max_length: int
+    too_long: TooLong
+    text_fingerprint: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleLayout:
+    """How one sample is laid out; all counts are of what stays of it."""
+
+    num_tokens: int
+    num_targets: int
+    """Supervised tokens."""
+    media: tuple[MediaPlan, ...]
+    num_answers: int
+    num_frames: int = 0
+    """Frames of all videos."""
+    lost_turns: int = 0
+    """Turns (questions and answers) that do not fit the row."""
+    lost_tokens: int = 0
+    """Tokens of these, media included."""
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of all media."""
+        return sum(plan.num_tiles for plan in self.media)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """The sums of a shard: what a catalog must know without opening the columns."""
+
+    num_samples: int
+    num_usable: int = 0
+    num_tokens: int = 0
+    num_targets: int = 0
+    num_tiles: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Samples by the reason they cannot be used for."""
+    shortened: tuple[int, int, int] = (0, 0, 0)
+    """Samples that lost turns, and the turns and tokens they lost."""
+    digest: str = ""
+    """Hash of the index and of the counts."""
+
+
+def lay_out(key: str, ends: Sequence[AnswerEnd], media: Sequence[Media], layout: Layout) -> SampleLayout:
+    """Returns the layout of a sample, shortened to whole turns if it is too long and the policy allows it.
+
+    Args:
+        key: named in errors.
+        ends: its text up to each of its answers.
+        media: header facts, in reading order.
+
+    Raises:
+        SampleError: `too_long` or `no_answer`, if nothing of it can be trained on.
+    """
+    plans = tuple(layout.encoder.plan_media(medium) for medium in media)
+    before = [0, *accumulate(layout.encoder.media_length(plan) for plan in plans)]
+    lengths = [end.num_tokens + before[end.num_media] for end in ends]
+    fits = lengths[-1] <= layout.max_length
+    stay = len(ends) if fits else layout.too_long.num_answers(lengths, layout.max_length)
+    if stay == 0:
+        detail = f"{lengths[-1]} tokens, {lengths[0]} up to the first answer, a row has {layout.max_length}"
+        raise SampleError(key, "too_long", f"{detail}; raise max_length, or see data.too_long")
+    end = ends[stay - 1]
+    if end.num_targets == 0:
+        raise SampleError(key, "no_answer", "no token of an answer is supervised under this template")
+    return SampleLayout(
+        num_tokens=lengths[stay - 1],
+        num_targets=end.num_targets,
+        media=plans[: end.num_media],
+        num_frames=sum(p.num_frames for p, m in zip(plans[: end.num_media], media, strict=False) if m.kind == "video"),
+        num_answers=stay,
+        lost_turns=2 * (len(ends) - stay),  # each an answer with its question
+        lost_tokens=lengths[-1] - lengths[stay - 1],
+    )
+
+
+def layout_table(rows: Sequence[SampleLayout | SampleError], digest: str) -> tuple[pa.Table, Summary]:
+    """Returns the table of a shard's samples, see `SCHEMA`, and its sums.
+
+    Args:
+        rows: the layout of each sample, or what is wrong with it.
+        digest: of the shard's index.
+    """
+    good = [row for row in rows if isinstance(row, SampleLayout)]
+    counts = {name: np.zeros(len(rows), np.int32) for name in COUNTS}
+    for place, row in enumerate(rows):
+        if isinstance(row, SampleLayout):
+            for name in COUNTS:
+                counts[name][place] = getattr(row, name)
+    columns = [pa.array(counts[name]) for name in COUNTS]
+    media = [[asdict(plan) for plan in row.media] if isinstance(row, SampleLayout) else [] for row in rows]
+    errors = [row if isinstance(row, SampleError) else None for row in rows]
+    columns += [
+        pa.array(media, pa.list_(PLANS)),
+        pa.array([error and error.reason for error in errors], pa.string()),
+        pa.array([error and error.detail for error in errors], pa.string()),
+    ]
+    cut = counts["lost_turns"] > 0
+    content = hashlib.sha256(digest.encode() + counts["num_tokens"].tobytes() + counts["num_tiles"].tobytes())
+    summary = Summary(
+        num_samples=len(rows),
+        num_usable=len(good),
+        num_tokens=int(counts["num_tokens"].sum(dtype=np.int64)),
+        num_targets=int(counts["num_targets"].sum(dtype=np.int64)),
+        num_tiles=int(counts["num_tiles"].sum(dtype=np.int64)),
+        dropped=dict(sorted(Counter(error.reason for error in errors if error).items())),
+        shortened=(int(cut.sum()), int(counts["lost_turns"].sum()), int(counts["lost_tokens"].sum(dtype=np.int64))),
+        digest=content.hexdigest()[:16],
+    )
+    return pa.Table.from_arrays(columns, schema=SCHEMA), summary
+
+
+def to_metadata(summary: Summary) -> dict[bytes, bytes]:
+    """Returns the sums as metadata of a file."""
+    return {b"summary": json.dumps(asdict(summary)).encode()}
+
+
+def from_metadata(metadata: dict[bytes, bytes]) -> Summary:
+    """Returns what `to_metadata` wrote."""
+    values = json.loads(metadata[b"summary"])
+    return Summary(**values | {"shortened": tuple(values["shortened"])})
+
+
+def layout_path(stem: Path, fingerprint: str) -> Path:
+    """Returns where the layout of a shard is, from the common stem of its index files."""
+    return stem.with_name(f"{stem.name}.layout-{fingerprint}.arrow")
+
+
+def ensure_layout(shard: Path, index_dir: Path | None, source: str, layout: Layout) -> Path:
+    """Builds the layout of a shard, and what it needs, unless it has one; returns its path."""
+    index_file = ensure_index(shard, index_dir)
+    path = layout_path(index_stem(shard, index_dir), layout.fingerprint)
+    made_from = read_metadata(index_file)[b"digest"]
+    if (read_metadata(path) or {}).get(b"index") == made_from:
+        return path
+    texts = read_table(ensure_lengths(shard, index_dir, layout.text_fingerprint, layout.encoder.answer_ends))
+    ends = [list(map(AnswerEnd, *columns)) for columns in zip(*(texts[n].to_pylist() for n in LENGTHS), strict=True)]
+    index = read_table(index_file)
+    columns = [index[name].to_pylist() for name in ("key", "media", "reason", "detail")]
+    rows = []
+    for end, key, media, reason, detail in zip(ends, *columns, strict=True):
+        key = sample_key(source, shard, key)
+        try:
+            if reason is not None:
+                raise SampleError(key, reason, detail)
+            rows.append(lay_out(key, end, [Media(**medium) for medium in media], layout))
+        except SampleError as error:
+            rows.append(error)
+    table, summary = layout_table(rows, made_from.decode())
+    write_table(table.replace_schema_metadata({b"index": made_from, **to_metadata(summary)}), path)
+    return path

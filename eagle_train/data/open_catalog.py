@@ -1,0 +1,88 @@
+"""Opens the catalog of sources whose layouts are built: reads the sums of every shard, no column of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from eagle_train.data.budget import TooManyBadSamples
+from eagle_train.data.catalog import Catalog, CatalogShard, Source
+from eagle_train.data.index import index_path, index_stem
+from eagle_train.data.layout import Summary, from_metadata, layout_path
+from eagle_train.data.quarantine import quarantined_rows, read_quarantine, report_unmatched
+from eagle_train.data.shards import expected_shards
+from eagle_train.data.tables import read_metadata, read_table
+
+
+def open_catalog(
+    sources: Sequence[Source], layout: str, *, quarantine: Path | None = None, max_bad_share: float = 0.01
+) -> Catalog:
+    """Returns the catalog of sources whose layouts are built.
+
+    Args:
+        layout: fingerprint of the layout.
+        quarantine: list of the keys of samples to leave out.
+        max_bad_share: largest share that may be bad of a source without one of its own.
+
+    Raises:
+        TooManyBadSamples: with the list.
+    """
+    shards = [open_shard(n, source, shard, layout) for n, source in enumerate(sources) for shard in source.shards]
+    if quarantine is not None:
+        shards = put_in_quarantine(sources, shards, layout, quarantine)
+    catalog = Catalog(sources=sources, shards=shards, layout=layout)
+    for number, (source, summary) in enumerate(zip(sources, catalog.source_summaries(), strict=True)):
+        bad = sum(count for reason, count in summary.dropped.items() if reason != "quarantined")
+        share = source.bad_share(max_bad_share)
+        if bad > share * summary.num_samples:
+            errors = [error for _, error in catalog.errors(number)]
+            raise TooManyBadSamples(source.name, errors, summary.num_samples, share)
+    return catalog
+
+
+def open_shard(number: int, source: Source, shard: Path, layout: str) -> CatalogShard:
+    """Returns a shard of source `number`; one that is not there has as many bad samples as its manifest says."""
+    if not shard.exists():
+        count = expected_shards(shard.parent).get(shard.name, 1)
+        lost = Summary(num_samples=count, dropped={"missing_shard": count})
+        return CatalogShard(source=number, location=shard, index_dir=source.index_dir, summary=lost, lost=True)
+    path = layout_path(index_stem(shard, source.index_dir), layout)
+    summary = from_metadata(read_metadata(path))
+    return CatalogShard(source=number, location=shard, index_dir=source.index_dir, summary=summary)
+
+
+def put_in_quarantine(
+    sources: Sequence[Source], shards: Iterable[CatalogShard], layout: str, path: Path
+) -> list[CatalogShard]:
+    """Returns the shards with the samples that a list names left out; keys that name no sample are warned about."""
+    keys = read_quarantine(path)
+    prefixes = {key.rpartition("/")[0] for key in keys}
+    matched: set[str] = set()
+    result = []
+    for shard in shards:
+        prefix = f"{sources[shard.source].name}/{shard.location.stem}"
+        if not shard.lost and any(known.startswith(prefix) for known in prefixes):
+            shard_keys = read_table(index_path(shard.location, shard.index_dir))["key"].to_pylist()
+            rows = quarantined_rows(keys, sources[shard.source].name, shard.location.stem, shard_keys)
+            matched |= {f"{prefix}/{shard_keys[row]}" for row in rows}
+            shard = leave_out(shard, rows.tolist(), layout)
+        result.append(shard)
+    report_unmatched(path, keys, matched)
+    return result
+
+
+def leave_out(shard: CatalogShard, rows: Sequence[int], layout: str) -> CatalogShard:
+    """Returns a shard with some of its samples in quarantine; those that are bad anyway stay what they are."""
+    table = read_table(layout_path(index_stem(shard.location, shard.index_dir), layout))
+    columns = {name: table[name].to_numpy() for name in ("num_tokens", "num_targets", "num_tiles")}
+    rows = [row for row in rows if columns["num_tokens"][row] > 0]
+    s = shard.summary
+    summary = replace(
+        s,
+        num_usable=s.num_usable - len(rows),
+        dropped=dict(Counter(s.dropped) + Counter({"quarantined": len(rows)})),
+        **{name: getattr(s, name) - int(column[rows].sum()) for name, column in columns.items()},
+    )
+    return replace(shard, summary=summary, quarantined=tuple(rows))

@@ -1,0 +1,79 @@
+"""What a row costs, from FLOPs counted on the meta device, so that rows and steps can be made alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from eagle_train.data.balance import CostModel
+from eagle_train.model.describe import MixtureGeometry
+from eagle_train.model.flops import count_flops, llm_flops
+from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.train.schedule import Stage
+
+SHORT, LONG = 64, 128
+"""Two lengths tell the linear from the quadratic part of the LLM's FLOPs."""
+DIGITS = 4
+"""Significant digits that are kept; the last ones would tie a plan to the version of a library's counter."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForwardFlops:
+    """FLOPs of a forward pass."""
+
+    per_token: float
+    per_token_squared: float
+    """Causal attention: half the square."""
+    encoders: Mapping[str, int]
+    """Per tile."""
+    fusion: int
+    """Per tile, mixture and projector."""
+
+
+def forward_flops(model: VisionLanguageModel, geometry: MixtureGeometry) -> ForwardFlops:
+    """Returns the FLOPs of a model's parts.
+
+    Args:
+        model: on the meta device.
+        geometry: of its mixture.
+    """
+    short, long = llm_flops(model.llm, SHORT) / SHORT, llm_flops(model.llm, LONG) / LONG
+    slope = (long - short) / (LONG - SHORT)
+    tokens = torch.zeros(1, geometry.tokens_per_tile, geometry.channels, device="meta")
+    return ForwardFlops(
+        per_token=short - slope * SHORT,
+        per_token_squared=slope / 2,
+        encoders={name: encoder.flops for name, encoder in geometry.encoders.items()},
+        fusion=geometry.fusion_flops + count_flops(model.projector, tokens),
+    )
+
+
+def cost_model(flops: ForwardFlops, stage: Stage) -> CostModel:
+    """Returns what samples cost in a stage, forward and backward.
+
+    The backward pass takes twice the forward one where weights are trained, once where gradients only pass through
+    (a frozen LLM behind a projector that learns), and nothing for a frozen encoder.
+    """
+    llm = 3 if is_trained(stage, "llm") else 2
+    seen = {name: n for name, n in flops.encoders.items() if stage.align in (None, name)}
+    tile = sum(n * (3 if is_trained(stage, f"mixture.encoders.{name}") else 1) for name, n in seen.items())
+    return CostModel(
+        per_token=rounded(llm * flops.per_token),
+        per_token_squared=rounded(llm * flops.per_token_squared),
+        per_tile=rounded(tile + 3 * flops.fusion),
+    )
+
+
+def is_trained(stage: Stage, module: str) -> bool:
+    """Returns whether a stage trains a module, by the longest prefix of its name, or a part of it."""
+    parts = [rate for name, rate in stage.learning_rates.items() if name.startswith(f"{module}.")]
+    names = [name for name in stage.learning_rates if f"{module}.".startswith(f"{name}.")]
+    own = stage.learning_rates[max(names, key=len)] if names else None
+    return own is not None or any(rate is not None for rate in parts)
+
+
+def rounded(value: float) -> float:
+    """Returns a number with `DIGITS` significant digits."""
+    return float(f"{value:.{DIGITS}g}")

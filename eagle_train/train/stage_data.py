@@ -1,0 +1,167 @@
+"""The data of a stage: its sources' indexes, its catalog and its plan, and what ties a run to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eagle_train import dist
+from eagle_train.data.catalog import Catalog, Source
+from eagle_train.data.encode import Encoder
+from eagle_train.data.layout import Layout, ensure_layout
+from eagle_train.data.mixing import asked_shares, repeats
+from eagle_train.data.open_catalog import open_catalog
+from eagle_train.data.plan import PlanConfig, PlanTotals, count_rows
+from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.too_long import TooLong
+from eagle_train.track.console import progress
+from eagle_train.train.assemble import DataSettings
+from eagle_train.train.config import build
+from eagle_train.train.costs import ForwardFlops, cost_model
+from eagle_train.train.schedule import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageData:
+    """A stage's samples and plan."""
+
+    encoder: Encoder
+    catalog: Catalog
+    plan: PlanConfig
+    num_steps: int
+    totals: PlanTotals | None
+    """Of all rows, where the number of epochs made it necessary to count them."""
+    asked: Mapping[str, float]
+    """Each source's share of an epoch, as its repeat or weight asks."""
+    measure: str
+    """What the shares are of."""
+    identity: Mapping[str, Any]
+    """All that the rows depend on, in words and numbers."""
+
+
+def build_stage_data(
+    config: Mapping[str, Any], stage: Stage, encoder: Encoder, flops: ForwardFlops, cache: Path | None = None
+) -> StageData:
+    """Returns the samples and the plan of a stage; ranks share the building of what is missing on disk.
+
+    Args:
+        encoder: of the run; a stage may have another template and tiling.
+        cache: folder that keeps the totals of plans; None: they are counted.
+    """
+    settings = build(config["data"])
+    recipe = load_recipe(stage.recipe)
+    sources = recipe_sources(recipe, Path(config["data_root"]))
+    encoder = of_stage(encoder, stage)
+    layout = make_layout(encoder, stage.max_length, settings.too_long)
+    catalog = read_sources(sources, layout, settings)
+    summaries = catalog.source_summaries()
+    passes = repeats(sources, summaries, recipe.weights_over)
+    plan = PlanConfig(
+        max_length=stage.max_length,
+        rows_per_step=stage.rows_per_step,
+        window_rows=settings.window_rows,
+        repeats=tuple(passes),
+        num_epochs=stage.num_epochs,
+        cost=cost_model(flops, stage),
+        seed=stage.seed,
+    )
+    identity = {
+        "data": catalog.identity(),
+        "mix": {source.name: str(repeat) for source, repeat in zip(sources, passes, strict=True)},
+        "layout": describe_layout(layout),
+        "plan": {name: value for name, value in asdict(plan).items() if name not in ("repeats", "num_epochs")},
+    }
+    totals = None if stage.num_epochs is None else plan_totals(catalog, plan, identity, cache)
+    num_steps = stage.num_steps if totals is None else -(-totals.rows // stage.rows_per_step)
+    shares = asked_shares(passes, summaries, recipe.weights_over)
+    return StageData(
+        encoder=encoder,
+        catalog=catalog,
+        plan=plan,
+        num_steps=num_steps,
+        totals=totals,
+        asked={source.name: share for source, share in zip(sources, shares, strict=True)},
+        measure=recipe.weights_over,
+        identity=identity,
+    )
+
+
+def plan_totals(catalog: Catalog, plan: PlanConfig, identity: Mapping[str, Any], cache: Path | None) -> PlanTotals:
+    """Returns the totals of all epochs of a plan, from the cache if it has been counted before."""
+    path = cache and cache / f"plan-{fingerprint([identity, plan.num_epochs])}.json"
+    if path and path.is_file():
+        return PlanTotals(**json.loads(path.read_text()))
+    with progress("counting rows", None) as advance:
+        totals = count_rows(catalog, plan, advance)
+    if path and dist.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.partial")
+        aside.write_text(json.dumps(asdict(totals)))
+        aside.replace(path)
+    return totals
+
+
+def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettings) -> Catalog:
+    """Returns the catalog of `sources`; each rank first builds its share of what is missing on disk."""
+    pairs = [(source, shard) for source in sources for shard in source.shards if shard.exists()]
+    mine = pairs[dist.rank() :: dist.world_size()]
+    with progress("reading indexes", len(mine)) as advance:
+        for source, shard in mine:
+            ensure_layout(shard, source.index_dir, source.name, layout)
+            advance(1)
+    dist.barrier()
+    quarantine = settings.quarantine and Path(settings.quarantine)
+    return open_catalog(
+        sources, layout.fingerprint, quarantine=quarantine or None, max_bad_share=settings.max_bad_share
+    )
+
+
+def of_stage(encoder: Encoder, stage: Stage) -> Encoder:
+    """Returns `encoder` with the template and tiling that a stage has of its own."""
+    return replace(encoder, template=stage.chat_template or encoder.template, tiling=stage.tiling or encoder.tiling)
+
+
+def make_layout(encoder: Encoder, max_length: int, too_long: TooLong) -> Layout:
+    """Returns the layout of samples under `encoder` in rows of `max_length` tokens."""
+    layout = Layout(
+        encoder=encoder,
+        max_length=max_length,
+        too_long=too_long,
+        text_fingerprint=fingerprint([tokenizer_hash(encoder), asdict(encoder.template)]),
+        fingerprint="",
+    )
+    return replace(layout, fingerprint=fingerprint(describe_layout(layout)))
+
+
+def describe_layout(layout: Layout) -> dict[str, Any]:
+    """Returns all that a layout depends on."""
+    encoder = layout.encoder
+    return {
+        "tokenizer": tokenizer_hash(encoder),
+        "chat_template": asdict(encoder.template),
+        "tiling": describe(encoder.tiling),
+        "frames": asdict(encoder.frames),
+        "tile_size": encoder.tile_size,
+        "tokens_per_tile": encoder.tokens_per_tile,
+        "max_length": layout.max_length,
+        "too_long": describe(layout.too_long),
+    }
+
+
+def describe(part: Any) -> list:
+    """Returns class and attributes of a small object."""
+    return [type(part).__name__, vars(part)]
+
+
+def tokenizer_hash(encoder: Encoder) -> str:
+    """Returns a short hash of a tokenizer."""
+    return hashlib.sha256(encoder.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+
+
+def fingerprint(value: Any) -> str:
+    """Returns a short hash of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
