@@ -13,6 +13,9 @@ from eagle_train.data.images import PillowJpeg
 class TurboJpeg:
     """Decodes colour and grey JPEG files with simplejpeg, and leaves all others to Pillow.
 
+    Pillow's wheels bring libjpeg-turbo too: beside Pillow 13 this gave the same pixels in the same time. It is for
+    installations whose Pillow was built with another libjpeg.
+
     What libjpeg-turbo finds damaged, Pillow judges too: it refuses the same files with either decoder. The version of
     simplejpeg, which brings its own libjpeg-turbo, is in the repr: another may give other pixels.
 
@@ -36,7 +39,9 @@ class TurboJpeg:
         try:
             *_, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours in ("YCbCr", "Gray"):
-                return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+                pixels = simplejpeg.decode_jpeg(data, "RGB")
+                height, width, _ = pixels.shape
+                return Image.frombytes("RGB", (width, height), pixels)  # fromarray would copy once more
         except ValueError:  # damaged, or subsampled in a way that it does not know
             pass
         return PillowJpeg().decode(data)
