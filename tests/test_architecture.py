@@ -25,9 +25,10 @@ HOME_OF = {
     "webdataset": "data/shards.py",
     "hydra": "train/config.py",
     "omegaconf": "train/config.py",
-    "av": "data/media.py",
+    "av": "data/videos.py",
+    "simplejpeg": "data/turbo_jpeg.py",
 }
-EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, media.py decodes
+EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, videos.py decodes
 
 
 def imports(path):

@@ -1,5 +1,6 @@
 """A run killed, preempted, or moved to other ranks and workers goes on as if nothing had happened."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,8 @@ import time
 import pytest
 import torch
 
+from eagle_train.data.shards import write_shard
+from eagle_train.data.toy.samples import toy_samples
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.app import train
 from eagle_train.train.checkpoint import CheckpointDir
@@ -133,17 +136,50 @@ def test_a_finished_run_started_again_does_nothing_more(data, tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == before
 
 
-def test_another_plan_is_refused_by_name(data, tmp_path, monkeypatch):
+def test_another_plan_is_refused_with_the_difference_unless_it_is_accepted(data, tmp_path, monkeypatch, caplog):
     run_until(config(data, tmp_path), 6, monkeypatch)
-    with pytest.raises(ConfigError, match="stopped at step 2 with another plan; its rows would not be the same"):
+    with pytest.raises(ConfigError, match=r"stopped at step 2 with another plan: plan.seed: 0 -> 1. Its rows"):
         train(config(data, tmp_path, "schedule.sft.seed=1"))
+    assert train(config(data, tmp_path, "schedule.sft.seed=1", "accept_changed_plan=true"))
+    assert "going on at step 2 of the new plan" in caplog.text
+    assert len(losses(tmp_path)) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.max_length", r"layout.max_length: 384 -> 400"),
+        ("tokenizer", r"layout.tokenizer: \w+ -> \w+"),
+        ("shard", r"data.small_text.small_text-000001.tar: 2 samples, .* -> 1 samples"),
+        ("quarantine", r"data.small_shapes.small_shapes-000000.tar: 10 samples, .* 1 quarantined"),
+    ],
+)
+def test_changed_data_tokenizer_and_layout_are_named(data, tmp_path, monkeypatch, change, said):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    run_until(config(root, tmp_path / "run"), 6, monkeypatch)
+    more = []
+    if change == "data.max_length":
+        more = ["schedule.sft.max_length=400"]
+    elif change == "tokenizer":
+        file = root / "tokenizer" / "tokenizer.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": {"type": "NFC"}}))
+    elif change == "shard":
+        shard = root / "small_text" / "small_text-000001.tar"
+        (key, record, media), *_ = toy_samples("text", "train", 12, seed=0)
+        write_shard([(key, record, media)], shard)
+    else:
+        (tmp_path / "list").write_text("small_shapes/small_shapes-000000/shapes-train-000003\n")
+        more = [f"data.quarantine={tmp_path / 'list'}"]
+    with pytest.raises(ConfigError, match=said):
+        train(config(root, tmp_path / "run", *more))
 
 
 def test_a_failed_start_leaves_the_run_usable(data, undisturbed, tmp_path):
     run = tmp_path / "copy"
     shutil.copytree(undisturbed, run)
     with pytest.raises(RuntimeError, match=r"size mismatch|Unexpected key"):
-        train(config(data, run, "projector.depth=1"))
+        train(config(data, run, "projector.depth=1", "accept_changed_plan=true"))
     assert load_model(run)
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from eagle_train.data.media import MediaError, probe_image, probe_video
+from eagle_train.data.images import probe_image
+from eagle_train.data.media import MediaError
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_members
 from eagle_train.data.shards import Member, ShardReader, scan_shard
 from eagle_train.data.tables import read_metadata, write_table
+from eagle_train.data.videos import probe_video
 from eagle_train.types import Media, Sample, SampleError
 
 INDEX_VERSION = b"1"
@@ -30,6 +32,7 @@ MEDIA = pa.struct(
         ("member", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("orientation", pa.int8()),
         ("duration", pa.float64()),
         ("num_frames", pa.int32()),
     ]
@@ -116,8 +119,8 @@ def probe_sample(reader: ShardReader, key: str, members: Sequence[Member]) -> li
         data = reader.read(by_name[ref.ref])
         try:
             if ref.kind == "image":
-                width, height = probe_image(data)
-                media.append(Media(kind="image", member=ref.ref, width=width, height=height))
+                width, height, orientation = probe_image(data)
+                media.append(Media(kind="image", member=ref.ref, width=width, height=height, orientation=orientation))
             else:
                 width, height, duration, frames = probe_video(data)
                 media.append(

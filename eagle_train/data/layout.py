@@ -22,6 +22,7 @@ from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import ensure_index, index_stem, sample_key
 from eagle_train.data.lengths import LENGTHS, ensure_lengths
+from eagle_train.data.media import MediaError
 from eagle_train.data.tables import read_metadata, read_table, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
@@ -201,6 +202,8 @@ def ensure_layout(shard: Path, index_dir: Path | None, source: str, layout: Layo
             rows.append(lay_out(key, end, [Media(**medium) for medium in media], layout))
         except SampleError as error:
             rows.append(error)
+        except MediaError as error:  # larger than the run's policy allows
+            rows.append(SampleError(key, error.reason, error.detail))
     table, summary = layout_table(rows, made_from.decode())
     write_table(table.replace_schema_metadata({b"index": made_from, **to_metadata(summary)}), path)
     return path

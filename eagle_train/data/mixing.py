@@ -13,7 +13,7 @@ from eagle_train.data.layout import Summary
 from eagle_train.data.shuffle import shuffled, splitmix64
 
 # Streams of random numbers, one per use.
-PIECES, PASSES = range(2)
+PIECES, PASSES, PLACES = range(3)
 MAX_DENOMINATOR = 1_000_000
 """Repeats are kept as fractions this fine, so that counts are integers and the same on every machine."""
 MEASURES = {"samples": "num_usable", "tokens": "num_tokens", "supervised_tokens": "num_targets"}
@@ -118,9 +118,20 @@ def split_passes(shard: int, size: int, start: int, count: int) -> list[Piece]:
     return pieces
 
 
-def shuffle_pieces(pieces: Sequence[Piece], seed: int, epoch: int) -> list[Piece]:
-    """Returns the pieces in the epoch's order."""
-    return [pieces[i] for i in shuffled(np.arange(len(pieces)), seed, epoch, PIECES)]
+def shuffle_pieces(catalog: Catalog, pieces: Sequence[Piece], seed: int, epoch: int) -> list[Piece]:
+    """Returns the pieces in the epoch's order: shuffled within their source, every source spread evenly.
+
+    So each window has the epoch's mix, which fills its rows better than chance does and keeps steps alike. Of n
+    pieces of a source, the j-th comes at a random place in the j-th n-th part of the epoch.
+    """
+    pieces = [pieces[i] for i in shuffled(np.arange(len(pieces)), seed, epoch, PIECES)]
+    sources = catalog.shard_sources[[piece.shard for piece in pieces]]
+    jitter = (splitmix64(np.arange(len(pieces)), seed, epoch, PLACES) >> np.uint64(32)).astype(np.int64)
+    places = np.empty(len(pieces), dtype=np.int64)
+    for source in range(len(catalog.sources)):
+        own = np.flatnonzero(sources == source)
+        places[own] = ((np.arange(len(own)) << 32) + jitter[own]) // max(1, len(own))
+    return [pieces[i] for i in np.argsort(places, kind="stable")]
 
 
 def piece_rows(piece: Piece, size: int, seed: int) -> np.ndarray:

@@ -19,8 +19,10 @@ from eagle_train.data.mixing import Piece, epoch_pieces, piece_rows, shuffle_pie
 from eagle_train.data.packing import pack_rows
 from eagle_train.data.shuffle import shuffled
 
-SAMPLES = 2
+SAMPLES = 3
 """Stream of random numbers, besides those of `mixing`."""
+MAX_WINDOW_SAMPLES = 250_000
+"""A window closes after the piece with which it holds so many, however short they are: it is packed within a second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,14 +75,15 @@ def epoch_windows(catalog: Catalog, config: PlanConfig, epoch: int) -> list[list
     """Returns the pieces of each window of an epoch; this looks at shards, not at samples."""
     wanted = config.window_rows * config.max_length
     windows: list[list[Piece]] = [[]]
-    tokens = 0.0
-    for piece in shuffle_pieces(epoch_pieces(catalog, config.repeats, epoch), config.seed, epoch):
-        if tokens >= wanted:
+    tokens, samples = 0, 0
+    for piece in shuffle_pieces(catalog, epoch_pieces(catalog, config.repeats, epoch), config.seed, epoch):
+        if tokens >= wanted or samples >= MAX_WINDOW_SAMPLES:
             windows.append([])
-            tokens = 0.0
+            tokens, samples = 0, 0
         summary = catalog.shards[piece.shard].summary
         windows[-1].append(piece)
-        tokens += summary.num_tokens * piece.count / summary.num_samples
+        tokens += summary.num_tokens * piece.count // summary.num_samples
+        samples += piece.count
     return windows if windows[0] else []
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
+from eagle_train.data.images import ImageReader
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.tokenizer import load
@@ -32,6 +33,7 @@ class DataSettings:
 
     Args:
         tile_size: S, side in pixels of the tiles that the loader makes; encoders resize from it.
+        images: how images are decoded.
         tiling: how images are cut into tiles.
         frames: how many frames a video gives.
         loss_weight: weight of a supervised token, from their number in its sample.
@@ -44,6 +46,7 @@ class DataSettings:
     """
 
     tile_size: int
+    images: ImageReader
     tiling: Tiling
     frames: FrameRate
     loss_weight: Callable[[int], float]
@@ -149,6 +152,7 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
     return Encoder(
         template=build(config["chat_template"]),
         tokenizer=tokenizer,
+        images=data.images,
         tiling=data.tiling,
         frames=data.frames,
         tile_size=data.tile_size,

@@ -144,6 +144,7 @@ def describe_layout(layout: Layout) -> dict[str, Any]:
         "tokenizer": tokenizer_hash(encoder),
         "chat_template": asdict(encoder.template),
         "tiling": describe(encoder.tiling),
+        "images": repr(encoder.images),
         "frames": asdict(encoder.frames),
         "tile_size": encoder.tile_size,
         "tokens_per_tile": encoder.tokens_per_tile,

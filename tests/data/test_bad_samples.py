@@ -11,6 +11,7 @@ from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
+from eagle_train.data.images import ImageReader
 from eagle_train.data.index import ensure_index, index_path
 from eagle_train.data.loader import RowDataset, RowTask, StepLoader
 from eagle_train.data.loss_weights import per_token
@@ -65,6 +66,7 @@ def encoder(data):
     return Encoder(
         template=build(load_config(["+experiment=toy"])["chat_template"]),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
+        images=ImageReader(),
         tiling=PadToSquare(),
         frames=FrameRate(),
         tile_size=16,
