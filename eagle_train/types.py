@@ -38,19 +38,19 @@ class SampleError(ValueError):
         return type(self), (self.key, self.reason, self.detail)
 
 
-REASONS = frozenset(
-    {
-        "bad_record",  # the annotation cannot be parsed
-        "missing_shard",  # every sample of a shard that is not there
-        "missing_media",  # a member or file that the annotation names is not there
-        "unreadable_image",
-        "unreadable_video",
-        "placeholder_mismatch",  # number of placeholders and of media disagree
-        "no_answer",  # no assistant turn, or only empty ones
-        "too_long",  # longer than a row
-        "length_mismatch",  # encoded length differs from the planned one
-    }
+REASONS = (
+    "bad_record",  # the annotation cannot be parsed
+    "missing_shard",  # every sample of a shard that is not there
+    "missing_media",  # a member or file that the annotation names is not there
+    "unreadable_image",
+    "unreadable_video",
+    "placeholder_mismatch",  # number of placeholders and of media disagree
+    "no_answer",  # no assistant turn, or only empty ones
+    "too_long",  # longer than a row
+    "length_mismatch",  # encoded length differs from the planned one
+    "quarantined",  # its key is on the run's quarantine list
 )
+"""Why a sample is left out. The ledger's files hold places in this tuple: append, never change the order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +122,28 @@ class EncodedSample:
     """(M,) int64, increasing: where the visual tokens go, tile after tile."""
     pixels: torch.Tensor
     """(N, 3, S, S) uint8, in the order of their positions; N may be 0."""
+    num_frames: int = 0
+    """Frames of its videos; 0 without one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleUse:
+    """One planned sample of a row and what became of it; the ledger's unit. A bad one has zero of everything."""
+
+    shard: int
+    """Number of its shard in the stage's catalog."""
+    index: int
+    """Row of the sample in its shard's index."""
+    num_tokens: int
+    """Tokens in the row, visual ones included."""
+    num_targets: int
+    """Tokens with loss."""
+    num_tiles: int
+    """Tiles of its images and frames."""
+    num_frames: int
+    """Frames of its videos; 0 without one."""
+    error: SampleError | None = None
+    """Why it was not used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +178,10 @@ class PackedBatch:
     """The K source names."""
     errors: tuple[tuple[str, SampleError], ...] = ()
     """(source, error) of planned samples of this row that turned out to be bad when they were decoded."""
+    row: int = -1
+    """Number of the row in its stage; -1 for the empty row."""
+    uses: tuple[SampleUse, ...] = ()
+    """Every planned sample of the row in order, used and bad."""
 
     def to(self, device: torch.device) -> PackedBatch:
         """Returns the batch with its tensors on `device` (asynchronously from pinned memory)."""

@@ -12,7 +12,9 @@ from pathlib import Path
 import yaml
 
 from eagle_train.data.index import ensure_index
-from eagle_train.data.ledger import read_ledger
+from eagle_train.data.ledger import USED
+from eagle_train.data.ledger_keys import KeyBook
+from eagle_train.data.ledger_read import read_ledger
 from eagle_train.data.shards import write_shards
 from eagle_train.data.toy.conversations import iter_texts
 from eagle_train.data.toy.samples import toy_samples
@@ -135,8 +137,14 @@ def gradient_norms(run: Path) -> list[float]:
 
 def rows(run: Path) -> dict[tuple[str, int], list[list[str]]]:
     """Returns the keys of the rows of every step, in a fixed order; empty rows left out."""
-    ledger = read_ledger(run / "ledger")
-    return {step: sorted(line["used"] for line in lines if line["used"]) for step, lines in sorted(ledger.items())}
+    steps: dict[tuple[str, int], dict[int, list[str]]] = {}
+    for stage in sorted(path.name for path in (run / "ledger").iterdir()):
+        table = read_ledger(run / "ledger", stage)
+        book = KeyBook(table.shards)
+        for use in table.records[table.records["status"] == USED]:
+            of_step = steps.setdefault((stage, int(use["step"])), {})
+            of_step.setdefault(int(use["row"]), []).append(book.key(int(use["shard"]), int(use["index"])))
+    return {step: sorted(of_step.values()) for step, of_step in steps.items()}
 
 
 def accounts(run: Path) -> dict:

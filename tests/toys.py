@@ -13,7 +13,7 @@ from eagle_train.model.llm import build_llm
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.projector import MlpProjector
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.types import IGNORE_INDEX, EncodedSample, PackedBatch
+from eagle_train.types import IGNORE_INDEX, EncodedSample, PackedBatch, SampleUse
 
 TILE = 32
 GRID = 2
@@ -63,7 +63,21 @@ def tiny_sample(seed: int, *, tiles: int, text: int = 12, source: str = "s") -> 
 
 def tiny_row(samples: list[EncodedSample]) -> PackedBatch:
     """Returns the samples as one row."""
-    return pack(samples, [], filler_id=0, tile_size=TILE)
+    return booked(pack(samples, [], filler_id=0, tile_size=TILE))
+
+
+def booked(row: PackedBatch, number: int = 0) -> PackedBatch:
+    """Returns a row as the loader makes it: with its number, and what became of its samples, bad ones last."""
+    lengths = row.cu_seqlens.diff().tolist()
+    used = [
+        SampleUse(shard=0, index=i, num_tokens=lengths[i], num_targets=1, num_tiles=0, num_frames=0)
+        for i in range(len(row.keys))
+    ]
+    bad = [
+        SampleUse(shard=0, index=i, num_tokens=0, num_targets=0, num_tiles=0, num_frames=0, error=error)
+        for i, (_, error) in enumerate(row.errors, start=len(used))
+    ]
+    return replace(row, row=number, uses=(*used, *bad))
 
 
 def weighted_loss(model: VisionLanguageModel, rows: list[PackedBatch]) -> torch.Tensor:

@@ -37,15 +37,18 @@ class BadSampleBudget:
 
     Args:
         sizes: samples of each source.
-        max_bad_share: largest share of a source that may be bad.
+        max_bad_shares: largest share of each source that may be bad.
         errors: (source, error) already known.
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], max_bad_share: float, errors: Iterable[tuple[str, SampleError]]
+        self,
+        sizes: Mapping[str, int],
+        max_bad_shares: Mapping[str, float],
+        errors: Iterable[tuple[str, SampleError]],
     ) -> None:
         self.sizes = sizes
-        self.max_bad_share = max_bad_share
+        self.max_bad_shares = max_bad_shares
         self.bad: dict[str, dict[str, SampleError]] = {source: {} for source in sizes}
         self.add(errors)
 
@@ -57,5 +60,6 @@ class BadSampleBudget:
     def check(self) -> None:
         """Raises TooManyBadSamples if a source is over its share."""
         for source, errors in self.bad.items():
-            if len(errors) > self.max_bad_share * self.sizes[source]:
-                raise TooManyBadSamples(source, list(errors.values()), self.sizes[source], self.max_bad_share)
+            share = self.max_bad_shares[source]
+            if len(errors) > share * self.sizes[source]:
+                raise TooManyBadSamples(source, list(errors.values()), self.sizes[source], share)

@@ -32,12 +32,18 @@ class Source:
         shards: paths of its tars, sorted.
         repeat: passes over it per epoch; 0.5 takes a seeded half.
         index_dir: where its indexes are; None: beside the shards.
+        max_bad_share: largest share of it that may be bad; None: that of the run.
     """
 
     name: str
     shards: Sequence[Path]
     repeat: float = 1.0
     index_dir: Path | None = None
+    max_bad_share: float | None = None
+
+    def bad_share(self, default: float) -> float:
+        """Returns the largest share that may be bad; `default` is the run's."""
+        return default if self.max_bad_share is None else self.max_bad_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +129,7 @@ def build_catalog(
         max_length: tokens of a row.
         too_long: what becomes of longer samples.
         text_fingerprint: names the tokenizer and template, see `index.lengths_path`.
-        max_bad_share: largest share of a source that may be bad.
+        max_bad_share: largest share that may be bad of a source without one of its own.
 
     Raises:
         TooManyBadSamples: with the list.
@@ -146,8 +152,9 @@ def build_catalog(
             tables.append(here.table)
             start += n
         bad_here = [error for number, error in errors.items() if number >= first]
-        if len(bad_here) > max_bad_share * (start - first):
-            raise TooManyBadSamples(source.name, bad_here, start - first, max_bad_share)
+        share = source.bad_share(max_bad_share)
+        if len(bad_here) > share * (start - first):
+            raise TooManyBadSamples(source.name, bad_here, start - first, share)
     arrays = [np.concatenate(column).astype(np.int32) for column in zip(*columns, strict=True)]
     return Catalog(
         sources=sources,

@@ -124,6 +124,7 @@ class Encoder:
             loss_weights=supervised.float() * self.loss_weight(num_targets),
             image_positions=torch.tensor(positions, dtype=torch.int64),
             pixels=tiles,
+            num_frames=sum(self.plan_media(m).num_frames for m in sample.media if m.kind == "video"),
         )
 
     def lay_out(self, items: Sequence[TextRun | int], media: Sequence[Media]):

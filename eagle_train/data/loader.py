@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -20,7 +20,7 @@ from eagle_train.data.index import read_sample, sample_key
 from eagle_train.data.packing import pack
 from eagle_train.data.plan import Rows, step_rows
 from eagle_train.data.shards import Member, ShardReader
-from eagle_train.types import EncodedSample, PackedBatch, Sample, SampleError
+from eagle_train.types import IGNORE_INDEX, EncodedSample, PackedBatch, Sample, SampleError, SampleUse
 
 MAX_OPEN_SHARDS = 64
 """Per worker; file descriptors are limited, shards are not."""
@@ -36,14 +36,30 @@ class RowDataset(Dataset):
     _readers: dict[int, ShardReader] = field(default_factory=dict)
 
     def __getitem__(self, row: int) -> PackedBatch:
-        samples, errors = [], []
+        samples, errors, uses = [], [], []
         for number in self.rows[row] if row >= 0 else ():
             source = self.catalog.sources[self.catalog.source_ids[number]].name
             try:
                 samples.append(self.encode(int(number), source))
+                uses.append(self.use(int(number), samples[-1]))
             except SampleError as error:
                 errors.append((source, error))
-        return pack(samples, errors, filler_id=self.encoder.image_id, tile_size=self.encoder.tile_size)
+                uses.append(self.use(int(number), error))
+        batch = pack(samples, errors, filler_id=self.encoder.image_id, tile_size=self.encoder.tile_size)
+        return replace(batch, row=row, uses=tuple(uses))
+
+    def use(self, number: int, outcome: EncodedSample | SampleError) -> SampleUse:
+        """Returns what became of sample `number`, for the ledger."""
+        bad = isinstance(outcome, SampleError)
+        return SampleUse(
+            shard=int(self.catalog.shard_ids[number]),
+            index=int(self.catalog.rows[number]),
+            num_tokens=0 if bad else len(outcome.input_ids),
+            num_targets=0 if bad else int((outcome.labels != IGNORE_INDEX).sum()),
+            num_tiles=0 if bad else len(outcome.pixels),
+            num_frames=0 if bad else outcome.num_frames,
+            error=outcome if bad else None,
+        )
 
     def encode(self, number: int, source: str) -> EncodedSample:
         """Returns sample `number` encoded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -14,6 +15,9 @@ import yaml
 from eagle_train.data.catalog import Source
 from eagle_train.data.shards import MANIFEST, expected_shards
 from eagle_train.resources import resource_dir
+
+SOURCE_KEYS = ("repeat", "max_bad_share")
+"""What a recipe may say about a source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +83,8 @@ class Recipe:
     """A mix of sources.
 
     Args:
-        sources: by name, each with `repeat`: passes per epoch.
+        sources: by name, each with what `SOURCE_KEYS` lists: `repeat`, passes per epoch; `max_bad_share`, largest share
+            of it that may be bad (null: the run's `data.max_bad_share`).
         evaluation: names of held-out sources that `data build` makes too.
         tokenizer: how `data build` trains a tokenizer on the text, for toy recipes.
         published: the download that holds all its sources, for `data prepare`.
@@ -87,7 +92,7 @@ class Recipe:
 
     name: str
     description: str
-    sources: Mapping[str, Mapping[str, float]]
+    sources: Mapping[str, Mapping[str, float | None]]
     evaluation: list[str] = field(default_factory=list)
     tokenizer: Mapping[str, Any] | None = None
     published: Published | None = None
@@ -116,6 +121,7 @@ def load_recipe(name: str) -> Recipe:
     if "published" in content:
         content["published"] = make(Published, content["published"], path)
     recipe = make(Recipe, content, path)
+    check_sources(recipe, path)
     cards = {}
     for source in [*recipe.sources, *recipe.evaluation]:
         card_path = folder / "datasets" / f"{source}.yaml"
@@ -127,6 +133,25 @@ def load_recipe(name: str) -> Recipe:
         else:
             raise ValueError(f"{path}: source {source} has no card {card_path.name} in {card_path.parent}")
     return make(Recipe, {**content, "cards": cards}, path)
+
+
+def check_sources(recipe: Recipe, path: Path) -> None:
+    """Raises ValueError for a key of a source that is not known, or a value that cannot be."""
+    for name, how in recipe.sources.items():
+        if not isinstance(how, Mapping):
+            raise ValueError(f"{path}: source {name} is {how!r}; write {name}: {{repeat: 1.0}}")
+        for key, value in how.items():
+            if key not in SOURCE_KEYS:
+                near = difflib.get_close_matches(str(key), SOURCE_KEYS, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                known = ", ".join(SOURCE_KEYS)
+                raise ValueError(f"{path}: source {name} has an unknown key {key!r}{hint} (known: {known})")
+            if value is None and key == "max_bad_share":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{path}: source {name} has {key}={value!r}; it is a number, 0 or more")
+            if key == "max_bad_share" and value > 1:
+                raise ValueError(f"{path}: source {name} has {key}={value!r}; it is a share, from 0 to 1")
 
 
 def recipe_sources(recipe: Recipe, data_root: Path) -> list[Source]:
@@ -145,14 +170,16 @@ def recipe_sources(recipe: Recipe, data_root: Path) -> list[Source]:
     return sources
 
 
-def card_source(recipe: Recipe, name: str, data_root: Path, repeat: float = 1.0) -> Source:
+def card_source(
+    recipe: Recipe, name: str, data_root: Path, repeat: float = 1.0, max_bad_share: float | None = None
+) -> Source:
     """Returns one source of a recipe, see `recipe_sources`."""
     card = recipe.cards[name]
     shards = card.find_shards(data_root)
     if not shards:
         raise ValueError(f"source {name}: no shard at {data_root / card.shards}; {how_to_get(recipe, card)}")
     index_dir = data_root / card.index_dir if card.index_dir else None
-    return Source(name=name, shards=shards, repeat=repeat, index_dir=index_dir)
+    return Source(name=name, shards=shards, repeat=repeat, index_dir=index_dir, max_bad_share=max_bad_share)
 
 
 def how_to_get(recipe: Recipe, card: DatasetCard) -> str:

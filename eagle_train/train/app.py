@@ -33,7 +33,7 @@ from eagle_train.train.assemble import (
     read_sources,
     stage_model,
 )
-from eagle_train.train.books import make_budget, write_accounts
+from eagle_train.train.books import ledger_shards, make_budget, write_accounts
 from eagle_train.train.checkpoint import (
     CheckpointDir,
     TrainState,
@@ -166,11 +166,12 @@ def run_stage(run: Run, stage: Stage) -> bool:
         engine.load(run.resume_from)
         restore_random_states(run.resume_from)
         run.resume_from = None
-    ledger = Ledger(run.folder / "ledger", dist.rank(), run.attempt)
+    ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
     dataset = RowDataset(data.catalog, data.encoder, data.rows)
     loader = stage_loader(run, stage, dataset, data.num_steps)
 
     def save() -> None:
+        ledger.sync()
         with run.checkpoints.writing(run.state.global_step) as folder:
             engine.save(folder)
             write_state(folder, run.state, to_yaml(dict(run.config)))

@@ -11,7 +11,9 @@ import numpy as np
 
 from eagle_train import dist
 from eagle_train.data.budget import BadSampleBudget
-from eagle_train.data.ledger import account, read_ledger
+from eagle_train.data.catalog import Catalog
+from eagle_train.data.ledger import LedgerShard
+from eagle_train.data.ledger_read import account, read_bad
 from eagle_train.train.assemble import StageData
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.schedule import Stage
@@ -53,21 +55,38 @@ def samples_in_rows(data: StageData, num_rows: int) -> dict[str, int]:
 
 
 def make_budget(folder: Path, state: TrainState, data: StageData, max_bad_share: float) -> BadSampleBudget:
-    """Returns the budget of bad samples, with those that the index and the ledger know already."""
+    """Returns the budget of bad samples, with those that the index and the ledger know already.
+
+    Args:
+        max_bad_share: largest share that may be bad of a source without one of its own.
+    """
     names = [source.name for source in data.catalog.sources]
     sizes = dict(zip(names, data.catalog.source_sizes(), strict=True))
     known = [(names[data.catalog.source_ids[number]], error) for number, error in data.catalog.errors.items()]
     seen = dist.broadcast_object(dropped_before(folder, state) if dist.rank() == 0 else None)
-    return BadSampleBudget(sizes, max_bad_share, [*known, *seen])
+    shares = {source.name: source.bad_share(max_bad_share) for source in data.catalog.sources}
+    return BadSampleBudget(sizes, shares, [*known, *seen])
 
 
 def dropped_before(folder: Path, state: TrainState) -> list[tuple[str, SampleError]]:
     """Returns (source, error) of the samples that this stage dropped before the present step."""
-    lines = [
-        line
-        for (stage, step), of_step in read_ledger(folder / "ledger").items()
-        if stage == state.stage and step < state.step
-        for line in of_step
+    return [
+        (bad.source, bad.error)
+        for bad in read_bad(folder / "ledger", state.stage)
+        if bad.step < state.step and not bad.superseded
     ]
-    drops = [drop for line in lines for drop in line.get("dropped", ())]
-    return [(source, SampleError(key, reason, "dropped before the resume")) for source, key, reason in drops]
+
+
+def ledger_shards(catalog: Catalog) -> list[LedgerShard]:
+    """Returns the shards of a catalog as the ledger keeps them: where they are, so that keys can be found later."""
+    counts = np.bincount(catalog.shard_ids, minlength=len(catalog.shards)).tolist()
+    places = [(source, shard) for source in catalog.sources for shard in source.shards]
+    return [
+        LedgerShard(
+            source=source.name,
+            location=str(shard.absolute()),
+            num_samples=count,
+            index_dir=None if source.index_dir is None else str(source.index_dir.absolute()),
+        )
+        for (source, shard), count in zip(places, counts, strict=True)
+    ]

@@ -100,7 +100,7 @@ class Trainer:
         sample turned out bad is passed over, on all ranks.
         """
         for row in rows:
-            self.ledger.record(self.state.stage, self.state.step, row)
+            self.ledger.record(self.state.step, row)
         self.ledger.flush()
         errors = [error for row in rows for error in row.errors]
         counts = [

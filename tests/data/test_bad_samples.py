@@ -14,10 +14,8 @@ from eagle_train.data.catalog import Source, build_catalog
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.index import ensure_index, ensure_lengths, index_path
-from eagle_train.data.ledger import Ledger, account, read_ledger
 from eagle_train.data.loader import RowDataset, make_loader
 from eagle_train.data.loss_weights import per_token
-from eagle_train.data.packing import pack
 from eagle_train.data.plan import PlanConfig, Rows, plan_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.shards import scan_shard, write_shards
@@ -137,6 +135,11 @@ def test_an_image_broken_behind_its_header_leaves_its_row_and_is_counted(tmp_pat
     )
     dataset.close()
     assert sorted(key for row in loaded for key in row.keys) == [f"s/s-000000/{key}" for key, _, _ in GOOD]
+    assert [row.row for row in loaded] == list(range(len(rows)))
+    for number, row in enumerate(loaded):
+        assert [use.index for use in row.uses] == found.rows[rows[number]].tolist()
+        assert [use.num_tokens for use in row.uses if use.error is None] == row.cu_seqlens.diff().tolist()
+        assert sum(use.num_tiles for use in row.uses) == row.num_images
     (error,) = [error for row in loaded for _, error in row.errors]
     assert error.reason == "unreadable_image" and error.key == "s/s-000000/broken"
 
@@ -189,31 +192,6 @@ def test_a_run_stops_when_too_much_turns_out_bad_while_decoding(data, tmp_path):
     assert len(losses(tmp_path / "run")) > steps
 
 
-def test_books_balance_in_the_middle_of_a_stage(tmp_path):
-    folder = tmp_path / "ledger"
-    folder.mkdir()
-    lines = [
-        {"attempt": 0, "stage": "x", "step": 0, "used": ["s/a", "s/b"]},
-        {"attempt": 0, "stage": "x", "step": 1, "used": ["s/lost"]},
-        {"attempt": 1, "stage": "x", "step": 1, "used": ["s/c"], "dropped": [["s", "s/d", "unreadable_image"]]},
-        {"attempt": 1, "stage": "x", "step": 2, "used": ["s/future"]},
-    ]
-    (folder / "rank-00000.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"attempt": 1, "sta')
-    entry = account(folder, "x", 2, {"s": 4}, {"s": 9}, {"s": {"too_long": 2}})["s"]
-    assert entry == {"read": 6, "used": 3, "dropped": {"too_long": 2, "unreadable_image": 1}, "pending": 5}
-    assert account(folder, "x", 2, {"s": 5}, {"s": 9}, {"s": {}})["s"]["read"] != 4, "the two sides are counted apart"
-
-
-def test_a_line_after_a_torn_one_is_not_lost(tmp_path):
-    (tmp_path / "rank-00000.jsonl").write_text(
-        '{"attempt": 0, "stage": "x", "step": 0, "used": []}\n{"attempt": 0, "sta'
-    )
-    ledger = Ledger(tmp_path, 0, 1)
-    ledger.record("x", 1, pack([], [], filler_id=0, tile_size=4))
-    ledger.close()
-    assert list(read_ledger(tmp_path)) == [("x", 0), ("x", 1)]
-
-
 def test_a_shard_lost_since_the_build_counts_all_its_samples(tmp_path, encoder):
     shards = write_shards(GOOD, tmp_path / "s", samples_per_shard=5)
     shards[1].unlink()
@@ -231,6 +209,7 @@ def test_a_shard_lost_while_training_is_counted(tmp_path, encoder):
     rows = plan_rows(found, PlanConfig(max_length=256), num_epochs=1, num_rows=None)
     row = RowDataset(found, encoder, rows)[0]
     assert row.keys == () and {error.reason for _, error in row.errors} == {"missing_shard"}
+    assert row.row == 0 and [(use.shard, use.error.reason) for use in row.uses] == [(0, "missing_shard")] * len(rows[0])
 
 
 def test_a_missing_shard_says_what_makes_it(tmp_path):

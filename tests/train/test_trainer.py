@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
-from eagle_train.data.ledger import Ledger, read_ledger
+from eagle_train.data.ledger import USED, Ledger, LedgerShard
+from eagle_train.data.ledger_read import read_bad, read_ledger
 from eagle_train.data.packing import pack
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Trackers
@@ -16,10 +17,11 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.schedule import Stage
 from eagle_train.train.trainer import NonFiniteLossError, Trainer
-from eagle_train.types import SampleError
-from tests.toys import TILE, grown, tiny_model, tiny_row, tiny_sample
+from eagle_train.types import REASONS, SampleError
+from tests.toys import TILE, booked, grown, tiny_model, tiny_row, tiny_sample
 
 RATES = {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2}
+SHARDS = [LedgerShard(source="b", location="b/b-000000.tar", num_samples=3)]
 SAMPLES = [tiny_sample(i, tiles=i % 3, text=8 + i, source="ab"[i % 2]) for i in range(8)]
 
 
@@ -37,7 +39,7 @@ def make(tmp_path):
         model = tiny_model()
         plan = stage(rows_per_step=rows_per_step, **changes)
         freeze(model, plan.learning_rates)
-        ledgers.append(Ledger(tmp_path / "ledger", 0, 0))
+        ledgers.append(Ledger(tmp_path / "ledger", "sft", 0, len(ledgers), SHARDS))
         return Trainer(
             engine=PlainEngine(model, plan, rows_per_step),
             batches=iter(batches),
@@ -48,7 +50,7 @@ def make(tmp_path):
             state=TrainState(stage="sft"),
             tracker=Trackers([]),
             ledger=ledgers[-1],
-            budget=BadSampleBudget({"a": 100, "b": 100}, share, []),
+            budget=BadSampleBudget({"a": 100, "b": 100}, {"a": share, "b": 1.0}, []),
             preempted=flag,
             save=lambda: (saved if saved is not None else []).append(1),
             save_every=100,
@@ -136,7 +138,7 @@ def test_bad_samples_over_the_share_save_and_stop_with_the_list(make):
 
     def row(i):
         error = SampleError(f"a/bad{i}", "unreadable_image", "broken")
-        return pack(SAMPLES[:2], [("a", error)], filler_id=0, tile_size=TILE)
+        return booked(pack(SAMPLES[:2], [("a", error)], filler_id=0, tile_size=TILE))
 
     trainer.train_step([row(0)], Throughput())
     trainer.train_step([row(0)], Throughput())  # the same sample again counts once
@@ -160,7 +162,7 @@ def test_a_step_of_which_every_sample_is_bad_is_passed_over(make):
     error = SampleError("a/bad", "unreadable_image", "broken")
     trainer = make(1)
     before = weights(trainer)
-    metrics = step(trainer, [pack([], [("a", error)], filler_id=0, tile_size=TILE)])
+    metrics = step(trainer, [booked(pack([], [("a", error)], filler_id=0, tile_size=TILE))])
     assert trainer.state.step == 1 and "train/loss" not in metrics
     assert all(torch.equal(v, before[n]) for n, v in weights(trainer).items())
 
@@ -182,12 +184,16 @@ def test_logged_losses_are_means_since_the_last_log(make):
 
 def test_the_ledger_holds_what_each_step_used_and_dropped(make, tmp_path):
     error = SampleError("b/x", "unreadable_video", "broken")
-    trainer = make(1, batches=[pack(SAMPLES[:2], [("b", error)], filler_id=0, tile_size=TILE)] * 4)
+    row = pack(SAMPLES[:2], [("b", error)], filler_id=0, tile_size=TILE)
+    trainer = make(1, batches=[booked(row, number) for number in range(4)])
     assert trainer.fit()
-    steps = read_ledger(tmp_path / "ledger")
-    assert list(steps) == [("sft", i) for i in range(4)]
-    assert steps["sft", 0][0]["used"] == ["a/0", "b/1"]
-    assert steps["sft", 0][0]["dropped"] == [["b", "b/x", "unreadable_video"]]
+    records = read_ledger(tmp_path / "ledger", "sft").records
+    assert records["step"].tolist() == records["row"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert records["status"].tolist() == [USED, USED, 1 + REASONS.index("unreadable_video")] * 4
+    assert records["num_tokens"][:3].tolist() == [len(SAMPLES[0].input_ids), len(SAMPLES[1].input_ids), 0]
+    assert [(bad.step, str(bad.error)) for bad in read_bad(tmp_path / "ledger", "sft")] == [
+        (step, "b/x: unreadable_video: broken") for step in range(4)
+    ]
 
 
 def test_a_signal_ends_the_stage_after_saving(make):
