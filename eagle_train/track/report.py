@@ -163,6 +163,10 @@ def mixture_rows(run: RunFolder) -> list[MixtureRow]:
     ]
 
 
+SUMS = ("tokens", "targets", "tiles", "frames")
+"""Counts of an `AccountRow` that tell what its used samples gave."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccountRow:
     """Where the samples of one source went in a stage."""
@@ -176,6 +180,20 @@ class AccountRow:
     pending: int
     shortened: dict[str, int] = field(default_factory=dict)
     """`samples` cut to whole turns that fit a row, and the `turns` and `tokens` this cost; none in older books."""
+
+    tokens: int = 0
+    """Of the used samples, as are the next three; 0 in older books."""
+    targets: int = 0
+    """Tokens with loss."""
+    tiles: int = 0
+    frames: int = 0
+    """Of videos."""
+
+    @property
+    def gave(self) -> str:
+        """What the used samples gave, in words."""
+        parts = {"tokens": self.tokens, "with loss": self.targets, "tiles": self.tiles, "frames": self.frames}
+        return ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
 
     @property
     def unexplained(self) -> int:
@@ -200,6 +218,7 @@ def accounting_rows(run: RunFolder) -> list[AccountRow]:
                     dropped={reason: sum(row.dropped.get(reason, 0) for row in own) for reason in reasons},
                     pending=sum(row.pending for row in own),
                     shortened={name: sum(row.shortened.get(name, 0) for row in own) for name in own[0].shortened},
+                    **{name: sum(getattr(row, name) for row in own) for name in SUMS},
                 )
             )
     return rows

@@ -171,8 +171,8 @@ def run_stage(run: Run, stage: Stage) -> bool:
     loader = stage_loader(run, stage, dataset, data.num_steps)
 
     def save() -> None:
-        ledger.sync()
         with run.checkpoints.writing(run.state.global_step) as folder:
+            ledger.sync()
             engine.save(folder)
             write_state(folder, run.state, to_yaml(dict(run.config)))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eagle_train.data.ledger import HEADER, MAGIC, RECORD, USED, VERSION, Ledger, LedgerShard, records_path
+from eagle_train.data.ledger import HEADER, MAGIC, RECORD, USED, VERSION, Ledger, LedgerError, LedgerShard, records_path
 from eagle_train.data.ledger_read import account, open_files, read_bad, read_ledger
 from eagle_train.data.packing import pack
 from eagle_train.types import REASONS, SampleError, SampleUse
@@ -199,7 +199,7 @@ def test_a_full_disk_stops_with_the_reason_and_later_closes_in_peace(tmp_path, m
             file.close()
 
     ledger._files = dict.fromkeys(ledger._files, Full())
-    with pytest.raises(ValueError, match=r"cannot be written at .*No space left on device.*Make room"):
+    with pytest.raises(LedgerError, match=r"cannot be written at .*No space left on device.*Make room"):
         ledger.flush()
     ledger.close()
     assert read_ledger(tmp_path, "x").records["index"].tolist() == [0, 1]
@@ -216,14 +216,14 @@ def test_a_real_full_device_is_an_error_not_a_loss(tmp_path):
     ledger._files.pop(path).close()
     ledger._files[path] = full.open("wb", buffering=0)
     ledger.record(0, row(0, use()))
-    with pytest.raises(ValueError, match="No space left on device"):
+    with pytest.raises(LedgerError, match="No space left on device"):
         ledger.flush()
     ledger.close()
 
 
 def test_a_folder_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="the ledger cannot be written"):
+    with pytest.raises(LedgerError, match="the ledger cannot be written"):
         Ledger(tmp_path / "file", "x", 0, 0, SHARDS)
 
 

@@ -172,6 +172,17 @@ def test_what_was_cut_off_too_long_samples_is_shown(run_dir):
     assert text.count("shortened 2 by 6 turns, 4,321 tokens") == 2, "of the source and of all"
 
 
+def test_what_the_used_samples_gave_is_shown(run_dir):
+    entry = {"read": 2, "used": 2, "dropped": {}, "pending": 0, "tokens": 4000, "targets": 100, "tiles": 7, "frames": 0}
+    (run_dir / "accounting.json").write_text(json.dumps({"sft": {"pages": entry, "clips": entry | {"frames": 5}}}))
+    assert [row.gave for row in accounting_rows(read_run(run_dir))] == [
+        "4,000 tokens, 100 with loss, 7 tiles",
+        "4,000 tokens, 100 with loss, 7 tiles, 5 frames",
+        "8,000 tokens, 200 with loss, 14 tiles, 5 frames",
+    ]
+    assert "8,000 tokens, 200 with loss, 14 tiles, 5 frames" in text_of(read_page(write_report(run_dir)))
+
+
 def test_scores_begin_with_the_average_and_go_from_best_to_worst(run_dir):
     rows = score_rows(read_run(run_dir))
     assert [(row.name, row.grey, row.chance) for row in rows] == [
