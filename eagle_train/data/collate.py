@@ -53,4 +53,6 @@ def pack(
 
 def join(tensors: Sequence[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
     """Returns the concatenation of `tensors`, or `empty` if there are none."""
+    if len(tensors) == 1:
+        return tensors[0]
     return torch.cat(list(tensors)) if tensors else empty
