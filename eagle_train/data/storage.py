@@ -238,7 +238,7 @@ class _PastEnd(OSError):
 def translated(error: Exception, url: str) -> Exception:
     """Returns the error as one of the few kinds that matter, with the location; others as they are."""
     place, status = shown(url), getattr(error, "status", None)  # of answers by HTTP
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and url.startswith("http"):
         # fsspec's HTTP calls every failure of a HEAD request "not found"; its cause tells.
         status = 404 if error.__cause__ is None else getattr(error.__cause__, "status", 0)
         if status == 0 or status >= 500 or status in (408, 429):

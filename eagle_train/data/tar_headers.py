@@ -35,6 +35,8 @@ REFUSED = {
     b"6": "a fifo",
     b"S": "a sparse file",
 }
+PACKED = (b"\x1f\x8b\x08", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+"""How gzip, xz and Zstandard files begin."""
 OCTAL = re.compile(rb"[0-7]*")
 PAX_RECORD = re.compile(rb"(\d{1,8}) ([^=]+)=")
 
@@ -119,12 +121,13 @@ def _parse(block: bytes) -> tuple[bytes, bytes, int]:
     """Returns the type, name and size in a header block."""
     if len(block) < BLOCK:
         raise _Damage(f"a header has {len(block)} of {BLOCK} bytes")
+    if block.startswith(PACKED):  # no name begins so
+        raise _Damage("it is compressed: unpack it")
     # The checksum itself counts as eight spaces; some old writers summed signed bytes.
     if _number(block[148:156]) != 256 + sum(block) - sum(block[148:156]):
         signed = sum(memoryview(block).cast("b")) - sum(memoryview(block)[148:156].cast("b")) + 256
         if _number(block[148:156]) != signed:
-            packed = block.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-            raise _Damage("it is compressed: unpack it" if packed else "a header's checksum is wrong")
+            raise _Damage("a header's checksum is wrong")
     name = block[:100].partition(b"\0")[0]
     # GNU's header, "ustar  ", has times where POSIX's has the start of a long name.
     if block[345] and block[257:263] == b"ustar\0":
