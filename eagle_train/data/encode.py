@@ -11,7 +11,6 @@ import torch
 
 from eagle_train.data.answers import AnswerEnd, answer_ends
 from eagle_train.data.chat import ChatTemplate, TextRun, encode_run
-from eagle_train.data.collate import join
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
 from eagle_train.data.media import MediaError
@@ -123,7 +122,8 @@ class Encoder:
         input_ids = torch.from_numpy(np.array(ids, dtype=np.int64))
         supervised = torch.from_numpy(np.array([*targets[1:], False]))
         labels = torch.where(supervised, input_ids.roll(-1), IGNORE_INDEX)
-        tiles = join(pixels, torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8))
+        no_tiles = torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8)
+        tiles = pixels[0] if len(pixels) == 1 else torch.cat([no_tiles, *pixels])
         if len(positions) != len(tiles) * self.tokens_per_tile:
             raise SampleError(
                 sample.key,

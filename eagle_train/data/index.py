@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from eagle_train.data.images import probe_image
+from eagle_train.data.locations import Location, stem
 from eagle_train.data.media import MediaError
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_members
