@@ -61,8 +61,10 @@ class Media:
     member: str
     """Extension of the tar member that holds the bytes, for example `0.png`."""
     width: int = 0
-    """Pixels, after EXIF orientation or rotation metadata; 0 where not probed yet."""
+    """Pixels as stored for an image, after rotation metadata for a video; 0 where not probed yet."""
     height: int = 0
+    orientation: int = 1
+    """EXIF orientation of an image, 1 to 8; from 5 on it is shown with width and height exchanged."""
     duration: float = 0.0
     """Seconds; 0 for an image."""
     num_frames: int = 1

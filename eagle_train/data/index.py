@@ -1,33 +1,33 @@
 """The small file beside each shard: what its samples are, read from headers, no pixel decoded.
 
-One Parquet file per shard, a row per sample: key, byte ranges of the members, header facts of the media,
-and what is wrong with it, if anything. A second file holds the text lengths up to each answer under one
-tokenizer and template, named by their fingerprint.
+One Arrow file per shard, a row per sample: key, byte ranges of the members, header facts of the media, and what is
+wrong with it, if anything. Its metadata hold a digest of the content, so that a data set is known, and a shard that
+changed is named, without reading any rows. Text lengths are beside it, see `lengths`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from eagle_train.data.answers import AnswerEnd
-from eagle_train.data.media import MediaError, probe_image, probe_video
-from eagle_train.data.placeholders import media_kind
+from eagle_train.data.probe import probe_medium
 from eagle_train.data.schemas import Record, parse_members
 from eagle_train.data.shards import Member, ShardReader, scan_shard
-from eagle_train.types import Media, Message, Sample, SampleError
+from eagle_train.data.tables import DamagedTable, read_metadata, write_table
+from eagle_train.types import Media, Sample, SampleError
 
-INDEX_VERSION = b"1"
-LENGTHS_VERSION = 2
-"""In the names of files of text lengths; 1 held whole conversations only."""
+INDEX_VERSION = "2"
 ENDS_BYTES = 1 << 16
-LENGTHS = tuple(field.name for field in fields(AnswerEnd))
+TEXT_MEMBERS = frozenset({"json", "txt"})
+BLOCK = 512
+"""Bytes; tar headers start at multiples of it."""
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 MEDIA = pa.struct(
     [
@@ -35,6 +35,7 @@ MEDIA = pa.struct(
         ("member", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("orientation", pa.int32()),
         ("duration", pa.float64()),
         ("num_frames", pa.int32()),
     ]
@@ -49,15 +50,24 @@ SCHEMA = pa.schema(
     ]
 )
 
+Visit = Callable[[Record | None], None]
+"""Is given the record of every row as it is read, None for a bad one."""
+
+
+@dataclass(slots=True)
+class Row:
+    """A row of the index."""
+
+    key: str
+    members: Sequence[Member] = ()
+    media: Sequence[Media] = field(default_factory=list)
+    reason: str | None = None
+    detail: str | None = None
+
 
 def index_path(shard: Path, index_dir: Path | None) -> Path:
     """Returns where the index of `shard` is: beside it, or in `index_dir`."""
-    return index_stem(shard, index_dir).with_suffix(".index.parquet")
-
-
-def lengths_path(shard: Path, index_dir: Path | None, fingerprint: str) -> Path:
-    """Returns where the text lengths of `shard` under one tokenizer and template are."""
-    return index_stem(shard, index_dir).with_suffix(f".lengths{LENGTHS_VERSION}-{fingerprint}.parquet")
+    return index_stem(shard, index_dir).with_suffix(".index.arrow")
 
 
 def index_stem(shard: Path, index_dir: Path | None) -> Path:
@@ -74,76 +84,141 @@ def shard_identity(shard: Path) -> bytes:
         return f"{size}-{hashlib.sha256(head + file.read()).hexdigest()[:16]}".encode()
 
 
-def ensure_index(shard: Path, index_dir: Path | None = None) -> Path:
-    """Builds the index of `shard` unless it has one that fits the shard's size; returns its path."""
+def ensure_index(shard: Path, index_dir: Path | None = None, visit: Visit | None = None) -> Path:
+    """Builds the index of `shard` unless it has one that is whole and fits the shard; returns its path.
+
+    Args:
+        visit: is called while the index is built, so not at all if there is one.
+    """
     path = index_path(shard, index_dir)
-    if not is_of(path, shard):
-        write_table(index_shard(shard).replace_schema_metadata(identity_metadata(shard)), path)
+    identity = {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard)}
+    if not is_current(path, identity):
+        table = index_shard(shard, visit)
+        write_table(table.replace_schema_metadata(identity | table.schema.metadata), path)
     return path
 
 
-def is_of(path: Path, shard: Path) -> bool:
-    """Returns whether an index file is there and was made from `shard` as it is now."""
-    if not path.exists():
+def is_current(path: Path, identity: dict[bytes, bytes]) -> bool:
+    """Returns whether a table is there, is not cut short, and has these metadata; its rows are not read."""
+    try:
+        metadata = read_metadata(path)
+    except (FileNotFoundError, DamagedTable):
         return False
-    metadata = pq.read_schema(path).metadata or {}
-    return all(metadata.get(name) == value for name, value in identity_metadata(shard).items())
+    return all(metadata.get(name) == value for name, value in identity.items())
 
 
-def identity_metadata(shard: Path) -> dict[bytes, bytes]:
-    """Returns the Parquet metadata that ties an index file to its shard."""
-    return {b"version": INDEX_VERSION, b"shard": shard_identity(shard)}
+def index_shard(shard: Path, visit: Visit | None = None) -> pa.Table:
+    """Returns the index of `shard`, see `SCHEMA`, with a `digest` of its content in the metadata.
 
-
-def index_shard(shard: Path) -> pa.Table:
-    """Returns the index of `shard`, see `SCHEMA`."""
+    The digest covers keys, names and sizes of members, the bytes of texts, facts of the media, and reasons; not the
+    bytes of media, nor where in the shard they are. Where the tar is damaged, the whole samples before that are
+    indexed, and one bad row stands for all that follow.
+    """
+    rows: list[Row] = []
+    seen: set[str] = set()
+    texts = hashlib.sha256()
     reader = ShardReader(shard)
-    rows, seen = [], set()
-    for key, members in scan_shard(shard):
-        row = {"key": key, "members": [asdict(m) for m in members], "media": [], "reason": None, "detail": None}
+    for row in scan_rows(shard):
+        record = None
         try:
-            if key in seen:
-                raise SampleError(key, "bad_record", "the key occurs twice in this shard")
-            row["media"] = [asdict(medium) for medium in probe_sample(reader, key, members)]
+            if row.key in seen:
+                raise SampleError(row.key, "bad_record", "the key occurs twice in this shard")
+            if row.reason is None:
+                record = probe_sample(reader, row, texts.update)
         except SampleError as error:
-            row["reason"], row["detail"] = error.reason, error.detail
-        seen.add(key)
+            row.reason, row.detail = error.reason, error.detail
+        seen.add(row.key)
         rows.append(row)
+        if visit:
+            visit(record)
     reader.close()
-    return pa.Table.from_pylist(rows, SCHEMA)
+    table = to_table(rows)
+    return table.replace_schema_metadata({b"digest": digest_of(table, texts.digest())})
 
 
-def probe_sample(reader: ShardReader, key: str, members: Sequence[Member]) -> list[Media]:
-    """Returns the header facts of a sample's media.
+def scan_rows(shard: Path) -> Iterator[Row]:
+    """Yields a row of key and members per whole sample, and a bad one for what follows them in a damaged tar."""
+    count, end = 0, 0
+    try:
+        for key, members in scan_shard(shard):
+            count, end = count + 1, max(member.offset + member.size for member in members)
+            yield Row(key, members)
+    except ValueError as error:
+        start = -(-end // BLOCK) * BLOCK
+        detail = f"nothing can be read from byte {start} on, after {count} whole samples: {error}"
+        yield Row(f"rest from byte {start}", reason="missing_shard", detail=detail)
+
+
+def probe_sample(reader: ShardReader, row: Row, hash_text: Callable[[bytes], None]) -> Record:
+    """Fills in the header facts of a sample's media; returns its record.
 
     Raises:
         SampleError: for a bad record or unreadable media.
     """
-    record = read_record(reader, key, members)
-    by_name = {member.name: member for member in members}
-    media = []
-    for ref in record.media:
-        data = reader.read(by_name[ref.ref])
-        try:
-            if ref.kind == "image":
-                width, height = probe_image(data)
-                media.append(Media(kind="image", member=ref.ref, width=width, height=height))
-            else:
-                width, height, duration, frames = probe_video(data)
-                media.append(
-                    Media(
-                        kind="video", member=ref.ref, width=width, height=height, duration=duration, num_frames=frames
-                    )
-                )
-        except MediaError as error:
-            raise SampleError(key, error.reason, f"{ref.ref}: {error}") from error
-    return media
+    by_name = {member.name: member for member in row.members}
+    if len(by_name) < len(row.members):
+        names = [member.name for member in row.members]
+        raise SampleError(row.key, "bad_record", f"two members of one extension: {names}; a sample has one of each")
+    contents = read_texts(reader, row.members)
+    for content in contents.values():
+        hash_text(content)
+    record = parse_members(contents, key=row.key)
+    row.media = [probe_medium(reader, row.key, ref, by_name[ref.ref]) for ref in record.media]
+    return record
+
+
+def to_table(rows: Sequence[Row]) -> pa.Table:
+    """Returns the rows as columns."""
+    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+    arrays = [
+        to_lists(columns[item.name], item.type.value_type)
+        if pa.types.is_list(item.type)
+        else pa.array(columns[item.name], item.type)
+        for item in SCHEMA
+    ]
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def to_lists(groups: Sequence[Sequence], kind: pa.StructType) -> pa.ListArray:
+    """Returns groups of objects as lists of structs; far faster than to convert dictionaries."""
+    flat = list(chain.from_iterable(groups))
+    offsets = np.cumsum([0, *map(len, groups)], dtype=np.int32)
+    values = [pa.array([getattr(item, part.name) for item in flat], part.type) for part in kind]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays(values, fields=list(kind)))
+
+
+def digest_of(table: pa.Table, texts: bytes) -> bytes:
+    """Returns the hash of an index's content and of the texts' hash, in hex."""
+    digest = hashlib.sha256(texts)
+    for name in ("key", "reason"):
+        digest.update(json.dumps(table[name].to_pylist()).encode())
+    for name, left_out in (("members", "offset"), ("media", None)):
+        lists = table[name].combine_chunks()
+        digest.update(json.dumps(lists.value_lengths().to_pylist()).encode())
+        values = lists.flatten()
+        for part in values.type:
+            if part.name != left_out:
+                digest.update(json.dumps(values.field(part.name).to_pylist()).encode())
+    return digest.hexdigest()[:32].encode()
+
+
+def read_texts(reader: ShardReader, members: Sequence[Member]) -> dict[str, bytes]:
+    """Returns a sample's members by name: texts with their content, the others, which are not read, as b""."""
+    return {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}
 
 
 def read_record(reader: ShardReader, key: str, members: Sequence[Member]) -> Record:
     """Returns the parsed record of a sample; media members are named, not read."""
-    contents = {m.name: b"" if media_kind(m.name) else reader.read(m) for m in members}
-    return parse_members(contents, key=key)
+    return parse_members(read_texts(reader, members), key=key)
+
+
+def read_records(shard: Path, index: pa.Table) -> Iterator[Record | None]:
+    """Yields the records of an indexed shard in the order of its rows, None for a bad one."""
+    reader = ShardReader(shard)
+    for row in index.select(["key", "members", "reason"]).to_pylist():
+        members = [Member(**member) for member in row["members"]]
+        yield None if row["reason"] else read_record(reader, row["key"], members)
+    reader.close()
 
 
 def sample_key(source: str, shard: Path, key: str) -> str:
@@ -163,47 +238,3 @@ def read_sample(reader: ShardReader, source: str, row: dict) -> Sample:
         media=media,
         meta=record.meta,
     )
-
-
-def ensure_lengths(
-    shard: Path,
-    index_dir: Path | None,
-    fingerprint: str,
-    answer_ends: Callable[[Sequence[Message]], list[AnswerEnd]],
-) -> list[list[AnswerEnd]]:
-    """Returns the text lengths of every sample up to each of its answers; bad samples have none.
-
-    Built once per tokenizer and template (`fingerprint`) and kept beside the index.
-    """
-    index_file = ensure_index(shard, index_dir)
-    path = lengths_path(shard, index_dir, fingerprint)
-    if is_of(path, shard):
-        columns = [pq.read_table(path)[name].to_pylist() for name in LENGTHS]
-        return [list(map(AnswerEnd, *ends)) for ends in zip(*columns, strict=True)]
-    index = pq.read_table(index_file)
-    reader = ShardReader(shard)
-    lengths: list[list[AnswerEnd]] = [[] for _ in range(index.num_rows)]
-    for ends, row in zip(lengths, index.to_pylist(), strict=True):
-        if row["reason"] is None:
-            members = [Member(**member) for member in row["members"]]
-            ends += answer_ends(read_record(reader, row["key"], members).messages)
-    reader.close()
-    columns = {name: [[getattr(end, name) for end in ends] for ends in lengths] for name in LENGTHS}
-    table = pa.table({name: pa.array(column, pa.list_(pa.int32())) for name, column in columns.items()})
-    write_table(table.replace_schema_metadata(identity_metadata(shard)), path)
-    return lengths
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Writes a Parquet file aside and publishes it by rename, so readers never see half of one.
-
-    Raises:
-        ValueError: if the folder is not writable; the remedy is `index_dir`.
-    """
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, aside, compression="zstd")
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error}); set index_dir to a writable folder") from error
-    aside.replace(path)

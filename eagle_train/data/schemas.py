@@ -31,6 +31,10 @@ MEDIA_KEYS: Mapping[str, MediaKind] = {
     "image": "image", "images": "image", "image_list": "image", "video": "video", "videos": "video",
     "video_list": "video",
 }  # fmt: skip
+MEDIA_LISTS = (*MEDIA_KEYS, "data", "media")
+"""Keys of a record that list media beside its conversation."""
+INSTRUCTION, QUESTION = frozenset({"instruction", "output"}), frozenset({"question", "answer"})
+"""Keys of the conversations of one turn."""
 NO_MEDIA = frozenset({"", "none", "nan"})
 """What some sets (Cambrian) write for "no image"."""
 
@@ -122,17 +126,18 @@ def _parse(record: Mapping[str, Any], key: str, present: Listed) -> Record:
     if listed and not typed:
         turns, listed = place_listed(turns, listed)
     messages, media = fill_slots(turns, listed, key)
-    meta = {name: value for name, value in record.items() if name not in used | {"meta"}}
+    used.add("meta")
+    meta = {name: value for name, value in record.items() if name not in used}
     nested = record.get("meta", {})
     return Record(messages, media, meta | (nested if isinstance(nested, dict) else {"meta": nested}))
 
 
 def _listed_media(record: Mapping[str, Any], key: str) -> tuple[Listed, set[str]]:
     """Returns the media that the record lists beside the conversation, and the keys that list them."""
-    found = [(name, kind, record[name]) for name, kind in MEDIA_KEYS.items() if name in record]
-    used = {name for name, _, _ in found} | ({"data", "media"} & record.keys())
+    used = {name for name in MEDIA_LISTS if name in record}
+    found = [(name, MEDIA_KEYS[name], record[name]) for name in MEDIA_KEYS if name in used]
     # Eagle 2.5: [{"type": "image", "image_list": [...]}, {"type": "video", "video_list": [...]}]
-    for group in _objects(record.get("data", []), key, "data"):
+    for group in _objects(record["data"], key, "data") if "data" in used else ():
         found += [(f"data.{name}", kind, group[name]) for name, kind in MEDIA_KEYS.items() if name in group]
     listed: Listed = {}
     for name, kind, value in found:
@@ -140,7 +145,7 @@ def _listed_media(record: Mapping[str, Any], key: str) -> tuple[Listed, set[str]
             if kind in listed:
                 raise _bad(key, f"more than one list of {kind}s: {', '.join(n for n, k, _ in found if k == kind)}")
             listed[kind] = [MediaRef(kind, path) for path in paths]
-    for medium in _objects(record.get("media", []), key, "media"):
+    for medium in _objects(record["media"], key, "media") if "media" in used else ():
         if medium.get("kind") not in ("image", "video"):
             raise _bad(key, f"media kind {medium.get('kind')!r}; known are 'image' and 'video'")
         member = _text(medium.get("member"), key, "media member")
@@ -160,10 +165,8 @@ def _paths(value: Any, key: str, name: str) -> list[str]:
 
 def _has_conversation(record: Mapping[str, Any]) -> bool:
     """Returns whether a json member holds turns, not only a caption or nothing of use."""
-    return any(
-        shape <= record.keys()
-        for shape in ({"messages"}, {"conversations"}, {"instruction", "output"}, {"question", "answer"})
-    )
+    keys = record.keys()
+    return "messages" in keys or "conversations" in keys or INSTRUCTION <= keys or QUESTION <= keys
 
 
 def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[list[Turn], set[str]]:
@@ -171,7 +174,7 @@ def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[li
     for name in ("messages", "conversations"):
         if name in record:
             return [_read_turn(turn, key) for turn in _objects(record[name], key, name)], {name}
-    if {"instruction", "output"} <= record.keys():
+    if INSTRUCTION <= record.keys():
         if record.get("history"):
             raise _bad(key, "history holds earlier turns; write the whole conversation as messages")
         question = _text(record["instruction"], key, "instruction")
@@ -179,7 +182,7 @@ def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[li
             question += f"\n{_text(extra, key, 'input')}"
         answer = _text(record["output"], key, "output")
         return [("user", [question]), ("assistant", [answer])], {"instruction", "input", "output", "history"}
-    if {"question", "answer"} <= record.keys():
+    if QUESTION <= record.keys():
         question, answer = (_text(record[name], key, name) for name in ("question", "answer"))
         return [("user", [question]), ("assistant", [answer])], {"question", "answer"}
     caption = next((name for name in ("caption", "text") if name in record), None)
@@ -192,7 +195,8 @@ def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[li
 
 def _read_turn(turn: Mapping[str, Any], key: str) -> Turn:
     """Returns the role and the parts of one turn."""
-    role, content = (turn.get(name) for name in (("from", "value") if "from" in turn else ("role", "content")))
+    is_sharegpt = "from" in turn
+    role, content = turn.get("from" if is_sharegpt else "role"), turn.get("value" if is_sharegpt else "content")
     if not isinstance(role, str) or role not in ROLES:
         raise _bad(key, f"role {role!r} in a turn with keys {sorted(map(str, turn))}; known are {', '.join(ROLES)}")
     if isinstance(content, list):
@@ -254,9 +258,11 @@ def _find_member(
     ref: MediaRef, refs: Sequence[MediaRef], members: Mapping[str, bytes], media: Sequence[MediaRef], key: str
 ) -> MediaRef:
     """Returns `ref` with the member that it means among the `members`, of which `media` are images and videos."""
+    if ref.ref in members:
+        return ref
     file_stem, _, file_extension = PurePosixPath(ref.ref).name.lower().partition(".")
     is_own_file = file_stem == PurePosixPath(key).name.lower()
-    for name in (ref.ref, ref.ref.lower(), *([file_extension] if is_own_file else [])):
+    for name in (ref.ref.lower(), *([file_extension] if is_own_file else [])):
         if name in members:
             return MediaRef(ref.kind, name)
     alike = [other for other in media if other.kind == ref.kind]
@@ -278,7 +284,7 @@ def _load_object(data: bytes, key: str) -> dict[str, Any]:
 
 def _objects(value: Any, key: str, name: str) -> list[Mapping[str, Any]]:
     """Returns `value` if it is a list of JSON objects."""
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+    if not isinstance(value, list) or not all(isinstance(item, (dict, Mapping)) for item in value):  # dict: the fast way
         raise _bad(key, f"{name} is {repr(value)[:80]}; it must be a list of objects")
     return value
 

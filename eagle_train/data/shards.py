@@ -105,24 +105,36 @@ def scan_shard(path: Path) -> Iterator[tuple[str, list[Member]]]:
                 if info.isdir():
                     continue
                 check_member(path, info)
-                stem, _, extension = Path(info.name).name.partition(".")
-                name = str(Path(info.name).with_name(stem))
+                path_name = info.name if "//" not in info.name and "./" not in info.name else str(Path(info.name))
+                folder, slash, file_name = path_name.rpartition("/")
+                stem, _, extension = file_name.partition(".")
+                name = folder + slash + stem
                 if name != key:
                     if members:
                         yield key, members
                     key, members = name, []
                 members.append(Member(extension.lower(), info.offset_data, info.size))
+            check_end(tar)
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} is not a whole tar ({error}); build or download it again") from error
     if members:
         yield key, members
 
 
+def check_end(tar: tarfile.TarFile) -> None:
+    """Raises ReadError unless the end mark follows the last member: tarfile takes damage there for the end."""
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
+        what = "is no header" if len(block) == tarfile.BLOCKSIZE else "should be the end mark, the file ends before it"
+        raise tarfile.ReadError(f"what comes at byte {tar.offset} {what}")
+
+
 def check_member(path: Path, info: tarfile.TarInfo) -> None:
     """Raises ValueError for a tar member that is no plain file of a sane name and size."""
     if not info.isfile():
         raise ValueError(f"{path}: member {info.name!r} is a link or a device; only plain files are read")
-    if info.name.startswith("/") or ".." in Path(info.name).parts:
+    if info.name.startswith("/") or ".." in info.name.split("/"):
         raise ValueError(f"{path}: member {info.name!r} points outside the archive")
     if info.size > MAX_MEMBER_BYTES:
         raise ValueError(f"{path}: member {info.name!r} claims {info.size} bytes (limit {MAX_MEMBER_BYTES})")

@@ -1,0 +1,109 @@
+"""Text lengths of a shard's conversations up to each of their answers, under one tokenizer and template.
+
+A file beside the index, named by the fingerprint of both. Where index and lengths are missing both, one pass over the
+shard makes both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+
+from eagle_train.data.answers import AnswerCounter, AnswerEnd
+from eagle_train.data.chat import ChatTemplate
+from eagle_train.data.index import INDEX_VERSION, ensure_index, index_stem, is_current, read_records, shard_identity
+from eagle_train.data.schemas import Record
+from eagle_train.data.tables import read_metadata, read_table, write_table
+from eagle_train.types import Message
+
+LENGTHS_VERSION = f"{INDEX_VERSION}.3"
+"""A row is a row of the index."""
+BATCH_CHARACTERS = 1 << 18
+COLUMNS = tuple(item.name for item in fields(AnswerEnd))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLayout:
+    """What text lengths depend on; can be sent to other processes.
+
+    Args:
+        template: the strings around turns.
+        tokenizer: a fast transformers tokenizer.
+        fingerprint: names the two, in the names of files.
+    """
+
+    template: ChatTemplate
+    tokenizer: object
+    fingerprint: str
+
+
+def lengths_path(shard: Path, index_dir: Path | None, fingerprint: str) -> Path:
+    """Returns where the text lengths of `shard` under one tokenizer and template are."""
+    return index_stem(shard, index_dir).with_suffix(f".text-{fingerprint}.arrow")
+
+
+def ensure_lengths(shard: Path, index_dir: Path | None, text: TextLayout) -> Path:
+    """Builds the text lengths of `shard`, and its index, unless they are there; returns the path of the lengths.
+
+    The table has a row per row of the index, and list<int32> columns, an entry per answer: `num_tokens`,
+    `num_targets` and `num_media` as in `AnswerEnd`. Bad samples have none. The metadata hold a `digest` of it all.
+    """
+    path = lengths_path(shard, index_dir, text.fingerprint)
+    collected = Lengths(text)
+    index_file = ensure_index(shard, index_dir, collected.add)
+    identity = {b"version": LENGTHS_VERSION.encode(), b"shard": shard_identity(shard)}
+    identity[b"index"] = read_metadata(index_file)[b"digest"]
+    if not is_current(path, identity):
+        if not collected.rows:  # the index was there
+            for record in read_records(shard, read_table(index_file)):
+                collected.add(record)
+        table = collected.table()
+        write_table(table.replace_schema_metadata(identity | table.schema.metadata), path)
+    return path
+
+
+def read_lengths(path: Path) -> list[list[AnswerEnd]]:
+    """Returns the rows of a table of `ensure_lengths` as objects."""
+    columns = read_table(path).to_pydict()
+    return [list(map(AnswerEnd, *row)) for row in zip(*(columns[name] for name in COLUMNS), strict=True)]
+
+
+class Lengths:
+    """Collects the text lengths of records, row by row; tokenizes them in batches."""
+
+    def __init__(self, text: TextLayout) -> None:
+        self._counter = AnswerCounter(text.template, text.tokenizer)
+        self._waiting: list[Sequence[Message]] = []
+        self._characters = 0
+        self.rows: list[list[AnswerEnd]] = []
+        """Of all records given so far; those that wait are empty."""
+        self._places: list[int] = []
+
+    def add(self, record: Record | None) -> None:
+        """Adds a row; None is a bad sample."""
+        if record is not None:
+            self._waiting.append(record.messages)
+            self._places.append(len(self.rows))
+            self._characters += sum(len(part) for m in record.messages for part in m.content if isinstance(part, str))
+        self.rows.append([])
+        if self._characters >= BATCH_CHARACTERS:
+            self._count()
+
+    def _count(self) -> None:
+        for place, ends in zip(self._places, self._counter.count(self._waiting), strict=True):
+            self.rows[place] = ends
+        self._waiting, self._places, self._characters = [], [], 0
+
+    def table(self) -> pa.Table:
+        """Returns the lengths of all rows."""
+        if self._waiting:
+            self._count()
+        columns = {name: [[getattr(end, name) for end in ends] for ends in self.rows] for name in COLUMNS}
+        digest = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:32]
+        table = pa.table({name: pa.array(column, pa.list_(pa.int32())) for name, column in columns.items()})
+        return table.replace_schema_metadata({b"digest": digest.encode()})
