@@ -86,7 +86,7 @@ class AnswerCounter:
         return ends
 
     def _tokens_up_to(self, run: Run, end: int, encoding: Encoding) -> int | None:
-        """Returns how many tokens the first `end` characters of a run give on their own; None if it takes encoding them.
+        """Returns how many tokens the first `end` characters give on their own; None if it takes encoding them.
 
         It is known where a token ends there and it or the next one is an added token: the text on either side of one is
         tokenized independently. So is it for all templates whose answers end with one, not for `plain`, whose newline

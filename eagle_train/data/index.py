@@ -91,20 +91,30 @@ def ensure_index(shard: Path, index_dir: Path | None = None, visit: Visit | None
         visit: is called while the index is built, so not at all if there is one.
     """
     path = index_path(shard, index_dir)
-    identity = {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard)}
-    if not is_current(path, identity):
+    if not has_index(shard, index_dir):
+        made_of = identity(shard)  # before it is read: should it change meanwhile, the index is made again
         table = index_shard(shard, visit)
-        write_table(table.replace_schema_metadata(identity | table.schema.metadata), path)
+        write_table(table.replace_schema_metadata(made_of | table.schema.metadata), path)
     return path
 
 
-def is_current(path: Path, identity: dict[bytes, bytes]) -> bool:
+def has_index(shard: Path, index_dir: Path | None) -> bool:
+    """Returns whether `shard` has an index that fits it as it is now."""
+    return is_current(index_path(shard, index_dir), identity(shard))
+
+
+def identity(shard: Path) -> dict[bytes, bytes]:
+    """Returns the metadata that tie an index to its shard."""
+    return {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard)}
+
+
+def is_current(path: Path, made_of: dict[bytes, bytes]) -> bool:
     """Returns whether a table is there, is not cut short, and has these metadata; its rows are not read."""
     try:
         metadata = read_metadata(path)
     except (FileNotFoundError, DamagedTable):
         return False
-    return all(metadata.get(name) == value for name, value in identity.items())
+    return all(metadata.get(name) == value for name, value in made_of.items())
 
 
 def index_shard(shard: Path, visit: Visit | None = None) -> pa.Table:

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from eagle_train.data.answers import AnswerCounter, AnswerEnd
 from eagle_train.data.chat import ChatTemplate
-from eagle_train.data.index import INDEX_VERSION, ensure_index, index_stem, is_current, read_records, shard_identity
+from eagle_train.data.index import (
+    INDEX_VERSION,
+    ensure_index,
+    has_index,
+    index_path,
+    index_stem,
+    is_current,
+    read_records,
+    shard_identity,
+)
 from eagle_train.data.schemas import Record
-from eagle_train.data.tables import read_metadata, read_table, write_table
+from eagle_train.data.share_work import share_work
+from eagle_train.data.tables import read_table, write_table
 from eagle_train.types import Message
 
 LENGTHS_VERSION = f"{INDEX_VERSION}.3"
@@ -54,17 +65,75 @@ def ensure_lengths(shard: Path, index_dir: Path | None, text: TextLayout) -> Pat
     `num_targets` and `num_media` as in `AnswerEnd`. Bad samples have none. The metadata hold a `digest` of it all.
     """
     path = lengths_path(shard, index_dir, text.fingerprint)
+    if has_lengths(shard, index_dir, text.fingerprint):
+        return path
     collected = Lengths(text)
     index_file = ensure_index(shard, index_dir, collected.add)
-    identity = {b"version": LENGTHS_VERSION.encode(), b"shard": shard_identity(shard)}
-    identity[b"index"] = read_metadata(index_file)[b"digest"]
-    if not is_current(path, identity):
-        if not collected.rows:  # the index was there
-            for record in read_records(shard, read_table(index_file)):
-                collected.add(record)
-        table = collected.table()
-        write_table(table.replace_schema_metadata(identity | table.schema.metadata), path)
+    if not collected.rows:  # the index was there
+        for record in read_records(shard, read_table(index_file)):
+            collected.add(record)
+    table = collected.table()
+    write_table(table.replace_schema_metadata(identity(shard) | table.schema.metadata), path)
     return path
+
+
+def has_lengths(shard: Path, index_dir: Path | None, fingerprint: str) -> bool:
+    """Returns whether index and text lengths of `shard` are there and fit it as it is now."""
+    path = lengths_path(shard, index_dir, fingerprint)
+    return has_index(shard, index_dir) and is_current(path, identity(shard))
+
+
+def identity(shard: Path) -> dict[bytes, bytes]:
+    """Returns the metadata that tie text lengths to their shard."""
+    return {b"version": LENGTHS_VERSION.encode(), b"shard": shard_identity(shard)}
+
+
+def ensure_indexes(
+    sources: Sequence[tuple[Path, Path | None]],
+    text: TextLayout | None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Builds what indexes and text lengths are missing, together with the other ranks; returns when all are there.
+
+    Args:
+        sources: shards, each with the folder of its index (None: beside it); the same on all ranks.
+        text: None: indexes alone.
+        workers: processes of this rank.
+        progress: is called with the number of shards that are newly known to be ready.
+
+    Raises:
+        ValueError: names the shard that it failed for.
+    """
+    if text is None:
+        items = {index_path(*source): source for source in sources}
+    else:
+        items = {lengths_path(*source, text.fingerprint): source for source in sources}
+
+    def is_ready(path: Path, source: tuple[Path, Path | None]) -> bool:
+        del path
+        return has_index(*source) if text is None else has_lengths(*source, text.fingerprint)
+
+    share_work(
+        items,
+        partial(make_tables, text=text),
+        is_ready,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def make_tables(source: tuple[Path, Path | None], text: TextLayout | None) -> None:
+    """Builds what is missing of one shard."""
+    if text is None:
+        ensure_index(*source)
+    else:
+        ensure_lengths(*source, text)
 
 
 def read_lengths(path: Path) -> list[list[AnswerEnd]]:

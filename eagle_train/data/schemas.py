@@ -284,7 +284,9 @@ def _load_object(data: bytes, key: str) -> dict[str, Any]:
 
 def _objects(value: Any, key: str, name: str) -> list[Mapping[str, Any]]:
     """Returns `value` if it is a list of JSON objects."""
-    if not isinstance(value, list) or not all(isinstance(item, (dict, Mapping)) for item in value):  # dict: the fast way
+    if not isinstance(value, list) or not all(
+        isinstance(item, (dict, Mapping)) for item in value
+    ):  # dict: the fast way
         raise _bad(key, f"{name} is {repr(value)[:80]}; it must be a list of objects")
     return value
 
