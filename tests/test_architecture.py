@@ -26,6 +26,7 @@ HOME_OF = {
     "hydra": "train/config.py",
     "omegaconf": "train/config.py",
     "av": "data/media.py",
+    "fsspec": "data/storage.py",
 }
 EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, media.py decodes
 

@@ -17,14 +17,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from eagle_train.data.locations import Location, file_name, parent, shown, stem
 from eagle_train.data.probe import probe_medium
 from eagle_train.data.schemas import Record, parse_members
-from eagle_train.data.shards import Member, ShardReader, scan_shard
+from eagle_train.data.shard_reader import Member, ShardReader
+from eagle_train.data.shards import repeated_member, scan_shard
+from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import DamagedTable, read_metadata, write_table
 from eagle_train.types import Media, Sample, SampleError
 
 INDEX_VERSION = "2"
-ENDS_BYTES = 1 << 16
 TEXT_MEMBERS = frozenset({"json", "txt"})
 BLOCK = 512
 """Bytes; tar headers start at multiples of it."""
@@ -65,26 +67,34 @@ class Row:
     detail: str | None = None
 
 
-def index_path(shard: Path, index_dir: Path | None) -> Path:
+def index_path(shard: Location, index_dir: Path | None) -> Path:
     """Returns where the index of `shard` is: beside it, or in `index_dir`."""
     return index_stem(shard, index_dir).with_suffix(".index.arrow")
 
 
-def index_stem(shard: Path, index_dir: Path | None) -> Path:
-    """Returns the common stem of a shard's index files; one `index_dir` may serve several data sets."""
-    return shard.with_suffix("") if index_dir is None else index_dir / f"{shard.parent.name}-{shard.stem}"
+def index_stem(shard: Location, index_dir: Path | None) -> Path:
+    """Returns the common stem of a shard's index files; one `index_dir` may serve several data sets.
+
+    Raises:
+        ValueError: for a remote shard without `index_dir`.
+    """
+    if index_dir is not None:
+        return index_dir / f"{file_name(parent(shard))}-{stem(shard)}"
+    if isinstance(shard, Path):
+        return shard.with_suffix("")
+    raise ValueError(f"the index of {shown(shard)} cannot be beside it; set index_dir to a folder")
 
 
-def shard_identity(shard: Path) -> bytes:
+def shard_identity(shard: Location) -> bytes:
     """Returns what tells a shard from a rebuilt one, from its size and a hash of its ends."""
-    size = shard.stat().st_size
-    with shard.open("rb") as file:
-        head = file.read(ENDS_BYTES)
-        file.seek(max(0, size - ENDS_BYTES))
-        return f"{size}-{hashlib.sha256(head + file.read()).hexdigest()[:16]}".encode()
+    reader = open_shard(shard)
+    try:
+        return reader.identity().encode()
+    finally:
+        reader.close()
 
 
-def ensure_index(shard: Path, index_dir: Path | None = None, visit: Visit | None = None) -> Path:
+def ensure_index(shard: Location, index_dir: Path | None = None, visit: Visit | None = None) -> Path:
     """Builds the index of `shard` unless it has one that is whole and fits the shard; returns its path.
 
     Args:
@@ -98,12 +108,12 @@ def ensure_index(shard: Path, index_dir: Path | None = None, visit: Visit | None
     return path
 
 
-def has_index(shard: Path, index_dir: Path | None) -> bool:
+def has_index(shard: Location, index_dir: Path | None) -> bool:
     """Returns whether `shard` has an index that fits it as it is now."""
     return is_current(index_path(shard, index_dir), identity(shard))
 
 
-def identity(shard: Path) -> dict[bytes, bytes]:
+def identity(shard: Location) -> dict[bytes, bytes]:
     """Returns the metadata that tie an index to its shard."""
     return {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard)}
 
@@ -117,7 +127,7 @@ def is_current(path: Path, made_of: dict[bytes, bytes]) -> bool:
     return all(metadata.get(name) == value for name, value in made_of.items())
 
 
-def index_shard(shard: Path, visit: Visit | None = None) -> pa.Table:
+def index_shard(shard: Location, visit: Visit | None = None) -> pa.Table:
     """Returns the index of `shard`, see `SCHEMA`, with a `digest` of its content in the metadata.
 
     The digest covers keys, names and sizes of members, the bytes of texts, facts of the media, and reasons; not the
@@ -127,8 +137,8 @@ def index_shard(shard: Path, visit: Visit | None = None) -> pa.Table:
     rows: list[Row] = []
     seen: set[str] = set()
     texts = hashlib.sha256()
-    reader = ShardReader(shard)
-    for row in scan_rows(shard):
+    reader = open_shard(shard).read_ahead()
+    for row in scan_rows(reader):
         record = None
         try:
             if row.key in seen:
@@ -146,11 +156,11 @@ def index_shard(shard: Path, visit: Visit | None = None) -> pa.Table:
     return table.replace_schema_metadata({b"digest": digest_of(table, texts.digest())})
 
 
-def scan_rows(shard: Path) -> Iterator[Row]:
+def scan_rows(reader: ShardReader) -> Iterator[Row]:
     """Yields a row of key and members per whole sample, and a bad one for what follows them in a damaged tar."""
     count, end = 0, 0
     try:
-        for key, members in scan_shard(shard):
+        for key, members in scan_shard(reader):
             count, end = count + 1, max(member.offset + member.size for member in members)
             yield Row(key, members)
     except ValueError as error:
@@ -159,20 +169,14 @@ def scan_rows(shard: Path) -> Iterator[Row]:
         yield Row(f"rest from byte {start}", reason="missing_shard", detail=detail)
 
 
-def probe_sample(reader: ShardReader, row: Row, hash_text: Callable[[bytes], None]) -> Record:
+def probe_sample(reader: ShardReader, row: Row, hash_text: Callable[[bytes], object]) -> Record:
     """Fills in the header facts of a sample's media; returns its record.
 
     Raises:
         SampleError: for a bad record or unreadable media.
     """
+    record = read_record(reader, row.key, row.members, hash_text)
     by_name = {member.name: member for member in row.members}
-    if len(by_name) < len(row.members):
-        names = [member.name for member in row.members]
-        raise SampleError(row.key, "bad_record", f"two members of one extension: {names}; a sample has one of each")
-    contents = read_texts(reader, row.members)
-    for content in contents.values():
-        hash_text(content)
-    record = parse_members(contents, key=row.key)
     row.media = [probe_medium(reader, row.key, ref, by_name[ref.ref]) for ref in record.media]
     return record
 
@@ -212,28 +216,40 @@ def digest_of(table: pa.Table, texts: bytes) -> bytes:
     return digest.hexdigest()[:32].encode()
 
 
-def read_texts(reader: ShardReader, members: Sequence[Member]) -> dict[str, bytes]:
-    """Returns a sample's members by name: texts with their content, the others, which are not read, as b""."""
-    return {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}
+def read_record(
+    reader: ShardReader,
+    key: str,
+    members: Sequence[Member],
+    visit_text: Callable[[bytes], object] = lambda content: None,
+) -> Record:
+    """Returns the parsed record of a sample; media members are named, not read.
+
+    Args:
+        visit_text: is given the content of each text.
+
+    Raises:
+        SampleError: see `parse_members`; `bad_record` also for two members of one extension.
+    """
+    if repeated := repeated_member(members):
+        raise SampleError(key, "bad_record", f"member {repeated!r} occurs twice; nobody knows which is meant")
+    contents = {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}
+    for content in contents.values():
+        visit_text(content)
+    return parse_members(contents, key=key)
 
 
-def read_record(reader: ShardReader, key: str, members: Sequence[Member]) -> Record:
-    """Returns the parsed record of a sample; media members are named, not read."""
-    return parse_members(read_texts(reader, members), key=key)
-
-
-def read_records(shard: Path, index: pa.Table) -> Iterator[Record | None]:
+def read_records(shard: Location, index: pa.Table) -> Iterator[Record | None]:
     """Yields the records of an indexed shard in the order of its rows, None for a bad one."""
-    reader = ShardReader(shard)
+    reader = open_shard(shard)
     for row in index.select(["key", "members", "reason"]).to_pylist():
         members = [Member(**member) for member in row["members"]]
         yield None if row["reason"] else read_record(reader, row["key"], members)
     reader.close()
 
 
-def sample_key(source: str, shard: Path, key: str) -> str:
+def sample_key(source: str, shard: Location, key: str) -> str:
     """Returns the key that names a sample everywhere: `<source>/<shard stem>/<tar key>`."""
-    return f"{source}/{shard.stem}/{key}"
+    return f"{source}/{stem(shard)}/{key}"
 
 
 def read_sample(reader: ShardReader, source: str, row: dict) -> Sample:
@@ -242,7 +258,7 @@ def read_sample(reader: ShardReader, source: str, row: dict) -> Sample:
     record = read_record(reader, row["key"], members)
     media = tuple(Media(**medium) for medium in row["media"])
     return Sample(
-        key=sample_key(source, reader.path, row["key"]),
+        key=sample_key(source, reader.location, row["key"]),
         source=source,
         messages=record.messages,
         media=media,

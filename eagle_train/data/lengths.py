@@ -27,6 +27,7 @@ from eagle_train.data.index import (
     read_records,
     shard_identity,
 )
+from eagle_train.data.locations import Location
 from eagle_train.data.schemas import Record
 from eagle_train.data.share_work import share_work
 from eagle_train.data.tables import read_table, write_table
@@ -53,12 +54,12 @@ class TextLayout:
     fingerprint: str
 
 
-def lengths_path(shard: Path, index_dir: Path | None, fingerprint: str) -> Path:
+def lengths_path(shard: Location, index_dir: Path | None, fingerprint: str) -> Path:
     """Returns where the text lengths of `shard` under one tokenizer and template are."""
     return index_stem(shard, index_dir).with_suffix(f".text-{fingerprint}.arrow")
 
 
-def ensure_lengths(shard: Path, index_dir: Path | None, text: TextLayout) -> Path:
+def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout) -> Path:
     """Builds the text lengths of `shard`, and its index, unless they are there; returns the path of the lengths.
 
     The table has a row per row of the index, and list<int32> columns, an entry per answer: `num_tokens`,
@@ -77,19 +78,19 @@ def ensure_lengths(shard: Path, index_dir: Path | None, text: TextLayout) -> Pat
     return path
 
 
-def has_lengths(shard: Path, index_dir: Path | None, fingerprint: str) -> bool:
+def has_lengths(shard: Location, index_dir: Path | None, fingerprint: str) -> bool:
     """Returns whether index and text lengths of `shard` are there and fit it as it is now."""
     path = lengths_path(shard, index_dir, fingerprint)
     return has_index(shard, index_dir) and is_current(path, identity(shard))
 
 
-def identity(shard: Path) -> dict[bytes, bytes]:
+def identity(shard: Location) -> dict[bytes, bytes]:
     """Returns the metadata that tie text lengths to their shard."""
     return {b"version": LENGTHS_VERSION.encode(), b"shard": shard_identity(shard)}
 
 
 def ensure_indexes(
-    sources: Sequence[tuple[Path, Path | None]],
+    sources: Sequence[tuple[Location, Path | None]],
     text: TextLayout | None,
     *,
     rank: int = 0,
@@ -113,7 +114,7 @@ def ensure_indexes(
     else:
         items = {lengths_path(*source, text.fingerprint): source for source in sources}
 
-    def is_ready(path: Path, source: tuple[Path, Path | None]) -> bool:
+    def is_ready(path: Path, source: tuple[Location, Path | None]) -> bool:
         del path
         return has_index(*source) if text is None else has_lengths(*source, text.fingerprint)
 
@@ -128,7 +129,7 @@ def ensure_indexes(
     )
 
 
-def make_tables(source: tuple[Path, Path | None], text: TextLayout | None) -> None:
+def make_tables(source: tuple[Location, Path | None], text: TextLayout | None) -> None:
     """Builds what is missing of one shard."""
     if text is None:
         ensure_index(*source)

@@ -19,7 +19,8 @@ from eagle_train.data.encode import Encoder
 from eagle_train.data.index import read_sample, sample_key
 from eagle_train.data.packing import pack
 from eagle_train.data.plan import Rows, step_rows
-from eagle_train.data.shards import Member, ShardReader
+from eagle_train.data.shard_reader import Member, ShardReader
+from eagle_train.data.storage import open_shard
 from eagle_train.types import EncodedSample, PackedBatch, Sample, SampleError
 
 MAX_OPEN_SHARDS = 64
@@ -77,7 +78,7 @@ class RowDataset(Dataset):
 
     def reader(self, shard: int) -> ShardReader:
         """Returns the open reader of a shard; the one used longest ago is closed when there are too many."""
-        reader = self._readers.pop(shard, None) or ShardReader(self.catalog.shards[shard])
+        reader = self._readers.pop(shard, None) or open_shard(self.catalog.shards[shard])
         self._readers[shard] = reader
         if len(self._readers) > MAX_OPEN_SHARDS:
             self._readers.pop(next(iter(self._readers))).close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eagle_train.data.media import MAX_PIXELS, MediaError, probe_image, probe_video
 from eagle_train.data.schemas import MediaRef
-from eagle_train.data.shards import Member, ShardReader
+from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.types import Media, SampleError
 
 HEAD_BYTES = 1 << 16

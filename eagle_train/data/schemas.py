@@ -166,7 +166,7 @@ def _paths(value: Any, key: str, name: str) -> list[str]:
 def _has_conversation(record: Mapping[str, Any]) -> bool:
     """Returns whether a json member holds turns, not only a caption or nothing of use."""
     keys = record.keys()
-    return "messages" in keys or "conversations" in keys or INSTRUCTION <= keys or QUESTION <= keys
+    return "messages" in keys or "conversations" in keys or keys >= INSTRUCTION or keys >= QUESTION
 
 
 def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[list[Turn], set[str]]:
@@ -174,7 +174,7 @@ def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[li
     for name in ("messages", "conversations"):
         if name in record:
             return [_read_turn(turn, key) for turn in _objects(record[name], key, name)], {name}
-    if INSTRUCTION <= record.keys():
+    if record.keys() >= INSTRUCTION:
         if record.get("history"):
             raise _bad(key, "history holds earlier turns; write the whole conversation as messages")
         question = _text(record["instruction"], key, "instruction")
@@ -182,7 +182,7 @@ def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[li
             question += f"\n{_text(extra, key, 'input')}"
         answer = _text(record["output"], key, "output")
         return [("user", [question]), ("assistant", [answer])], {"instruction", "input", "output", "history"}
-    if QUESTION <= record.keys():
+    if record.keys() >= QUESTION:
         question, answer = (_text(record[name], key, name) for name in ("question", "answer"))
         return [("user", [question]), ("assistant", [answer])], {"question", "answer"}
     caption = next((name for name in ("caption", "text") if name in record), None)

@@ -55,7 +55,7 @@ def share_work(
     world_size: int = 1,
     workers: int = 1,
     progress: Callable[[int], None] = lambda count: None,
-    patience: Patience = Patience(),  # noqa: B008 - frozen
+    patience: Patience = Patience(),
 ) -> None:
     """Returns when all files are there, made by this or other processes that share the work.
 

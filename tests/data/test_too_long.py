@@ -18,7 +18,8 @@ from eagle_train.data.index import ensure_index, ensure_lengths, lengths_path
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.plan import Rows
-from eagle_train.data.shards import ShardReader, write_shards
+from eagle_train.data.shard_reader import ShardReader
+from eagle_train.data.shards import write_shards
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.tokenizer.load import load_tokenizer
 from eagle_train.data.too_long import Cut, DropTooLong, KeepTurns, Shortened
