@@ -61,10 +61,10 @@ class Media:
     member: str
     """Extension of the tar member that holds the bytes, for example `0.png`."""
     width: int = 0
-    """Pixels as stored for an image, after rotation metadata for a video; 0 where not probed yet."""
+    """Pixels: of an image as stored, of a video as shown (after its rotation metadata); 0 where not probed yet."""
     height: int = 0
     orientation: int = 1
-    """EXIF orientation of an image, 1 to 8; from 5 on it is shown with width and height exchanged."""
+    """EXIF orientation of an image, 1 to 8; from 5 on, width and height change places when it is turned upright."""
     duration: float = 0.0
     """Seconds; 0 for an image."""
     num_frames: int = 1

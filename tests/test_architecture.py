@@ -25,10 +25,12 @@ HOME_OF = {
     "webdataset": "data/shards.py",
     "hydra": "train/config.py",
     "omegaconf": "train/config.py",
-    "av": "data/media.py",
+    "av": "data/videos.py",
     "fsspec": "data/storage.py",
+    "psutil": "data/share_work.py",
+    "simplejpeg": "data/turbo_jpeg.py",
 }
-EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, media.py decodes
+EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, videos.py decodes
 
 
 def imports(path):

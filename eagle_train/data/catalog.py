@@ -18,6 +18,7 @@ from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import SCHEMA, ensure_index, ensure_lengths, sample_key
+from eagle_train.data.media import MediaError
 from eagle_train.data.shards import expected_shards
 from eagle_train.data.too_long import Cut, Shortened, TooLong
 from eagle_train.types import Media, SampleError
@@ -184,6 +185,9 @@ def read_shard(
             here.lengths[row], here.num_tiles[row], cut = fit_sample(key, ends, facts, encoder, max_length, too_long)
         except SampleError as error:
             here.errors[row] = error
+            continue
+        except MediaError as error:  # larger than the run's policy allows
+            here.errors[row] = SampleError(key, error.reason, error.detail)
             continue
         if cut is not None:
             here.cuts[row] = cut

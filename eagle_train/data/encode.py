@@ -10,8 +10,10 @@ import torch
 
 from eagle_train.data.chat import ChatTemplate, TextRun, encode_run
 from eagle_train.data.frames import FrameRate
-from eagle_train.data.media import MediaError, decode_frames, decode_image
+from eagle_train.data.images import ImageReader
+from eagle_train.data.media import MediaError
 from eagle_train.data.tiling import Tiling
+from eagle_train.data.videos import decode_frames
 from eagle_train.types import IGNORE_INDEX, EncodedSample, Media, MediaPlan, Sample, SampleError
 
 
@@ -22,6 +24,7 @@ class Encoder:
     Args:
         template: the strings around turns.
         tokenizer: a fast transformers tokenizer.
+        images: how images are decoded.
         tiling: how images are cut.
         frames: how many frames a video gives.
         tile_size: S, side of a tile in pixels.
@@ -31,6 +34,7 @@ class Encoder:
 
     template: ChatTemplate
     tokenizer: object
+    images: ImageReader
     tiling: Tiling
     frames: FrameRate
     tile_size: int
@@ -57,9 +61,13 @@ class Encoder:
         return index
 
     def plan_media(self, media: Media) -> MediaPlan:
-        """Returns the frames and tiles of one image or video, from its header."""
+        """Returns the frames and tiles of one image or video, from its header.
+
+        Raises:
+            MediaError: if `images` refuses it.
+        """
         if media.kind == "image":
-            return self.tiling.plan(media.width, media.height)
+            return self.tiling.plan(*self.images.size(media))
         return MediaPlan(num_frames=self.frames.num_frames(media.duration, media.num_frames))
 
     def media_length(self, media: Media) -> int:
@@ -71,12 +79,16 @@ class Encoder:
         """Returns the tiles (N, 3, S, S) uint8 of one image or video.
 
         Raises:
-            SampleError: if the bytes cannot be decoded.
+            SampleError: if the bytes cannot be decoded, or are not what the header facts say.
         """
-        plan = self.plan_media(media)
         try:
+            plan = self.plan_media(media)
             if media.kind == "image":
-                return self.tiling.cut(decode_image(data), plan, self.tile_size)
+                image = self.images.decode(data)
+                if image.size != (planned := self.images.size(media)):
+                    detail = f"{media.member}: {image.size} pixels, the index says {planned}; build the index again"
+                    raise SampleError(key, "length_mismatch", detail)
+                return self.tiling.cut(image, plan, self.tile_size)
             frames = decode_frames(data, plan.num_frames)
         except MediaError as error:
             raise SampleError(key, error.reason, f"{media.member}: {error}") from error

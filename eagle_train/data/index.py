@@ -37,7 +37,7 @@ MEDIA = pa.struct(
         ("member", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("orientation", pa.int32()),
+        ("orientation", pa.int8()),
         ("duration", pa.float64()),
         ("num_frames", pa.int32()),
     ]

@@ -11,6 +11,13 @@ from PIL import Image
 
 from eagle_train.types import MediaPlan
 
+LARGEST_SIDE = 8192
+"""Longest side, pixels, that is padded to a square as it is: 268 MB. A valid file of some kilobytes may hold a strip
+of 100,000 x 1 pixels, whose square would be 40 GB; longer images are first averaged over whole blocks of pixels."""
+
+LARGEST_ASPECT = 64
+"""Longer over shorter side of the part of an image that is resized to be cropped, for the same reason."""
+
 
 class Tiling(Protocol):
     """How an image becomes tiles of S x S pixels."""
@@ -42,7 +49,9 @@ class PadToSquare:
     def cut(self, image: Image.Image, plan: MediaPlan, tile_size: int) -> torch.Tensor:
         """Returns (1, 3, S, S) uint8."""
         del plan
-        side = max(image.size)
+        if (side := max(image.size)) > LARGEST_SIDE:
+            image = image.reduce(-(-side // LARGEST_SIDE))
+            side = max(image.size)
         square = Image.new("RGB", (side, side), self.colour)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return to_tensor(square.resize((tile_size, tile_size), Image.Resampling.BICUBIC))[None]
@@ -63,11 +72,18 @@ class CentreCrop:
         """Returns (1, 3, S, S) uint8."""
         del plan
         shorter = min(image.size)
+        if max(image.size) > (longest := LARGEST_ASPECT * shorter):
+            image = centre(image, *(min(side, longest) for side in image.size))
         # The longer side is rounded down and the crop begins at a whole pixel, as in CLIP's image processor.
         width, height = (tile_size * side // shorter for side in image.size)
-        left, top = (width - tile_size) // 2, (height - tile_size) // 2
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        return to_tensor(resized.crop((left, top, left + tile_size, top + tile_size)))[None]
+        return to_tensor(centre(resized, tile_size, tile_size))[None]
+
+
+def centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Returns the middle of an image, `width` x `height` pixels."""
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

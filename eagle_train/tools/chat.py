@@ -9,7 +9,9 @@ from pathlib import Path
 from transformers import TextStreamer
 
 from eagle_train.data.encode import Encoder
-from eagle_train.data.media import MediaError, probe_image, probe_video
+from eagle_train.data.images import probe_image
+from eagle_train.data.media import MediaError
+from eagle_train.data.videos import probe_video
 from eagle_train.model.generate import generate
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.evaluate import make_prompt
@@ -62,8 +64,9 @@ def read_media(images: list[Path], videos: list[Path]) -> tuple[list[Media], lis
         try:
             content = path.read_bytes()
             if path in images:
-                width, height = probe_image(content)
-                media.append(Media(kind="image", member=path.name, width=width, height=height))
+                width, height, orientation = probe_image(content)
+                facts = {"width": width, "height": height, "orientation": orientation}
+                media.append(Media(kind="image", member=path.name, **facts))
             else:
                 width, height, duration, frames = probe_video(content)
                 facts = {"width": width, "height": height, "duration": duration, "num_frames": frames}

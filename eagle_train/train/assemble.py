@@ -17,6 +17,7 @@ from eagle_train import dist
 from eagle_train.data.catalog import Catalog, Source, build_catalog
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
+from eagle_train.data.images import ImageReader
 from eagle_train.data.index import ensure_lengths
 from eagle_train.data.plan import PlanConfig, Rows, fingerprint, plan_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
@@ -39,6 +40,7 @@ class DataSettings:
 
     Args:
         tile_size: S, side in pixels of the tiles that the loader makes; encoders resize from it.
+        images: how images are decoded.
         tiling: how images are cut into tiles.
         frames: how many frames a video gives.
         loss_weight: weight of a supervised token, from their number in its sample.
@@ -49,6 +51,7 @@ class DataSettings:
     """
 
     tile_size: int
+    images: ImageReader
     tiling: Tiling
     frames: FrameRate
     loss_weight: Callable[[int], float]
@@ -150,6 +153,7 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
     return Encoder(
         template=build(config["chat_template"]),
         tokenizer=tokenizer,
+        images=data.images,
         tiling=data.tiling,
         frames=data.frames,
         tile_size=data.tile_size,
@@ -188,6 +192,7 @@ def build_stage_data(config: Mapping[str, Any], stage: Stage, encoder: Encoder) 
         "data": catalog.fingerprint,
         "repeats": {source.name: source.repeat for source in sources},
         "text": text_fingerprint(encoder),
+        "images": repr(encoder.images),
         "media": [describe(encoder.tiling), asdict(encoder.frames), encoder.tile_size, encoder.tokens_per_tile],
         "plan": asdict(plan),
         "rows_per_step": stage.rows_per_step,

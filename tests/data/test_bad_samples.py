@@ -13,6 +13,7 @@ from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source, build_catalog
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
+from eagle_train.data.images import ImageReader
 from eagle_train.data.index import ensure_index, ensure_lengths, index_path
 from eagle_train.data.ledger import Ledger, account, read_ledger
 from eagle_train.data.loader import RowDataset, make_loader
@@ -69,6 +70,7 @@ def encoder(data):
     return Encoder(
         template=build(load_config(["+experiment=toy"])["chat_template"]),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
+        images=ImageReader(),
         tiling=PadToSquare(),
         frames=FrameRate(),
         tile_size=16,

@@ -5,11 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from eagle_train.data.tiling import CentreCrop, PadToSquare
+from eagle_train.data import tiling
+from eagle_train.data.tiling import LARGEST_ASPECT, LARGEST_SIDE, CentreCrop, PadToSquare
+from eagle_train.types import MediaPlan
 
 clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
 S = 96
-SIZES = [(64, 48), (50, 33), (33, 45), (120, 81), (96, 96), (200, 31), (31, 200)]
+SIZES = [(64, 48), (50, 33), (33, 45), (120, 81), (96, 96), (200, 31), (31, 200), (1, 1), (2, 1), (27, 1), (1, 27)]
+SIZES += [(540, 20), (20, 541), (1300, 50), (50, 1303)]
 
 
 def photo(width, height):
@@ -40,3 +43,46 @@ def test_padding_to_a_square_comes_before_clip_image_processing(size):
     square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
     tile = PadToSquare().cut(image, PadToSquare().plan(*size), S)
     assert torch.equal(tile[0], processed(square).to(torch.uint8))
+
+
+@pytest.mark.parametrize("size", [(27, 1), (1, 27), (810, 30), (30, 810)])
+def test_a_long_strip_lies_across_the_middle_of_its_square(size):
+    tile = PadToSquare((0, 0, 0)).cut(Image.new("RGB", size, (200, 200, 200)), PadToSquare().plan(*size), 81)[0, 0]
+    across = tile.float().mean(1 if size[0] > size[1] else 0)  # of the 81 lines, the middle three are the strip
+    assert (across[39:42] > 150).all() and (across[:36] == 0).all() and (across[45:] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(27, 1), (1, 27), (811, 30), (30, 811)])
+def test_the_centre_of_a_long_strip_is_cropped(size):
+    strip = np.zeros((size[1], size[0], 3), np.uint8)
+    middle = [slice((side - min(size)) // 2, -(-(side + min(size)) // 2)) for side in size]
+    strip[middle[1], middle[0]] = 200
+    tile = CentreCrop().cut(Image.fromarray(strip), CentreCrop().plan(*size), 64)[0, 0]
+    assert (tile[16:-16, 16:-16] > 150).all()
+    strip[middle[1], middle[0]] = 0
+    assert not CentreCrop().cut(Image.fromarray(strip), CentreCrop().plan(*size), 64).any()
+
+
+@pytest.mark.parametrize("cutter", [PadToSquare(), CentreCrop()], ids=lambda cutter: type(cutter).__name__)
+@pytest.mark.parametrize("size", [(1_000_000, 3), (3, 1_000_000)])
+def test_a_strip_of_any_length_takes_little_memory(cutter, size):
+    assert LARGEST_SIDE**2 * 4 < 300 * 2**20 and LARGEST_ASPECT * 1024**2 * 4 < 300 * 2**20
+    image = Image.new("RGB", size, (200, 100, 50))
+    tile = cutter.cut(image, cutter.plan(*size), 16)
+    assert tile.shape == (1, 3, 16, 16)
+    assert tile[0, :, 8, 8].tolist() == ([200, 100, 50] if isinstance(cutter, CentreCrop) else [122, 116, 104])
+
+
+def test_an_image_over_the_limit_is_padded_like_one_under_it(monkeypatch):
+    image = photo(620, 100)
+    plain = PadToSquare().cut(image, MediaPlan(), 32)
+    monkeypatch.setattr(tiling, "LARGEST_SIDE", 310)
+    reduced = PadToSquare().cut(image, MediaPlan(), 32)
+    assert 0 < (plain.int() - reduced.int()).abs().max() <= 12
+
+
+def test_a_strip_over_the_limit_is_cropped_like_one_under_it(monkeypatch):
+    image = photo(620, 20)
+    plain = CentreCrop().cut(image, MediaPlan(), 32)
+    monkeypatch.setattr(tiling, "LARGEST_ASPECT", 4)
+    assert (plain.int() - CentreCrop().cut(image, MediaPlan(), 32).int()).abs().max() <= 12

@@ -14,6 +14,7 @@ from eagle_train.data.catalog import Source, build_catalog
 from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
+from eagle_train.data.images import ImageReader
 from eagle_train.data.index import ensure_index, ensure_lengths, lengths_path
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.loss_weights import per_token
@@ -81,6 +82,7 @@ def make_encoder(tokenizer, template="vicuna_v1", **changes) -> Encoder:
     return Encoder(
         template=build(load_config(["+experiment=toy", *chosen])["chat_template"]),
         tokenizer=tokenizer,
+        images=ImageReader(),
         tiling=PadToSquare(),
         frames=FrameRate(),
         tile_size=8,

@@ -1,33 +1,23 @@
-"""Images: sizes from headers, upright RGB pixels, one error for hostile bytes."""
+"""Images: sizes from headers, RGB pixels under a policy, one error for hostile bytes."""
 
 import copy
 import io
 import struct
 import zlib
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from eagle_train.data.media import MAX_PIXELS, ORIENTATIONS, MediaError, decode_image, probe_image
+from eagle_train.data.images import ORIENTATIONS, ImageReader, probe_image
+from eagle_train.data.media import MAX_PIXELS, MediaError
+from eagle_train.train.config import build, load_config
+from eagle_train.types import Media
+from tests.pictures import BLUE, GREEN, GREY, RED, SIZE, WHITE, corners, quarters, saved, with_chunk
 
-RED, GREEN, BLUE, GREY, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)
-SIZE = (64, 32)
+READER = ImageReader()
 UNDO = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-
-
-def quarters(size=SIZE):
-    """A picture whose four quarters tell its orientation."""
-    image = Image.new("RGB", size)
-    width, height = size[0] // 2, size[1] // 2
-    for x, y, colour in ((0, 0, RED), (1, 0, GREEN), (0, 1, BLUE), (1, 1, GREY)):
-        image.paste(colour, (x * width, y * height, (x + 1) * width, (y + 1) * height))
-    return image
-
-
-def corners(image):
-    width, height = image.size
-    return [image.getpixel((x, y)) for y in (2, height - 3) for x in (2, width - 3)]
 
 
 def assert_like(image, expected, tolerance=0):
@@ -35,10 +25,10 @@ def assert_like(image, expected, tolerance=0):
     np.testing.assert_allclose(np.asarray(image, int), np.asarray(expected, int), atol=tolerance)
 
 
-def saved(image, suffix="png", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, suffix, **options)
-    return buffer.getvalue()
+def planned(data, reader=READER):
+    """The size that is planned from the header."""
+    width, height, orientation = probe_image(data)
+    return reader.size(Media(kind="image", member="", width=width, height=height, orientation=orientation))
 
 
 def stored_turned(orientation, suffix):
@@ -48,13 +38,6 @@ def stored_turned(orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return saved(image, suffix, exif=exif, **({"quality": 95} if suffix in ("jpeg", "webp") else {}))
-
-
-def with_chunk(png, kind, content, *, before):
-    """`png` with one more chunk before the chunk named `before`."""
-    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    place = png.index(before) - 4
-    return png[:place] + chunk + png[place:]
 
 
 def claiming(width, height):
@@ -68,12 +51,12 @@ def claiming(width, height):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_comes_out_upright(orientation, suffix):
     data = stored_turned(orientation, suffix)
-    assert probe_image(data) == SIZE
+    assert planned(data) == SIZE
     lossy = suffix in ("jpeg", "webp")
     if lossy:
-        np.testing.assert_allclose(corners(decode_image(data)), corners(quarters()), atol=25)
+        np.testing.assert_allclose(corners(READER.decode(data)), corners(quarters()), atol=25)
     else:
-        assert_like(decode_image(data), quarters())
+        assert_like(READER.decode(data), quarters())
     assert suffix == "tiff" or (Image.open(io.BytesIO(data)).size == SIZE) == (orientation < 5)
 
 
@@ -82,22 +65,23 @@ def test_png_orientation_behind_the_pixels_is_found():
     exif[0x0112] = 6
     plain = saved(quarters().transpose(UNDO[6]))
     data = with_chunk(plain, b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"), before=b"IEND")
-    assert probe_image(plain) == SIZE[::-1] and probe_image(data) == SIZE
-    assert_like(decode_image(data), quarters())
+    assert planned(plain) == SIZE[::-1] and planned(data) == SIZE
+    assert probe_image(data) == (*SIZE[::-1], 6)
+    assert_like(READER.decode(data), quarters())
 
 
 def test_damaged_exif_is_ignored():
     data = saved(quarters(), "jpeg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01nonsense", quality=95)
-    assert probe_image(data) == decode_image(data).size == SIZE
+    assert planned(data) == READER.decode(data).size == SIZE
 
 
 def test_probing_decodes_no_pixel():
     png = bytearray(saved(quarters()))
     start = png.index(b"IDAT") + 4
     png[start : start + 8] = b"\xff" * 8
-    assert probe_image(bytes(png)) == SIZE
+    assert probe_image(bytes(png)) == (*SIZE, 1)
     with pytest.raises(MediaError):
-        decode_image(bytes(png))
+        READER.decode(bytes(png))
 
 
 @pytest.mark.parametrize(
@@ -124,8 +108,8 @@ def test_probing_decodes_no_pixel():
 )
 def test_any_mode_becomes_rgb_and_transparency_white(image, suffix, colour):
     data = saved(image, suffix)
-    assert probe_image(data) == SIZE
-    assert_like(decode_image(data), Image.new("RGB", SIZE, colour), tolerance=5 if suffix in ("jpeg", "avif") else 1)
+    assert planned(data) == SIZE
+    assert_like(READER.decode(data), Image.new("RGB", SIZE, colour), tolerance=5 if suffix in ("jpeg", "avif") else 1)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +123,7 @@ def test_any_mode_becomes_rgb_and_transparency_white(image, suffix, colour):
 )
 def test_transparent_colour_becomes_white(image, transparency):
     data = saved(image, "png", transparency=transparency)
-    assert_like(decode_image(data), Image.new("RGB", SIZE, WHITE))
+    assert_like(READER.decode(data), Image.new("RGB", SIZE, WHITE))
 
 
 def test_first_picture_of_an_animation_is_taken():
@@ -149,17 +133,17 @@ def test_first_picture_of_an_animation_is_taken():
         data = saved(Image.new("RGB", SIZE, RED), suffix, save_all=True, append_images=others, **options)
         with Image.open(io.BytesIO(data)) as animation:
             assert animation.n_frames == 3
-        assert_like(decode_image(data), Image.new("RGB", SIZE, RED))
+        assert_like(READER.decode(data), Image.new("RGB", SIZE, RED))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "webp", "gif", "bmp", "tiff", "avif"])
 def test_cut_images_are_errors(suffix):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8))
     data = saved(noise, suffix)
-    assert decode_image(data).size == (48, 48)
+    assert READER.decode(data).size == (48, 48)
     for share in (0.0, 0.1, 0.5, 0.9):
         with pytest.raises(MediaError) as error:
-            decode_image(data[: int(len(data) * share)])
+            READER.decode(data[: int(len(data) * share)])
         assert error.value.reason == "unreadable_image"
 
 
@@ -171,22 +155,26 @@ def test_what_is_no_whole_image_is_an_error_when_probed(data):
 
 
 def test_decompression_bombs_are_refused_before_decoding():
-    for read in (probe_image, decode_image):
+    for read in (probe_image, READER.decode):
         with pytest.raises(MediaError, match="60000"):
             read(claiming(60_000, 60_000))
-        with pytest.raises(MediaError, match="64 x 32 pixels"):
-            read(saved(quarters()), max_pixels=64 * 32 - 1)
-    assert decode_image(saved(quarters()), max_pixels=64 * 32).size == SIZE
+    strict, just = ImageReader(max_pixels=64 * 32 - 1), ImageReader(max_pixels=64 * 32)
+    for suffix in ("png", "jpeg", "gif"):
+        data = saved(quarters(), suffix)
+        for read in (strict.decode, lambda data: planned(data, strict)):
+            with pytest.raises(MediaError, match="64 x 32 pixels"):
+                read(data)
+        assert just.decode(data).size == planned(data, just) == SIZE
 
 
 def test_large_images_give_no_warning():
     assert Image.MAX_IMAGE_PIXELS < 10_000 * 10_000 < MAX_PIXELS
-    assert probe_image(claiming(10_000, 10_000)) == (10_000, 10_000)
+    assert probe_image(claiming(10_000, 10_000)) == (10_000, 10_000, 1)
 
 
 def test_float_pixels_are_refused():
     with pytest.raises(MediaError, match="no agreed white"):
-        decode_image(saved(Image.new("F", SIZE, 0.5), "tiff"))
+        READER.decode(saved(Image.new("F", SIZE, 0.5), "tiff"))
 
 
 def test_formats_that_start_other_programs_are_refused():
@@ -204,8 +192,59 @@ def test_media_error_keeps_its_reason_when_copied():
     assert (twin.reason, str(twin)) == ("unreadable_image", str(error.value))
 
 
+def test_images_are_left_as_stored_where_the_policy_says_so():
+    stored = ImageReader(exif_orientation=False)
+    for suffix in ("png", "jpeg", "webp"):
+        data = stored_turned(6, suffix)
+        assert planned(data, stored) == stored.decode(data).size == SIZE[::-1]
+        expected = corners(quarters().transpose(UNDO[6]))
+        np.testing.assert_allclose(corners(stored.decode(data)), expected, atol=25)
+        assert planned(data) == READER.decode(data).size == SIZE
+
+
+def test_the_background_shows_behind_transparent_pixels():
+    data = saved(Image.new("RGBA", SIZE, (0, 0, 0, 0)))
+    assert_like(ImageReader(background=[10, 20, 30]).decode(data), Image.new("RGB", SIZE, (10, 20, 30)))
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"max_pixels": MAX_PIXELS + 1}, f"max_pixels is {MAX_PIXELS + 1}"),
+        ({"max_pixels": 0}, "max_pixels is 0"),
+        ({"background": [0, 0]}, "background is"),
+        ({"background": [0, 0, 256]}, "background is"),
+    ],
+)
+def test_a_policy_out_of_range_is_refused(policy, said):
+    with pytest.raises(ValueError, match=said):
+        ImageReader(**policy)
+
+
+def test_the_repr_of_a_policy_is_its_identity():
+    config = load_config(["+experiment=toy"])["data"]["images"]
+    same = build(config)
+    assert repr(same) == repr(READER) == repr(ImageReader(background=[255, 255, 255])) and same == READER
+    others = [{"exif_orientation": False}, {"max_pixels": 5}, {"background": (0, 0, 0)}, {"jpeg": Shrunk()}]
+    assert len({repr(ImageReader(**other)) for other in others} | {repr(READER)}) == 5
+    assert {field.name for field in fields(ImageReader)} == {name for other in others for name in other}
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A JPEG decoder whose pictures are too small."""
+
+    def decode(self, data):
+        return Image.new("RGB", (8, 8))
+
+
+def test_pixels_that_are_not_those_of_the_header_are_an_error():
+    with pytest.raises(MediaError, match="64 x 32 pixels, there are 8 x 8"):
+        ImageReader(jpeg=Shrunk()).decode(saved(quarters(), "jpeg"))
+
+
 def test_pillow_agrees_on_what_upright_is():
     for orientation in range(1, 9):
         data = stored_turned(orientation, "png")
         with Image.open(io.BytesIO(data)) as image:
-            assert_like(decode_image(data), ImageOps.exif_transpose(image))
+            assert_like(READER.decode(data), ImageOps.exif_transpose(image))

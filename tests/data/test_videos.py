@@ -9,24 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eagle_train.data.media import MediaError, decode_frames, probe_video
+from eagle_train.data.media import MediaError
+from eagle_train.data.videos import decode_frames, probe_video
+from tests.pictures import SIZE, corners, quarters
 
-SIZE = (64, 32)
 STEP = 20  # grey levels between one frame of a test video and the next
-
-
-def quarters(size=SIZE):
-    """A picture whose four quarters tell its orientation."""
-    image = Image.new("RGB", size)
-    width, height = size[0] // 2, size[1] // 2
-    for x, y, colour in ((0, 0, "red"), (1, 0, "lime"), (0, 1, "blue"), (1, 1, "grey")):
-        image.paste(colour, (x * width, y * height, (x + 1) * width, (y + 1) * height))
-    return image
-
-
-def corners(image):
-    width, height = image.size
-    return [image.getpixel((x, y)) for y in (2, height - 3) for x in (2, width - 3)]
 
 
 def video(num_frames, *, suffix="mp4", codec="libx264", size=SIZE, pts=None, options=None, picture=None):
