@@ -27,7 +27,6 @@ HOME_OF = {
     "omegaconf": "train/config.py",
     "av": "data/videos.py",
     "fsspec": "data/storage.py",
-    "psutil": "data/share_work.py",
     "simplejpeg": "data/turbo_jpeg.py",
 }
 EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, videos.py decodes

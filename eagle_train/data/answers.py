@@ -50,7 +50,10 @@ class AnswerCounter:
 
     def __init__(self, template: ChatTemplate, tokenizer) -> None:
         self._template = template
-        self._added_ids = frozenset(tokenizer.added_tokens_decoder)
+        # Added tokens on whose right, or left, a text is tokenized as if it began, or ended, there.
+        added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if not token.single_word}
+        self._closing = frozenset(index for index, token in added.items() if not token.rstrip)
+        self._opening = frozenset(index for index, token in added.items() if not token.lstrip)
         self._num_start = len(template.encode((), tokenizer)[0].ids)
         # As a call of `tokenizer` sets it.
         self._backend = tokenizer.backend_tokenizer
@@ -89,8 +92,8 @@ class AnswerCounter:
         """Returns how many tokens the first `end` characters give on their own; None if it takes encoding them.
 
         It is known where a token ends there and it or the next one is an added token: the text on either side of one is
-        tokenized independently. So is it for all templates whose answers end with one, not for `plain`, whose newline
-        may share a token with what follows.
+        tokenized independently, but for spaces that some take. So is it for all templates whose answers end with one,
+        not for `plain`, whose newline may share a token with what follows.
         """
         if end == len(run.text):
             return len(encoding)
@@ -98,7 +101,7 @@ class AnswerCounter:
         if not 0 < place < len(encoding) or encoding.token_to_chars(place - 1)[1] > end:
             return None
         ids = encoding.ids
-        return place if ids[place - 1] in self._added_ids or ids[place] in self._added_ids else None
+        return place if ids[place - 1] in self._closing or ids[place] in self._opening else None
 
 
 def lay_out_text(template: ChatTemplate, messages: Sequence[Message]) -> list[Run]:

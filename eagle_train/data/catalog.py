@@ -7,19 +7,21 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.encode import Encoder
-from eagle_train.data.index import SCHEMA, ensure_index, ensure_lengths, sample_key
+from eagle_train.data.index import SCHEMA, ensure_index, sample_key
+from eagle_train.data.lengths import TextLayout, ensure_lengths, read_lengths
 from eagle_train.data.media import MediaError
 from eagle_train.data.shards import expected_shards
+from eagle_train.data.tables import read_made
 from eagle_train.data.too_long import Cut, Shortened, TooLong
 from eagle_train.types import Media, SampleError
 
@@ -123,7 +125,7 @@ def build_catalog(
     Args:
         max_length: tokens of a row.
         too_long: what becomes of longer samples.
-        text_fingerprint: names the tokenizer and template, see `index.lengths_path`.
+        text_fingerprint: names the tokenizer and template, see `lengths.lengths_path`.
         max_bad_share: largest share of a source that may be bad.
 
     Raises:
@@ -171,8 +173,9 @@ def read_shard(
     """Returns the samples of a shard."""
     if not shard.exists():
         return lost_shard(source, shard)
-    texts = ensure_lengths(shard, source.index_dir, text_fingerprint, encoder.answer_ends)
-    table = pq.read_table(ensure_index(shard, source.index_dir))
+    text = TextLayout(template=encoder.template, tokenizer=encoder.tokenizer, fingerprint=text_fingerprint)
+    texts = read_lengths(read_made(partial(ensure_lengths, shard, source.index_dir, text)))
+    table = read_made(partial(ensure_index, shard, source.index_dir))
     here = ShardSamples(table, np.zeros(len(texts), np.int32), np.zeros(len(texts), np.int32), {}, {})
     columns = (table[name].to_pylist() for name in ("key", "media", "reason", "detail"))
     for row, (ends, key, media, reason, detail) in enumerate(zip(texts, *columns, strict=True)):

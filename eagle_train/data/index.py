@@ -122,7 +122,7 @@ def is_current(path: Path, made_of: dict[bytes, bytes]) -> bool:
     """Returns whether a table is there, is not cut short, and has these metadata; its rows are not read."""
     try:
         metadata = read_metadata(path)
-    except (FileNotFoundError, DamagedTable):
+    except (FileNotFoundError, NotADirectoryError, DamagedTable):
         return False
     return all(metadata.get(name) == value for name, value in made_of.items())
 

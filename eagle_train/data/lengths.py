@@ -30,7 +30,7 @@ from eagle_train.data.index import (
 from eagle_train.data.locations import Location
 from eagle_train.data.schemas import Record
 from eagle_train.data.share_work import share_work
-from eagle_train.data.tables import read_table, write_table
+from eagle_train.data.tables import read_made, write_table
 from eagle_train.types import Message
 
 LENGTHS_VERSION = f"{INDEX_VERSION}.3"
@@ -68,13 +68,14 @@ def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout) ->
     path = lengths_path(shard, index_dir, text.fingerprint)
     if has_lengths(shard, index_dir, text.fingerprint):
         return path
+    made_of = identity(shard)
     collected = Lengths(text)
-    index_file = ensure_index(shard, index_dir, collected.add)
+    ensure_index(shard, index_dir, collected.add)
     if not collected.rows:  # the index was there
-        for record in read_records(shard, read_table(index_file)):
+        for record in read_records(shard, read_made(partial(ensure_index, shard, index_dir))):
             collected.add(record)
     table = collected.table()
-    write_table(table.replace_schema_metadata(identity(shard) | table.schema.metadata), path)
+    write_table(table.replace_schema_metadata(made_of | table.schema.metadata), path)
     return path
 
 
@@ -137,9 +138,9 @@ def make_tables(source: tuple[Location, Path | None], text: TextLayout | None) -
         ensure_lengths(*source, text)
 
 
-def read_lengths(path: Path) -> list[list[AnswerEnd]]:
+def read_lengths(table: pa.Table) -> list[list[AnswerEnd]]:
     """Returns the rows of a table of `ensure_lengths` as objects."""
-    columns = read_table(path).to_pydict()
+    columns = table.to_pydict()
     return [list(map(AnswerEnd, *row)) for row in zip(*(columns[name] for name in COLUMNS), strict=True)]
 
 

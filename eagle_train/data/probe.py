@@ -26,9 +26,7 @@ def probe_medium(reader: ShardReader, key: str, ref: MediaRef, member: Member) -
         width, height, duration, num_frames = probe_video(reader.read(member))
     except MediaError as error:
         raise SampleError(key, error.reason, f"{member.name}: {error}") from error
-    return Media(
-        kind="video", member=member.name, width=width, height=height, duration=duration, num_frames=num_frames
-    )
+    return Media(kind="video", member=member.name, width=width, height=height, duration=duration, num_frames=num_frames)
 
 
 def probe_member(reader: ShardReader, member: Member) -> Header:

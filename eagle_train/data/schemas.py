@@ -32,9 +32,7 @@ MEDIA_KEYS: Mapping[str, MediaKind] = {
     "video_list": "video",
 }  # fmt: skip
 MEDIA_LISTS = (*MEDIA_KEYS, "data", "media")
-"""Keys of a record that list media beside its conversation."""
-INSTRUCTION, QUESTION = frozenset({"instruction", "output"}), frozenset({"question", "answer"})
-"""Keys of the conversations of one turn."""
+ONE_TURN = (frozenset({"instruction", "output"}), frozenset({"question", "answer"}))
 NO_MEDIA = frozenset({"", "none", "nan"})
 """What some sets (Cambrian) write for "no image"."""
 
@@ -115,7 +113,7 @@ def _parse(record: Mapping[str, Any], key: str, present: Listed) -> Record:
         raise _bad(key, f"a record is a JSON object, not {type(record).__name__}")
     listed, used = _listed_media(record, key)
     turns, fields = _read_turns(record, listed, key)
-    used |= fields
+    used |= fields | {"meta"}
     if "system" in record:
         used.add("system")
         turns = [("system", [_text(record["system"], key, "system")]), *turns] if record["system"] else turns
@@ -126,7 +124,6 @@ def _parse(record: Mapping[str, Any], key: str, present: Listed) -> Record:
     if listed and not typed:
         turns, listed = place_listed(turns, listed)
     messages, media = fill_slots(turns, listed, key)
-    used.add("meta")
     meta = {name: value for name, value in record.items() if name not in used}
     nested = record.get("meta", {})
     return Record(messages, media, meta | (nested if isinstance(nested, dict) else {"meta": nested}))
@@ -165,8 +162,7 @@ def _paths(value: Any, key: str, name: str) -> list[str]:
 
 def _has_conversation(record: Mapping[str, Any]) -> bool:
     """Returns whether a json member holds turns, not only a caption or nothing of use."""
-    keys = record.keys()
-    return "messages" in keys or "conversations" in keys or keys >= INSTRUCTION or keys >= QUESTION
+    return "messages" in record or "conversations" in record or any(record.keys() >= keys for keys in ONE_TURN)
 
 
 def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[list[Turn], set[str]]:
@@ -174,7 +170,7 @@ def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[li
     for name in ("messages", "conversations"):
         if name in record:
             return [_read_turn(turn, key) for turn in _objects(record[name], key, name)], {name}
-    if record.keys() >= INSTRUCTION:
+    if {"instruction", "output"} <= record.keys():
         if record.get("history"):
             raise _bad(key, "history holds earlier turns; write the whole conversation as messages")
         question = _text(record["instruction"], key, "instruction")
@@ -182,7 +178,7 @@ def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[li
             question += f"\n{_text(extra, key, 'input')}"
         answer = _text(record["output"], key, "output")
         return [("user", [question]), ("assistant", [answer])], {"instruction", "input", "output", "history"}
-    if record.keys() >= QUESTION:
+    if {"question", "answer"} <= record.keys():
         question, answer = (_text(record[name], key, name) for name in ("question", "answer"))
         return [("user", [question]), ("assistant", [answer])], {"question", "answer"}
     caption = next((name for name in ("caption", "text") if name in record), None)
@@ -284,9 +280,7 @@ def _load_object(data: bytes, key: str) -> dict[str, Any]:
 
 def _objects(value: Any, key: str, name: str) -> list[Mapping[str, Any]]:
     """Returns `value` if it is a list of JSON objects."""
-    if not isinstance(value, list) or not all(
-        isinstance(item, (dict, Mapping)) for item in value
-    ):  # dict: the fast way
+    if not isinstance(value, list) or not all(isinstance(item, (dict, Mapping)) for item in value):  # dict is quicker
         raise _bad(key, f"{name} is {repr(value)[:80]}; it must be a list of objects")
     return value
 

@@ -136,11 +136,12 @@ class Claims:
             return False
         token = f"{machine()} {os.getpid()} {uuid.uuid4().hex}".encode()
         try:
-            claim.parent.mkdir(parents=True, exist_ok=True)
+            if not claim.parent.is_dir():
+                claim.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False  # somebody was faster
         except OSError as error:
+            if isinstance(error, FileExistsError) and claim.parent.is_dir():
+                return False  # somebody was faster
             raise ValueError(f"cannot write {claim} ({error}); set index_dir to a writable folder") from error
         with os.fdopen(descriptor, "wb") as file:
             file.write(token)
@@ -205,7 +206,7 @@ def read_claim(claim: Path) -> bytes | None:
     """Returns what a claim says; None if there is none."""
     try:
         return claim.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

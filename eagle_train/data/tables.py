@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +54,16 @@ def read_table(path: Path) -> pa.Table:
         table = reader.read_all()
         table.validate(full=True)  # a list that ends outside its column would take the process down
         return table
+
+
+def read_made(make: Callable[[], Path]) -> pa.Table:
+    """Returns the table that `make` makes unless it is there; made again if it turns out to be damaged."""
+    path = make()
+    try:
+        return read_table(path)
+    except DamagedTable:
+        path.unlink(missing_ok=True)
+        return read_table(make())
 
 
 def read_metadata(path: Path) -> dict[bytes, bytes]:

@@ -18,7 +18,7 @@ from eagle_train.data.catalog import Catalog, Source, build_catalog
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
-from eagle_train.data.index import ensure_lengths
+from eagle_train.data.lengths import TextLayout, ensure_indexes
 from eagle_train.data.plan import PlanConfig, Rows, fingerprint, plan_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.tiling import Tiling
@@ -218,16 +218,13 @@ def read_sources(
 ) -> Catalog:
     """Returns the catalog of `sources`, with progress over their shards.
 
-    Each rank first builds its share of the indexes and text lengths that are missing on disk.
+    The ranks first build together what indexes and text lengths are missing on disk.
     """
     name = text_fingerprint(encoder)
-    pairs = [(source, shard) for source in sources for shard in source.shards if shard.exists()]
-    mine = pairs[dist.rank() :: dist.world_size()]
-    with progress("reading indexes", len(mine)) as advance:
-        for source, shard in mine:
-            ensure_lengths(shard, source.index_dir, name, encoder.answer_ends)
-            advance(1)
-    dist.barrier()
+    text = TextLayout(template=encoder.template, tokenizer=encoder.tokenizer, fingerprint=name)
+    pairs = [(shard, source.index_dir) for source in sources for shard in source.shards if shard.exists()]
+    with progress("reading indexes", len(pairs)) as advance:
+        ensure_indexes(pairs, text, rank=dist.rank(), world_size=dist.world_size(), progress=advance)
     share = build(config["data"]).max_bad_share
     return build_catalog(
         sources, encoder, max_length=max_length, too_long=too_long, text_fingerprint=name, max_bad_share=share

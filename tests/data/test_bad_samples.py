@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source, build_catalog
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
-from eagle_train.data.index import ensure_index, ensure_lengths, index_path
+from eagle_train.data.index import ensure_index, index_path
 from eagle_train.data.ledger import Ledger, account, read_ledger
 from eagle_train.data.loader import RowDataset, make_loader
 from eagle_train.data.loss_weights import per_token
@@ -252,17 +251,6 @@ def test_the_index_is_made_again_when_the_shard_changed(tmp_path):
     write_shards(GOOD, tmp_path / "s")
     ensure_index(shard)
     assert index_path(shard, None).stat().st_mtime_ns != first
-
-
-def test_text_lengths_are_made_again_when_a_shard_of_equal_size_changed(tmp_path):
-    def words(messages):
-        return [AnswerEnd(sum(len(p.split()) for m in messages for p in m.content if isinstance(p, str)), 1, 1)]
-
-    (shard,) = write_shards([("a", record(answer="one two"), {"0.png": png()})], tmp_path / "s")
-    size, before = shard.stat().st_size, ensure_lengths(shard, None, "t", words)
-    write_shards([("a", record(answer="onetwo "), {"0.png": png()})], tmp_path / "s")
-    assert shard.stat().st_size == size
-    assert ensure_lengths(shard, None, "t", words)[0][0].num_tokens == before[0][0].num_tokens - 1
 
 
 def test_one_index_dir_serves_shards_of_equal_names(tmp_path):

@@ -9,18 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from eagle_train.data.answers import AnswerEnd, answer_ends, first_answers
+from eagle_train.data.answers import first_answers
 from eagle_train.data.catalog import Source, build_catalog
-from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
-from eagle_train.data.index import ensure_index, ensure_lengths, lengths_path
+from eagle_train.data.lengths import TextLayout, ensure_lengths, read_lengths
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.plan import Rows
 from eagle_train.data.shard_reader import ShardReader
 from eagle_train.data.shards import write_shards
+from eagle_train.data.tables import read_table
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.tokenizer.load import load_tokenizer
 from eagle_train.data.too_long import Cut, DropTooLong, KeepTurns, Shortened
@@ -98,6 +98,11 @@ def read(encoder, shards, max_length, policy):
     )
 
 
+def answer_ends(encoder, shard):
+    text = TextLayout(template=encoder.template, tokenizer=encoder.tokenizer, fingerprint="t")
+    return read_lengths(read_table(ensure_lengths(shard, None, text)))
+
+
 @pytest.mark.parametrize("policy", [DropTooLong(), KeepTurns()], ids=lambda policy: type(policy).__name__)
 @pytest.mark.parametrize("template", ["vicuna_v1", "plain", "chatml", "yi_chatml"])
 def test_what_is_planned_is_what_is_encoded(tmp_path, tokenizer, template, policy):
@@ -125,7 +130,7 @@ def test_turns_are_kept_as_long_as_they_fit_and_the_loss_is_counted(tmp_path, to
     limit = int(np.quantile(whole.lengths, 0.12))
     found = read(encoder, shards, limit, KeepTurns())
     dropped = read(encoder, shards, limit, DropTooLong())
-    ends = ensure_lengths(shards[0], None, "t", encoder.answer_ends)
+    ends = answer_ends(encoder, shards[0])
     assert set(dropped.errors) == set(found.errors) | set(found.cuts), "nothing but over-long samples is touched"
     for number, cut in found.cuts.items():
         lengths = [end.num_tokens + TILE_TOKENS * end.num_media for end in ends[number]]
@@ -149,7 +154,7 @@ def test_media_of_dropped_turns_are_neither_read_nor_decoded(tmp_path, tokenizer
     sample = ("a", {"messages": turns, "media": media, "meta": {}}, {f"{k}.png": png(k) for k in range(3)})
     encoder = make_encoder(tokenizer)
     shards = write_shards([sample], tmp_path / "s")
-    (ends,) = ensure_lengths(shards[0], None, "t", encoder.answer_ends)
+    (ends,) = answer_ends(encoder, shards[0])
     found = read(encoder, shards, ends[1].num_tokens + 2 * TILE_TOKENS, KeepTurns())
     assert found.cuts == {0: Cut(2, 2, found.cuts[0].lost_tokens)} and found.num_tiles[0] == 2
     reads, decodes = [], []
@@ -167,39 +172,6 @@ def test_media_of_dropped_turns_are_neither_read_nor_decoded(tmp_path, tokenizer
     assert len(encoded.pixels) == 2 and (encoded.pixels[1] == 1).all(), "the second image, not the third"
 
 
-@pytest.mark.parametrize("template", ["vicuna_v1", "plain", "chatml", "yi_chatml", "llama3", "toy"])
-def test_the_length_up_to_an_answer_is_that_of_the_conversation_that_ends_there(tokenizer, template):
-    chosen = make_encoder(tokenizer, template).template
-    rng = random.Random(2)
-    for _ in range(40):
-        messages = [Message(role="user", content=(0, text(rng, 6)))]
-        for _ in range(rng.randrange(1, 5)):
-            messages += [
-                Message(role="assistant", content=(text(rng, 6),)),
-                Message(role="user", content=(text(rng, 6),)),
-            ]
-        messages = messages[:-1]
-        wanted = []
-        for count in range(2, len(messages) + 1, 2):
-            runs = [run for run in chosen.encode(messages[:count], tokenizer) if isinstance(run, TextRun)]
-            wanted.append(AnswerEnd(sum(len(run.ids) for run in runs), sum(sum(run.is_target) for run in runs), 1))
-        assert answer_ends(chosen, messages, tokenizer, set(tokenizer.added_tokens_decoder)) == wanted
-
-
-def test_a_conversation_is_tokenized_once_where_answers_end_with_an_added_token(tokenizer):
-    calls = []
-
-    def counted(*args, **kwargs):
-        calls.append(args)
-        return tokenizer(*args, **kwargs)
-
-    counted.encode = tokenizer.encode
-    messages = [Message(role=role, content=("cats",)) for _ in range(9) for role in ("user", "assistant")]
-    added = set(tokenizer.added_tokens_decoder)
-    assert len(answer_ends(make_encoder(tokenizer).template, messages, counted, added)) == 9
-    assert len(calls) == 1
-
-
 def test_a_sample_cut_to_one_answer_has_the_media_of_its_turns():
     messages = tuple(
         Message(role=role, content=(k, "x") if role == "user" else ("y",))
@@ -210,18 +182,6 @@ def test_a_sample_cut_to_one_answer_has_the_media_of_its_turns():
     sample = Sample(key="k", source="s", messages=messages, media=media)
     assert first_answers(sample, 3) == sample
     assert first_answers(sample, 1).messages == messages[:2] and first_answers(sample, 1).media == media[:1]
-
-
-def test_a_file_of_lengths_of_the_former_form_is_not_read(tmp_path, tokenizer):
-    encoder = make_encoder(tokenizer)
-    (shard,) = write_shards(random_samples(5), tmp_path / "s")
-    ensure_index(shard)
-    former = shard.with_suffix(".lengths-t.parquet")
-    former.write_bytes(b"of another form")
-    assert lengths_path(shard, None, "t") != former
-    assert ensure_lengths(shard, None, "t", encoder.answer_ends) == ensure_lengths(
-        shard, None, "t", encoder.answer_ends
-    )
 
 
 def test_nothing_depends_on_the_padding_token(tmp_path, tokenizer):
