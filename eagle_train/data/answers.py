@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
-from eagle_train.data.chat import ChatTemplate, TextRun
+from tokenizers import Encoding
+
+from eagle_train.data.chat import ChatTemplate
 from eagle_train.types import Message, Sample
 
 
@@ -21,47 +24,144 @@ class AnswerEnd:
     num_media: int
 
 
-def answer_ends(
-    template: ChatTemplate, messages: Sequence[Message], tokenizer, added_ids: Container[int]
-) -> list[AnswerEnd]:
-    """Returns what `template.encode` would count for the messages up to each answer, encoding them once.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Text that is tokenized as one string; `ChatTemplate.encode` makes a `TextRun` of it."""
+
+    text: str
+    learnt: list[tuple[int, int]]
+    """Characters [start, end) that are learnt: in order, none empty, none with an answer's end inside."""
+    num_media: int
+    """Media before it."""
+    ends: list[int]
+    """Characters up to the end of each answer that ends in it."""
+
+
+class AnswerCounter:
+    """Counts what `template.encode` would give for a conversation up to each of its answers.
+
+    The same texts go through the same tokenizer, each once and many in a batch. Targets are found by a few looks at the
+    tokens around the ends of what is learnt, as tokens are in the order of their characters.
 
     Args:
+        template: the strings around turns.
         tokenizer: a fast transformers tokenizer.
-        added_ids: its added tokens; the text on either side of one is tokenized independently.
     """
-    runs = template.encode(messages, tokenizer)
-    ends = []
-    for count, message in enumerate(messages, 1):
-        if message.role != "assistant":
+
+    def __init__(self, template: ChatTemplate, tokenizer) -> None:
+        self._template = template
+        # Added tokens on whose right, or left, a text is tokenized as if it began, or ended, there.
+        added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if not token.single_word}
+        self._closing = frozenset(index for index, token in added.items() if not token.rstrip)
+        self._opening = frozenset(index for index, token in added.items() if not token.lstrip)
+        self._num_start = len(template.encode((), tokenizer)[0].ids)
+        # As a call of `tokenizer` sets it.
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = tokenizer.split_special_tokens
+
+    def count(self, conversations: Iterable[Sequence[Message]]) -> list[list[AnswerEnd]]:
+        """Returns the ends of all answers of each conversation."""
+        laid_out = [lay_out_text(self._template, messages) for messages in conversations]
+        texts = list(dict.fromkeys(run.text for runs in laid_out for run in runs))  # prompts are in many of them
+        encoded = dict(zip(texts, self._backend.encode_batch(texts, add_special_tokens=False), strict=True))
+        return [self._count(runs, encoded) for runs in laid_out]
+
+    def _count(self, runs: Sequence[Run], encoded: Mapping[str, Encoding]) -> list[AnswerEnd]:
+        """Returns the ends of all answers of one conversation."""
+        tokens, targets = self._num_start, 0
+        ends = []
+        for run in runs:
+            encoding = encoded[run.text]
+            learnt = count_learnt(encoding, run.learnt)
+            for end in run.ends:
+                here = self._tokens_up_to(run, end, encoding)
+                if here is None:
+                    spans = [span for span in run.learnt if span[0] < end]
+                    alone = self._backend.encode(run.text[:end], add_special_tokens=False)
+                    here, learnt_here = len(alone), count_learnt(alone, spans)[-1]
+                else:
+                    learnt_here = learnt[sum(start < end for start, _ in run.learnt)]
+                ends.append(AnswerEnd(tokens + here, targets + learnt_here, run.num_media))
+            tokens += len(encoding)
+            targets += learnt[-1]
+        return ends
+
+    def _tokens_up_to(self, run: Run, end: int, encoding: Encoding) -> int | None:
+        """Returns how many tokens the first `end` characters give on their own; None if it takes encoding them.
+
+        It is known where a token ends there and it or the next one is an added token: the text on either side of one is
+        tokenized independently, but for spaces that some take. So is it for all templates whose answers end with one,
+        not for `plain`, whose newline may share a token with what follows.
+        """
+        if end == len(run.text):
+            return len(encoding)
+        place = num_begun(encoding, end)
+        if not 0 < place < len(encoding) or encoding.token_to_chars(place - 1)[1] > end:
+            return None
+        ids = encoding.ids
+        return place if ids[place - 1] in self._closing or ids[place] in self._opening else None
+
+
+def lay_out_text(template: ChatTemplate, messages: Sequence[Message]) -> list[Run]:
+    """Returns the text runs of a conversation, those between its media."""
+    items, ends = template.render_answers(messages)
+    ends_of: dict[int, list[int]] = {}
+    for item, num_pieces in ends:
+        ends_of.setdefault(item, []).append(num_pieces)
+    runs: list[Run] = []
+    for number, pieces in enumerate(items):
+        if isinstance(pieces, int):
             continue
-        items = template.render(messages[:count])
-        num_whole = len(items)  # the start, and what is before the run that is cut
-        here = [run for run in runs[:num_whole] if isinstance(run, TextRun)]
-        num_characters = sum(len(text) for text, _ in items[-1])
-        is_end = count == len(messages)
-        last = runs[num_whole] if is_end else first_characters(runs[num_whole], num_characters, added_ids)
-        if last is None:
-            here = [run for run in template.encode(messages[:count], tokenizer) if isinstance(run, TextRun)]
-        else:
-            here.append(last)
-        num_media = sum(isinstance(item, int) for item in items)
-        ends.append(AnswerEnd(sum(len(run.ids) for run in here), sum(sum(run.is_target) for run in here), num_media))
-    return ends
+        places = [0, *accumulate(len(text) for text, _ in pieces)]
+        ends_here = [places[count] for count in ends_of.get(number, ())]
+        learnt: list[tuple[int, int]] = []
+        for (text, is_learnt), start in zip(pieces, places, strict=False):
+            if is_learnt and text:
+                joins = learnt and learnt[-1][1] == start and start not in ends_here
+                learnt.append((learnt.pop()[0] if joins else start, start + len(text)))
+        text = "".join([text for text, _ in pieces])
+        runs.append(Run(text, learnt, number - len(runs), ends_here))
+    return runs
 
 
-def first_characters(run: TextRun, count: int, added_ids: Container[int]) -> TextRun | None:
-    """Returns what the first `count` characters of a run's text give on their own; None if that takes encoding them.
+def count_learnt(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Returns how many tokens touch a character of the first 0, 1, 2, ... of the spans."""
+    counts = [0]
+    counted = 0  # tokens before this one
+    for start, end in spans:
+        first = max(counted, num_ended(encoding, start))
+        counted = max(first, num_begun(encoding, end))
+        counts.append(counts[-1] + counted - first)
+    return counts
 
-    It is known where a token ends there and it or the next one is an added token. So is it for all templates whose
-    answers end with one, not for `plain`, whose newline may share a token with what follows.
-    """
-    place = bisect_left([start for start, _ in run.spans], count)
-    if not 0 < place < len(run.ids) or run.spans[place - 1][1] > count:
-        return None
-    if run.ids[place - 1] not in added_ids and run.ids[place] not in added_ids:
-        return None
-    return TextRun(run.ids[:place], run.is_target[:place], run.spans[:place])
+
+def num_begun(encoding: Encoding, place: int) -> int:
+    """Returns how many tokens start before the character at `place`."""
+    num_tokens = len(encoding)
+    if not num_tokens or encoding.token_to_chars(num_tokens - 1)[0] < place:
+        return num_tokens
+    number = encoding.char_to_token(place)
+    if number is None:  # in no token: a space that was stripped
+        return bisect_left(range(num_tokens), place, key=lambda index: encoding.token_to_chars(index)[0])
+    # Several tokens may share characters, such as the bytes of one.
+    while number < num_tokens and encoding.token_to_chars(number)[0] < place:
+        number += 1
+    while number and encoding.token_to_chars(number - 1)[0] >= place:
+        number -= 1
+    return number
+
+
+def num_ended(encoding: Encoding, place: int) -> int:
+    """Returns how many tokens end before the character at `place`; a token of no width covers the one it stands at."""
+    number = num_begun(encoding, place)
+    while number:
+        start, end = encoding.token_to_chars(number - 1)
+        if max(end, start + 1) <= place:
+            break
+        number -= 1
+    return number
 
 
 def first_answers(sample: Sample, count: int) -> Sample:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from eagle_train.data.index import index_path, index_stem, sample_key
 from eagle_train.data.layout import COUNTS, SampleLayout, Summary, layout_path
+from eagle_train.data.locations import Location, file_name, shown
 from eagle_train.data.tables import read_table
 from eagle_train.data.too_long import Shortened
 from eagle_train.types import MediaPlan, SampleError
@@ -41,7 +42,7 @@ class Source:
     """
 
     name: str
-    shards: Sequence[Path]
+    shards: Sequence[Location]
     repeat: float = 1.0
     weight: float | None = None
     index_dir: Path | None = None
@@ -58,7 +59,7 @@ class CatalogShard:
 
     source: int
     """Into the catalog's sources."""
-    location: Path
+    location: Location
     index_dir: Path | None
     summary: Summary
     quarantined: tuple[int, ...] = ()
@@ -200,7 +201,7 @@ class Catalog:
                 continue
             start = int(self.starts[number])
             if shard.lost:
-                detail = f"{shard.location} is not there; restore it, or build the data set again"
+                detail = f"{shown(shard.location)} is not there; restore it, or build the data set again"
                 bad = [(row, "missing_shard", detail) for row in range(shard.summary.num_samples)]
             else:
                 bad = self.sizes(number).errors()
@@ -214,7 +215,7 @@ class Catalog:
             s = shard.summary
             text = f"{s.num_samples} samples, {s.num_usable} usable, {s.num_tokens} tokens"
             text += f", {len(shard.quarantined)} quarantined" if shard.quarantined else ""
-            parts[self.sources[shard.source].name][shard.location.name] = f"{text}, {s.digest}"
+            parts[self.sources[shard.source].name][file_name(shard.location)] = f"{text}, {s.digest}"
         return parts
 
     def apart(self) -> Catalog:

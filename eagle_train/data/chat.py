@@ -53,10 +53,20 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message]) -> list[list[tuple[str, bool]] | int]:
         """Returns the conversation as text runs, each of (text, is learnt) pieces, and media indices between."""
+        return self.render_answers(messages)[0]
+
+    def render_answers(
+        self, messages: Sequence[Message]
+    ) -> tuple[list[list[tuple[str, bool]] | int], list[tuple[int, int]]]:
+        """Returns what `render` does, and where each answer ends: the index of its run, and pieces of it till there.
+
+        What is before such an end is what `render` gives for the messages up to there.
+        """
         turns = list(messages)
         if self.system is not None and (not turns or turns[0].role != "system"):
             turns.insert(0, Message(role="system", content=(self.system,)))
         items: list[list[tuple[str, bool]] | int] = [[]]
+        ends = []
         for turn in turns:
             learnt = turn.role == "assistant"
             items[-1] += [(self.prefix[turn.role], False), (self.answer_prefix if learnt else "", True)]
@@ -67,7 +77,9 @@ class ChatTemplate:
                 elif self.keep_user_text or turn.role != "user":
                     items[-1].append((part, learnt))
             items[-1] += [(self.suffix[turn.role], learnt), (self.separator, False)]
-        return items
+            if learnt:
+                ends.append((len(items) - 1, len(items[-1])))
+        return items, ends
 
     def encode(self, messages: Sequence[Message], tokenizer) -> list[TextRun | int]:
         """Returns the token ids and targets of `messages`, with media indices where media stand.

@@ -9,14 +9,13 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from eagle_train.data.answers import AnswerEnd, answer_ends
 from eagle_train.data.chat import ChatTemplate, TextRun, encode_run
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
 from eagle_train.data.media import MediaError
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.videos import decode_frames
-from eagle_train.types import IGNORE_INDEX, EncodedSample, Media, MediaPlan, Message, Sample, SampleError
+from eagle_train.types import IGNORE_INDEX, EncodedSample, Media, MediaPlan, Sample, SampleError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +74,6 @@ class Encoder:
     def media_length(self, plan: MediaPlan) -> int:
         """Returns the tokens one image or video adds to the text of its sample."""
         return plan.num_tiles * self.tokens_per_tile + (plan.num_frames - 1) * len(self.between_frames)
-
-    @cached_property
-    def added_ids(self) -> frozenset[int]:
-        """Ids of the tokenizer's added tokens."""
-        return frozenset(self.tokenizer.added_tokens_decoder)
-
-    def answer_ends(self, messages: Sequence[Message]) -> list[AnswerEnd]:
-        """Returns how long a conversation is up to the end of each of its answers."""
-        return answer_ends(self.template, messages, self.tokenizer, self.added_ids)
 
     def decode(self, key: str, media: Media, plan: MediaPlan, data: bytes) -> torch.Tensor:
         """Returns the tiles (N, 3, S, S) uint8 of one image or video.

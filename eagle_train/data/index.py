@@ -1,33 +1,35 @@
 """The small file beside each shard: what its samples are, read from headers, no pixel decoded.
 
-One Parquet file per shard, a row per sample: key, byte ranges of the members, header facts of the media,
-and what is wrong with it, if anything. A second file holds the text lengths up to each answer under one
-tokenizer and template, named by their fingerprint.
+One Arrow file per shard, a row per sample: key, byte ranges of the members, header facts of the media, and what is
+wrong with it, if anything. Its metadata hold a digest of the content, so that a data set is known, and a shard that
+changed is named, without reading any rows. Text lengths are beside it, see `lengths`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
-from eagle_train.data.images import probe_image
-from eagle_train.data.locations import Location, stem
-from eagle_train.data.media import MediaError
-from eagle_train.data.placeholders import media_kind
+from eagle_train.data.locations import Location, file_name, parent, shown, stem
+from eagle_train.data.probe import probe_medium
 from eagle_train.data.schemas import Record, parse_members
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.shards import repeated_member, scan_shard
 from eagle_train.data.storage import open_shard
-from eagle_train.data.tables import read_metadata, write_table
-from eagle_train.data.videos import probe_video
+from eagle_train.data.tables import DamagedTable, read_metadata, write_table
 from eagle_train.types import Media, Sample, SampleError
 
-INDEX_VERSION = b"1"
-ENDS_BYTES = 1 << 16
+INDEX_VERSION = "2"
+TEXT_MEMBERS = frozenset({"json", "txt"})
+BLOCK = 512
+"""Bytes; tar headers start at multiples of it."""
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 MEDIA = pa.struct(
     [
@@ -50,97 +52,199 @@ SCHEMA = pa.schema(
     ]
 )
 
+Visit = Callable[[Record | None], None]
+"""Is given the record of every row as it is read, None for a bad one."""
 
-def index_path(shard: Path, index_dir: Path | None) -> Path:
+
+@dataclass(slots=True)
+class Row:
+    """A row of the index."""
+
+    key: str
+    members: Sequence[Member] = ()
+    media: Sequence[Media] = field(default_factory=list)
+    reason: str | None = None
+    detail: str | None = None
+
+
+def index_path(shard: Location, index_dir: Path | None) -> Path:
     """Returns where the index of `shard` is: beside it, or in `index_dir`."""
     return index_stem(shard, index_dir).with_suffix(".index.arrow")
 
 
-def index_stem(shard: Path, index_dir: Path | None) -> Path:
-    """Returns the common stem of a shard's index files; one `index_dir` may serve several data sets."""
-    return shard.with_suffix("") if index_dir is None else index_dir / f"{shard.parent.name}-{shard.stem}"
+def index_stem(shard: Location, index_dir: Path | None) -> Path:
+    """Returns the common stem of a shard's index files; one `index_dir` may serve several data sets.
+
+    Raises:
+        ValueError: for a remote shard without `index_dir`.
+    """
+    if index_dir is not None:
+        return index_dir / f"{file_name(parent(shard))}-{stem(shard)}"
+    if isinstance(shard, Path):
+        return shard.with_suffix("")
+    raise ValueError(f"the index of {shown(shard)} cannot be beside it; set index_dir to a folder")
 
 
-def shard_identity(shard: Path) -> bytes:
+def shard_identity(shard: Location) -> bytes:
     """Returns what tells a shard from a rebuilt one, from its size and a hash of its ends."""
     reader = open_shard(shard)
-    identity = reader.identity().encode()
-    reader.close()
-    return identity
+    try:
+        return reader.identity().encode()
+    finally:
+        reader.close()
 
 
-def ensure_index(shard: Path, index_dir: Path | None = None) -> Path:
-    """Builds the index of `shard` unless it has one that fits the shard's size; returns its path."""
+def ensure_index(shard: Location, index_dir: Path | None = None, visit: Visit | None = None) -> Path:
+    """Builds the index of `shard` unless it has one that is whole and fits the shard; returns its path.
+
+    Args:
+        visit: is called while the index is built, so not at all if there is one.
+    """
     path = index_path(shard, index_dir)
-    if not is_of(path, shard):
-        table = index_shard(shard)
-        digest = hashlib.sha256(repr(table.to_pylist()).encode()).hexdigest()[:16].encode()
-        write_table(table.replace_schema_metadata(identity_metadata(shard) | {b"digest": digest}), path)
+    if not has_index(shard, index_dir):
+        made_of = identity(shard)  # before it is read: should it change meanwhile, the index is made again
+        table = index_shard(shard, visit)
+        write_table(table.replace_schema_metadata(made_of | table.schema.metadata), path)
     return path
 
 
-def is_of(path: Path, shard: Path) -> bool:
-    """Returns whether an index file is there and was made from `shard` as it is now."""
-    metadata = read_metadata(path)
-    return all(metadata.get(name) == value for name, value in identity_metadata(shard).items())
+def has_index(shard: Location, index_dir: Path | None) -> bool:
+    """Returns whether `shard` has an index that fits it as it is now."""
+    return is_current(index_path(shard, index_dir), identity(shard))
 
 
-def identity_metadata(shard: Path) -> dict[bytes, bytes]:
-    """Returns the Parquet metadata that ties an index file to its shard."""
-    return {b"version": INDEX_VERSION, b"shard": shard_identity(shard)}
+def identity(shard: Location) -> dict[bytes, bytes]:
+    """Returns the metadata that tie an index to its shard."""
+    return {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard)}
 
 
-def index_shard(shard: Path) -> pa.Table:
-    """Returns the index of `shard`, see `SCHEMA`."""
+def is_current(path: Path, made_of: dict[bytes, bytes]) -> bool:
+    """Returns whether a table is there, is not cut short, and has these metadata; its rows are not read."""
+    try:
+        metadata = read_metadata(path)
+    except (FileNotFoundError, NotADirectoryError, DamagedTable):
+        return False
+    return all(metadata.get(name) == value for name, value in made_of.items())
+
+
+def index_shard(shard: Location, visit: Visit | None = None) -> pa.Table:
+    """Returns the index of `shard`, see `SCHEMA`, with a `digest` of its content in the metadata.
+
+    The digest covers keys, names and sizes of members, the bytes of texts, facts of the media, and reasons; not the
+    bytes of media, nor where in the shard they are. Where the tar is damaged, the whole samples before that are
+    indexed, and one bad row stands for all that follow.
+    """
+    rows: list[Row] = []
+    seen: set[str] = set()
+    texts = hashlib.sha256()
     reader = open_shard(shard).read_ahead()
-    rows, seen = [], set()
-    for key, members in scan_shard(reader):
-        row = {"key": key, "members": [asdict(m) for m in members], "media": [], "reason": None, "detail": None}
+    for row in scan_rows(reader):
+        record = None
         try:
-            if key in seen:
-                raise SampleError(key, "bad_record", "the key occurs twice in this shard")
-            row["media"] = [asdict(medium) for medium in probe_sample(reader, key, members)]
+            if row.key in seen:
+                raise SampleError(row.key, "bad_record", "the key occurs twice in this shard")
+            if row.reason is None:
+                record = probe_sample(reader, row, texts.update)
         except SampleError as error:
-            row["reason"], row["detail"] = error.reason, error.detail
-        seen.add(key)
+            row.reason, row.detail = error.reason, error.detail
+        seen.add(row.key)
         rows.append(row)
+        if visit:
+            visit(record)
     reader.close()
-    return pa.Table.from_pylist(rows, SCHEMA)
+    table = to_table(rows)
+    return table.replace_schema_metadata({b"digest": digest_of(table, texts.digest())})
 
 
-def probe_sample(reader: ShardReader, key: str, members: Sequence[Member]) -> list[Media]:
-    """Returns the header facts of a sample's media.
+def scan_rows(reader: ShardReader) -> Iterator[Row]:
+    """Yields a row of key and members per whole sample, and a bad one for what follows them in a damaged tar."""
+    count, end = 0, 0
+    try:
+        for key, members in scan_shard(reader):
+            count, end = count + 1, max(member.offset + member.size for member in members)
+            yield Row(key, members)
+    except ValueError as error:
+        start = -(-end // BLOCK) * BLOCK
+        detail = f"nothing can be read from byte {start} on, after {count} whole samples: {error}"
+        yield Row(f"rest from byte {start}", reason="missing_shard", detail=detail)
+
+
+def probe_sample(reader: ShardReader, row: Row, hash_text: Callable[[bytes], object]) -> Record:
+    """Fills in the header facts of a sample's media; returns its record.
 
     Raises:
         SampleError: for a bad record or unreadable media.
     """
-    record = read_record(reader, key, members)
-    by_name = {member.name: member for member in members}
-    media = []
-    for ref in record.media:
-        data = reader.read(by_name[ref.ref])
-        try:
-            if ref.kind == "image":
-                width, height, orientation = probe_image(data)
-                media.append(Media(kind="image", member=ref.ref, width=width, height=height, orientation=orientation))
-            else:
-                width, height, duration, frames = probe_video(data)
-                media.append(
-                    Media(
-                        kind="video", member=ref.ref, width=width, height=height, duration=duration, num_frames=frames
-                    )
-                )
-        except MediaError as error:
-            raise SampleError(key, error.reason, f"{ref.ref}: {error}") from error
-    return media
+    record = read_record(reader, row.key, row.members, hash_text)
+    by_name = {member.name: member for member in row.members}
+    row.media = [probe_medium(reader, row.key, ref, by_name[ref.ref]) for ref in record.media]
+    return record
 
 
-def read_record(reader: ShardReader, key: str, members: Sequence[Member]) -> Record:
-    """Returns the parsed record of a sample; media members are named, not read."""
+def to_table(rows: Sequence[Row]) -> pa.Table:
+    """Returns the rows as columns."""
+    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+    arrays = [
+        to_lists(columns[item.name], item.type.value_type)
+        if pa.types.is_list(item.type)
+        else pa.array(columns[item.name], item.type)
+        for item in SCHEMA
+    ]
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def to_lists(groups: Sequence[Sequence], kind: pa.StructType) -> pa.ListArray:
+    """Returns groups of objects as lists of structs; far faster than to convert dictionaries."""
+    flat = list(chain.from_iterable(groups))
+    offsets = np.cumsum([0, *map(len, groups)], dtype=np.int32)
+    values = [pa.array([getattr(item, part.name) for item in flat], part.type) for part in kind]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays(values, fields=list(kind)))
+
+
+def digest_of(table: pa.Table, texts: bytes) -> bytes:
+    """Returns the hash of an index's content and of the texts' hash, in hex."""
+    digest = hashlib.sha256(texts)
+    for name in ("key", "reason"):
+        digest.update(json.dumps(table[name].to_pylist()).encode())
+    for name, left_out in (("members", "offset"), ("media", None)):
+        lists = table[name].combine_chunks()
+        digest.update(json.dumps(lists.value_lengths().to_pylist()).encode())
+        values = lists.flatten()
+        for part in values.type:
+            if part.name != left_out:
+                digest.update(json.dumps(values.field(part.name).to_pylist()).encode())
+    return digest.hexdigest()[:32].encode()
+
+
+def read_record(
+    reader: ShardReader,
+    key: str,
+    members: Sequence[Member],
+    visit_text: Callable[[bytes], object] = lambda content: None,
+) -> Record:
+    """Returns the parsed record of a sample; media members are named, not read.
+
+    Args:
+        visit_text: is given the content of each text.
+
+    Raises:
+        SampleError: see `parse_members`; `bad_record` also for two members of one extension.
+    """
     if repeated := repeated_member(members):
-        raise SampleError(key, "bad_record", f"member {repeated!r} occurs twice")
-    contents = {m.name: b"" if media_kind(m.name) else reader.read(m) for m in members}
+        raise SampleError(key, "bad_record", f"member {repeated!r} occurs twice; nobody knows which is meant")
+    contents = {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}
+    for content in contents.values():
+        visit_text(content)
     return parse_members(contents, key=key)
+
+
+def read_records(shard: Location, index: pa.Table) -> Iterator[Record | None]:
+    """Yields the records of an indexed shard in the order of its rows, None for a bad one."""
+    reader = open_shard(shard)
+    for row in index.select(["key", "members", "reason"]).to_pylist():
+        members = [Member(**member) for member in row["members"]]
+        yield None if row["reason"] else read_record(reader, row["key"], members)
+    reader.close()
 
 
 def sample_key(source: str, shard: Location, key: str) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -20,10 +21,12 @@ import pyarrow as pa
 
 from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.encode import Encoder
-from eagle_train.data.index import ensure_index, index_stem, sample_key
-from eagle_train.data.lengths import LENGTHS, ensure_lengths
+from eagle_train.data.index import ensure_index, has_index, index_path, index_stem, is_current, sample_key
+from eagle_train.data.lengths import COLUMNS, TextLayout, ensure_lengths
+from eagle_train.data.locations import Location
 from eagle_train.data.media import MediaError
-from eagle_train.data.tables import read_metadata, read_table, write_table
+from eagle_train.data.share_work import share_work
+from eagle_train.data.tables import read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
 
@@ -47,14 +50,14 @@ class Layout:
         encoder: template, tokenizer, tiling, frames.
         max_length: tokens of a row.
         too_long: what becomes of longer samples.
-        text_fingerprint: names tokenizer and template.
+        text: tokenizer and template, and their fingerprint.
         fingerprint: names all of it.
     """
 
     encoder: Encoder
     max_length: int
     too_long: TooLong
-    text_fingerprint: str
+    text: TextLayout
     fingerprint: str
 
 
@@ -182,16 +185,18 @@ def layout_path(stem: Path, fingerprint: str) -> Path:
     return stem.with_name(f"{stem.name}.layout-{fingerprint}.arrow")
 
 
-def ensure_layout(shard: Path, index_dir: Path | None, source: str, layout: Layout) -> Path:
-    """Builds the layout of a shard, and what it needs, unless it has one; returns its path."""
-    index_file = ensure_index(shard, index_dir)
+def ensure_layout(shard: Location, index_dir: Path | None, source: str, layout: Layout) -> Path:
+    """Builds the layout of a shard, and what it needs, unless it has one; returns its path.
+
+    Args:
+        source: name of the shard's source, for errors.
+    """
     path = layout_path(index_stem(shard, index_dir), layout.fingerprint)
-    made_from = read_metadata(index_file)[b"digest"]
-    if (read_metadata(path) or {}).get(b"index") == made_from:
+    if has_layout(shard, index_dir, layout.fingerprint):
         return path
-    texts = read_table(ensure_lengths(shard, index_dir, layout.text_fingerprint, layout.encoder.answer_ends))
-    ends = [list(map(AnswerEnd, *columns)) for columns in zip(*(texts[n].to_pylist() for n in LENGTHS), strict=True)]
-    index = read_table(index_file)
+    texts = read_made(partial(ensure_lengths, shard, index_dir, layout.text))
+    ends = [list(map(AnswerEnd, *columns)) for columns in zip(*(texts[n].to_pylist() for n in COLUMNS), strict=True)]
+    index = read_made(partial(ensure_index, shard, index_dir))
     columns = [index[name].to_pylist() for name in ("key", "media", "reason", "detail")]
     rows = []
     for end, key, media, reason, detail in zip(ends, *columns, strict=True):
@@ -204,6 +209,57 @@ def ensure_layout(shard: Path, index_dir: Path | None, source: str, layout: Layo
             rows.append(error)
         except MediaError as error:  # larger than the run's policy allows
             rows.append(SampleError(key, error.reason, error.detail))
-    table, summary = layout_table(rows, made_from.decode())
-    write_table(table.replace_schema_metadata({b"index": made_from, **to_metadata(summary)}), path)
+    digest = index.schema.metadata[b"digest"]
+    table, summary = layout_table(rows, digest.decode())
+    write_table(table.replace_schema_metadata({b"index": digest, **to_metadata(summary)}), path)
     return path
+
+
+def has_layout(shard: Location, index_dir: Path | None, fingerprint: str) -> bool:
+    """Returns whether a shard has a layout that fits it as it is now."""
+    if not has_index(shard, index_dir):
+        return False
+    made_from = {b"index": read_metadata(index_path(shard, index_dir))[b"digest"]}
+    return is_current(layout_path(index_stem(shard, index_dir), fingerprint), made_from)
+
+
+def ensure_layouts(
+    shards: Sequence[tuple[Location, Path | None, str]],
+    layout: Layout,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Builds what layouts are missing, and what they need, together with the other ranks; returns when all are there.
+
+    Args:
+        shards: each with the folder of its index (None: beside it) and the name of its source; the same on all ranks.
+        workers: processes of this rank.
+        progress: is called with the number of shards that are newly known to be ready.
+
+    Raises:
+        ValueError: names the shard that it failed for.
+    """
+    items = {layout_path(index_stem(item[0], item[1]), layout.fingerprint): item for item in shards}
+    share_work(
+        items,
+        partial(make_layout_of, layout),
+        partial(is_laid_out, layout.fingerprint),
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def make_layout_of(layout: Layout, item: tuple[Location, Path | None, str]) -> None:
+    """Makes the layout of one shard; can be sent to other processes."""
+    ensure_layout(*item, layout)
+
+
+def is_laid_out(fingerprint: str, path: Path, item: tuple[Location, Path | None, str]) -> bool:
+    """Returns whether the layout of one shard is there."""
+    del path
+    return has_layout(item[0], item[1], fingerprint)

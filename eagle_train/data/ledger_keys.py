@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from eagle_train.data.index import index_path
 from eagle_train.data.ledger import LedgerShard
+from eagle_train.data.locations import as_location
 from eagle_train.data.tables import read_table
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def shard_keys(location: str, index_dir: str | None) -> list[str]:
     Raises:
         OSError: if its index is not there.
     """
-    path = index_path(Path(location), None if index_dir is None else Path(index_dir))
+    path = index_path(as_location(location), None if index_dir is None else Path(index_dir))
     try:
         return read_table(path)["key"].to_pylist()
     except pa.ArrowInvalid as error:

@@ -1,34 +1,180 @@
-"""Temporary."""
+"""Text lengths of a shard's conversations up to each of their answers, under one tokenizer and template.
 
-from dataclasses import fields
+A file beside the index, named by the fingerprint of both. Where index and lengths are missing both, one pass over the
+shard makes both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 
-from eagle_train.data.answers import AnswerEnd
-from eagle_train.data.index import ensure_index, identity_metadata, index_stem, is_of, read_record
-from eagle_train.data.shard_reader import Member
-from eagle_train.data.storage import open_shard
-from eagle_train.data.tables import read_table, write_table
+from eagle_train.data.answers import AnswerCounter, AnswerEnd
+from eagle_train.data.chat import ChatTemplate
+from eagle_train.data.index import (
+    INDEX_VERSION,
+    ensure_index,
+    has_index,
+    index_path,
+    index_stem,
+    is_current,
+    read_records,
+    shard_identity,
+)
+from eagle_train.data.locations import Location
+from eagle_train.data.schemas import Record
+from eagle_train.data.share_work import share_work
+from eagle_train.data.tables import read_made, write_table
+from eagle_train.types import Message
 
-LENGTHS = tuple(field.name for field in fields(AnswerEnd))
+LENGTHS_VERSION = f"{INDEX_VERSION}.3"
+"""A row is a row of the index."""
+BATCH_CHARACTERS = 1 << 18
+COLUMNS = tuple(item.name for item in fields(AnswerEnd))
 
 
-def ensure_lengths(shard, index_dir, fingerprint, answer_ends):
-    """Temporary."""
-    index_file = ensure_index(shard, index_dir)
-    stem = index_stem(shard, index_dir)
-    path = stem.with_name(f"{stem.name}.text-{fingerprint}.arrow")
-    if is_of(path, shard):
+@dataclass(frozen=True, kw_only=True)
+class TextLayout:
+    """What text lengths depend on; can be sent to other processes.
+
+    Args:
+        template: the strings around turns.
+        tokenizer: a fast transformers tokenizer.
+        fingerprint: names the two, in the names of files.
+    """
+
+    template: ChatTemplate
+    tokenizer: object
+    fingerprint: str
+
+
+def lengths_path(shard: Location, index_dir: Path | None, fingerprint: str) -> Path:
+    """Returns where the text lengths of `shard` under one tokenizer and template are."""
+    return index_stem(shard, index_dir).with_suffix(f".text-{fingerprint}.arrow")
+
+
+def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout) -> Path:
+    """Builds the text lengths of `shard`, and its index, unless they are there; returns the path of the lengths.
+
+    The table has a row per row of the index, and list<int32> columns, an entry per answer: `num_tokens`,
+    `num_targets` and `num_media` as in `AnswerEnd`. Bad samples have none. The metadata hold a `digest` of it all.
+    """
+    path = lengths_path(shard, index_dir, text.fingerprint)
+    if has_lengths(shard, index_dir, text.fingerprint):
         return path
-    index = read_table(index_file)
-    reader = open_shard(shard)
-    lengths = [[] for _ in range(index.num_rows)]
-    for ends, row in zip(lengths, index.to_pylist(), strict=True):
-        if row["reason"] is None:
-            members = [Member(**member) for member in row["members"]]
-            ends += answer_ends(read_record(reader, row["key"], members).messages)
-    reader.close()
-    columns = {name: [[getattr(end, name) for end in ends] for ends in lengths] for name in LENGTHS}
-    table = pa.table({name: pa.array(column, pa.list_(pa.int32())) for name, column in columns.items()})
-    write_table(table.replace_schema_metadata(identity_metadata(shard)), path)
+    made_of = identity(shard)
+    collected = Lengths(text)
+    ensure_index(shard, index_dir, collected.add)
+    if not collected.rows:  # the index was there
+        for record in read_records(shard, read_made(partial(ensure_index, shard, index_dir))):
+            collected.add(record)
+    table = collected.table()
+    write_table(table.replace_schema_metadata(made_of | table.schema.metadata), path)
     return path
+
+
+def has_lengths(shard: Location, index_dir: Path | None, fingerprint: str) -> bool:
+    """Returns whether index and text lengths of `shard` are there and fit it as it is now."""
+    path = lengths_path(shard, index_dir, fingerprint)
+    return has_index(shard, index_dir) and is_current(path, identity(shard))
+
+
+def identity(shard: Location) -> dict[bytes, bytes]:
+    """Returns the metadata that tie text lengths to their shard."""
+    return {b"version": LENGTHS_VERSION.encode(), b"shard": shard_identity(shard)}
+
+
+def ensure_indexes(
+    sources: Sequence[tuple[Location, Path | None]],
+    text: TextLayout | None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Builds what indexes and text lengths are missing, together with the other ranks; returns when all are there.
+
+    Args:
+        sources: shards, each with the folder of its index (None: beside it); the same on all ranks.
+        text: None: indexes alone.
+        workers: processes of this rank.
+        progress: is called with the number of shards that are newly known to be ready.
+
+    Raises:
+        ValueError: names the shard that it failed for.
+    """
+    if text is None:
+        items = {index_path(*source): source for source in sources}
+    else:
+        items = {lengths_path(*source, text.fingerprint): source for source in sources}
+
+    def is_ready(path: Path, source: tuple[Location, Path | None]) -> bool:
+        del path
+        return has_index(*source) if text is None else has_lengths(*source, text.fingerprint)
+
+    share_work(
+        items,
+        partial(make_tables, text=text),
+        is_ready,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def make_tables(source: tuple[Location, Path | None], text: TextLayout | None) -> None:
+    """Builds what is missing of one shard."""
+    if text is None:
+        ensure_index(*source)
+    else:
+        ensure_lengths(*source, text)
+
+
+def read_lengths(table: pa.Table) -> list[list[AnswerEnd]]:
+    """Returns the rows of a table of `ensure_lengths` as objects."""
+    columns = table.to_pydict()
+    return [list(map(AnswerEnd, *row)) for row in zip(*(columns[name] for name in COLUMNS), strict=True)]
+
+
+class Lengths:
+    """Collects the text lengths of records, row by row; tokenizes them in batches."""
+
+    def __init__(self, text: TextLayout) -> None:
+        self._counter = AnswerCounter(text.template, text.tokenizer)
+        self._waiting: list[Sequence[Message]] = []
+        self._characters = 0
+        self.rows: list[list[AnswerEnd]] = []
+        """Of all records given so far; those that wait are empty."""
+        self._places: list[int] = []
+
+    def add(self, record: Record | None) -> None:
+        """Adds a row; None is a bad sample."""
+        if record is not None:
+            self._waiting.append(record.messages)
+            self._places.append(len(self.rows))
+            self._characters += sum(len(part) for m in record.messages for part in m.content if isinstance(part, str))
+        self.rows.append([])
+        if self._characters >= BATCH_CHARACTERS:
+            self._count()
+
+    def _count(self) -> None:
+        for place, ends in zip(self._places, self._counter.count(self._waiting), strict=True):
+            self.rows[place] = ends
+        self._waiting, self._places, self._characters = [], [], 0
+
+    def table(self) -> pa.Table:
+        """Returns the lengths of all rows."""
+        if self._waiting:
+            self._count()
+        columns = {name: [[getattr(end, name) for end in ends] for ends in self.rows] for name in COLUMNS}
+        digest = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:32]
+        table = pa.table({name: pa.array(column, pa.list_(pa.int32())) for name, column in columns.items()})
+        return table.replace_schema_metadata({b"digest": digest.encode()})

@@ -18,9 +18,10 @@ from eagle_train.data.collate import pack
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import read_sample, sample_key
 from eagle_train.data.layout import SampleLayout
+from eagle_train.data.retries import StorageError
 from eagle_train.data.row_buffers import Allocate, HandedOver, RowBuffers
 from eagle_train.data.shard_reader import Member, ShardReader
-from eagle_train.data.storage import open_shard
+from eagle_train.data.storage import Storage, open_shard
 from eagle_train.types import EncodedSample, PackedBatch, Sample, SampleError, SampleUse
 
 MAX_OPEN_SHARDS = 64
@@ -48,6 +49,7 @@ class RowDataset(Dataset):
 
     catalog: Catalog
     encoder: Encoder
+    storage: Storage | None = None
     _readers: dict[int, ShardReader] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, task: RowTask) -> PackedBatch:
@@ -94,7 +96,8 @@ class RowDataset(Dataset):
         """Returns sample `number`, shortened as planned, and the encoded bytes of its media.
 
         Raises:
-            SampleError: if its shard cannot be read.
+            SampleError: if its shard is not there or was cut.
+            StorageError: if it cannot be read for now.
         """
         shard, index = self.catalog.locate(number)
         here = self.catalog.shards[shard]
@@ -106,14 +109,16 @@ class RowDataset(Dataset):
             if layout.lost_turns:
                 sample = first_answers(sample, layout.num_answers)
             members = {member["name"]: Member(**member) for member in row["members"]}
-            return sample, [reader.read(members[medium.member]) for medium in sample.media]
+            return sample, reader.read_members([members[medium.member] for medium in sample.media])
+        except StorageError:
+            raise  # the shard may well be there: an outage must not pass for bad samples
         except OSError as error:
             key = sample_key(source, here.location, row["key"])
             raise SampleError(key, "missing_shard", f"{here.location}: {error}") from error
 
     def reader(self, shard: int) -> ShardReader:
         """Returns the open reader of a shard; the one used longest ago is closed when there are too many."""
-        reader = self._readers.pop(shard, None) or open_shard(self.catalog.shards[shard].location)
+        reader = self._readers.pop(shard, None) or open_shard(self.catalog.shards[shard].location, self.storage)
         self._readers[shard] = reader
         if len(self._readers) > MAX_OPEN_SHARDS:
             self._readers.pop(next(iter(self._readers))).close()

@@ -11,13 +11,20 @@ from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Catalog, CatalogShard, Source
 from eagle_train.data.index import index_path, index_stem
 from eagle_train.data.layout import Summary, from_metadata, layout_path
+from eagle_train.data.locations import Location, file_name, parent, stem
 from eagle_train.data.quarantine import quarantined_rows, read_quarantine, report_unmatched
 from eagle_train.data.shards import expected_shards
+from eagle_train.data.storage import Storage, exists
 from eagle_train.data.tables import read_metadata, read_table
 
 
 def open_catalog(
-    sources: Sequence[Source], layout: str, *, quarantine: Path | None = None, max_bad_share: float = 0.01
+    sources: Sequence[Source],
+    layout: str,
+    *,
+    quarantine: Path | None = None,
+    max_bad_share: float = 0.01,
+    storage: Storage | None = None,
 ) -> Catalog:
     """Returns the catalog of sources whose layouts are built.
 
@@ -25,11 +32,16 @@ def open_catalog(
         layout: fingerprint of the layout.
         quarantine: list of the keys of samples to leave out.
         max_bad_share: largest share that may be bad of a source without one of its own.
+        storage: how shards are looked for.
 
     Raises:
         TooManyBadSamples: with the list.
     """
-    shards = [open_shard(n, source, shard, layout) for n, source in enumerate(sources) for shard in source.shards]
+    shards = [
+        open_shard(number, source, shard, layout, storage)
+        for number, source in enumerate(sources)
+        for shard in source.shards
+    ]
     if quarantine is not None:
         shards = put_in_quarantine(sources, shards, layout, quarantine)
     catalog = Catalog(sources=sources, shards=shards, layout=layout)
@@ -42,13 +54,14 @@ def open_catalog(
     return catalog
 
 
-def open_shard(number: int, source: Source, shard: Path, layout: str) -> CatalogShard:
+def open_shard(number: int, source: Source, shard: Location, layout: str, storage: Storage | None) -> CatalogShard:
     """Returns a shard of source `number`; one that is not there has as many bad samples as its manifest says."""
-    if not shard.exists():
-        count = expected_shards(shard.parent).get(shard.name, 1)
+    path = layout_path(index_stem(shard, source.index_dir), layout)
+    if not exists(shard, storage):
+        folder = parent(shard)
+        count = expected_shards(folder).get(file_name(shard), 1) if isinstance(folder, Path) else 1
         lost = Summary(num_samples=count, dropped={"missing_shard": count})
         return CatalogShard(source=number, location=shard, index_dir=source.index_dir, summary=lost, lost=True)
-    path = layout_path(index_stem(shard, source.index_dir), layout)
     summary = from_metadata(read_metadata(path))
     return CatalogShard(source=number, location=shard, index_dir=source.index_dir, summary=summary)
 
@@ -62,10 +75,10 @@ def put_in_quarantine(
     matched: set[str] = set()
     result = []
     for shard in shards:
-        prefix = f"{sources[shard.source].name}/{shard.location.stem}"
+        prefix = f"{sources[shard.source].name}/{stem(shard.location)}"
         if not shard.lost and any(known.startswith(prefix) for known in prefixes):
             shard_keys = read_table(index_path(shard.location, shard.index_dir))["key"].to_pylist()
-            rows = quarantined_rows(keys, sources[shard.source].name, shard.location.stem, shard_keys)
+            rows = quarantined_rows(keys, sources[shard.source].name, stem(shard.location), shard_keys)
             matched |= {f"{prefix}/{shard_keys[row]}" for row in rows}
             shard = leave_out(shard, rows.tolist(), layout)
         result.append(shard)

@@ -68,6 +68,8 @@ def place_listed(turns: Sequence[Turn], listed: Listed) -> tuple[list[Turn], Lis
 
 def _split(text: str) -> list[Part]:
     """Returns the text with slots in place of its placeholders."""
+    if "<" not in text:
+        return [text]
     pieces: list[Part] = []
     end = 0
     for match in PLACEHOLDER.finditer(text):
@@ -108,10 +110,10 @@ def fill_slots(turns: Sequence[Turn], listed: Listed, key: str) -> tuple[tuple[M
 
 def _check_slots(slots: Sequence[Slot], listed: Listed, key: str) -> None:
     """Raises SampleError unless the slots of every list are as many as its media, or number each of them once."""
-    for name in sorted({slot.name for slot in slots} | listed.keys()):
+    for name in sorted({*listed, *(slot.name for slot in slots)}):
         numbers = [slot.number for slot in slots if slot.name == name]
         count = len(listed.get(name, []))
-        numbered = any(number is not None for number in numbers)
+        numbered = numbers.count(None) < len(numbers)
         if len(numbers) != count or (numbered and set(numbers) != set(range(1, count + 1))):
             how = f" (numbered {numbers})" if numbered else ""
             detail = f"{len(numbers)} {name} placeholders{how}, {count} {name} entries listed; each needs exactly one"

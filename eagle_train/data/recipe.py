@@ -13,7 +13,9 @@ from typing import Any
 import yaml
 
 from eagle_train.data.catalog import Source
+from eagle_train.data.locations import Location, join
 from eagle_train.data.shards import MANIFEST, expected_shards
+from eagle_train.data.storage import Storage, glob
 from eagle_train.resources import resource_dir
 
 SOURCE_KEYS = ("repeat", "max_bad_share")
@@ -25,13 +27,13 @@ class DatasetCard:
     """One source: what it is, where it comes from, where its shards are.
 
     Args:
-        shards: glob of its tars, relative to the data root.
+        shards: glob of its tars, relative to the data root, or a URL (`s3://bucket/name/*.tar`).
         num_samples: published number of samples.
         schema: shape of the published records, in words; what may be read is listed in `schemas`.
         select: which records of the recipe's annotation are its own: globs by field, see `split.Selector`; null: all
             that no card before it takes.
         build: how `data build` makes it: a `_target_` called with `out=<folder of the shards>`.
-        index_dir: where the indexes are, relative to the data root; null: beside the shards.
+        index_dir: where the indexes are, relative to the data root; null: beside the shards; of a URL: in `index/`.
     """
 
     name: str
@@ -49,8 +51,10 @@ class DatasetCard:
         """Returns the folder of the shards."""
         return (data_root / self.shards).parent
 
-    def find_shards(self, data_root: Path) -> list[Path]:
-        """Returns the shards that are there, and those that the manifest beside them names, sorted."""
+    def find_shards(self, data_root: Path, storage: Storage | None = None) -> list[Location]:
+        """Returns the shards that are there, and those that the manifest beside local ones names, sorted."""
+        if isinstance(location := join(data_root, self.shards), str):
+            return glob(location, storage)
         folder = self.folder(data_root)
         pattern = Path(self.shards).name
         lost = {folder / name for name in expected_shards(folder) if fnmatch(name, pattern)}
@@ -58,7 +62,11 @@ class DatasetCard:
 
     def is_there(self, data_root: Path) -> bool:
         """Returns whether the source was built, be it without a sample: then it has a manifest, but no shard."""
-        return (self.folder(data_root) / MANIFEST).is_file() or bool(self.find_shards(data_root))
+        return (
+            isinstance(join(data_root, self.shards), str)
+            or (self.folder(data_root) / MANIFEST).is_file()
+            or bool(self.find_shards(data_root))
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +137,7 @@ def load_recipe(name: str) -> Recipe:
     for source in [*recipe.sources, *recipe.evaluation]:
         card_path = folder / "datasets" / f"{source}.yaml"
         if source in inline:
-            shards = str(path.parent.resolve() / inline[source]["shards"])  # beside the recipe
+            shards = str(join(path.parent.resolve(), inline[source]["shards"]))  # beside the recipe
             cards[source] = make(DatasetCard, {"name": source, **inline[source], "shards": shards}, path)
         elif card_path.is_file():
             cards[source] = make(DatasetCard, read_yaml(card_path), card_path)
@@ -186,6 +194,8 @@ def card_source(recipe: Recipe, name: str, data_root: Path, **how: float | None)
     if not shards:
         raise ValueError(f"source {name}: no shard at {data_root / card.shards}; {how_to_get(recipe, card)}")
     index_dir = data_root / card.index_dir if card.index_dir else None
+    if index_dir is None and isinstance(shards[0], str):
+        index_dir = data_root / "index" / name
     return Source(name=name, shards=shards, index_dir=index_dir, **how)
 
 

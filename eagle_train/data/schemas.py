@@ -31,6 +31,8 @@ MEDIA_KEYS: Mapping[str, MediaKind] = {
     "image": "image", "images": "image", "image_list": "image", "video": "video", "videos": "video",
     "video_list": "video",
 }  # fmt: skip
+MEDIA_LISTS = (*MEDIA_KEYS, "data", "media")
+ONE_TURN = (frozenset({"instruction", "output"}), frozenset({"question", "answer"}))
 NO_MEDIA = frozenset({"", "none", "nan"})
 """What some sets (Cambrian) write for "no image"."""
 
@@ -111,7 +113,7 @@ def _parse(record: Mapping[str, Any], key: str, present: Listed) -> Record:
         raise _bad(key, f"a record is a JSON object, not {type(record).__name__}")
     listed, used = _listed_media(record, key)
     turns, fields = _read_turns(record, listed, key)
-    used |= fields
+    used |= fields | {"meta"}
     if "system" in record:
         used.add("system")
         turns = [("system", [_text(record["system"], key, "system")]), *turns] if record["system"] else turns
@@ -122,17 +124,17 @@ def _parse(record: Mapping[str, Any], key: str, present: Listed) -> Record:
     if listed and not typed:
         turns, listed = place_listed(turns, listed)
     messages, media = fill_slots(turns, listed, key)
-    meta = {name: value for name, value in record.items() if name not in used | {"meta"}}
+    meta = {name: value for name, value in record.items() if name not in used}
     nested = record.get("meta", {})
     return Record(messages, media, meta | (nested if isinstance(nested, dict) else {"meta": nested}))
 
 
 def _listed_media(record: Mapping[str, Any], key: str) -> tuple[Listed, set[str]]:
     """Returns the media that the record lists beside the conversation, and the keys that list them."""
-    found = [(name, kind, record[name]) for name, kind in MEDIA_KEYS.items() if name in record]
-    used = {name for name, _, _ in found} | ({"data", "media"} & record.keys())
+    used = {name for name in MEDIA_LISTS if name in record}
+    found = [(name, MEDIA_KEYS[name], record[name]) for name in MEDIA_KEYS if name in used]
     # Eagle 2.5: [{"type": "image", "image_list": [...]}, {"type": "video", "video_list": [...]}]
-    for group in _objects(record.get("data", []), key, "data"):
+    for group in _objects(record["data"], key, "data") if "data" in used else ():
         found += [(f"data.{name}", kind, group[name]) for name, kind in MEDIA_KEYS.items() if name in group]
     listed: Listed = {}
     for name, kind, value in found:
@@ -140,7 +142,7 @@ def _listed_media(record: Mapping[str, Any], key: str) -> tuple[Listed, set[str]
             if kind in listed:
                 raise _bad(key, f"more than one list of {kind}s: {', '.join(n for n, k, _ in found if k == kind)}")
             listed[kind] = [MediaRef(kind, path) for path in paths]
-    for medium in _objects(record.get("media", []), key, "media"):
+    for medium in _objects(record["media"], key, "media") if "media" in used else ():
         if medium.get("kind") not in ("image", "video"):
             raise _bad(key, f"media kind {medium.get('kind')!r}; known are 'image' and 'video'")
         member = _text(medium.get("member"), key, "media member")
@@ -160,10 +162,7 @@ def _paths(value: Any, key: str, name: str) -> list[str]:
 
 def _has_conversation(record: Mapping[str, Any]) -> bool:
     """Returns whether a json member holds turns, not only a caption or nothing of use."""
-    return any(
-        shape <= record.keys()
-        for shape in ({"messages"}, {"conversations"}, {"instruction", "output"}, {"question", "answer"})
-    )
+    return "messages" in record or "conversations" in record or any(record.keys() >= keys for keys in ONE_TURN)
 
 
 def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[list[Turn], set[str]]:
@@ -192,7 +191,8 @@ def _read_turns(record: Mapping[str, Any], listed: Listed, key: str) -> tuple[li
 
 def _read_turn(turn: Mapping[str, Any], key: str) -> Turn:
     """Returns the role and the parts of one turn."""
-    role, content = (turn.get(name) for name in (("from", "value") if "from" in turn else ("role", "content")))
+    is_sharegpt = "from" in turn
+    role, content = turn.get("from" if is_sharegpt else "role"), turn.get("value" if is_sharegpt else "content")
     if not isinstance(role, str) or role not in ROLES:
         raise _bad(key, f"role {role!r} in a turn with keys {sorted(map(str, turn))}; known are {', '.join(ROLES)}")
     if isinstance(content, list):
@@ -254,9 +254,11 @@ def _find_member(
     ref: MediaRef, refs: Sequence[MediaRef], members: Mapping[str, bytes], media: Sequence[MediaRef], key: str
 ) -> MediaRef:
     """Returns `ref` with the member that it means among the `members`, of which `media` are images and videos."""
+    if ref.ref in members:
+        return ref
     file_stem, _, file_extension = PurePosixPath(ref.ref).name.lower().partition(".")
     is_own_file = file_stem == PurePosixPath(key).name.lower()
-    for name in (ref.ref, ref.ref.lower(), *([file_extension] if is_own_file else [])):
+    for name in (ref.ref.lower(), *([file_extension] if is_own_file else [])):
         if name in members:
             return MediaRef(ref.kind, name)
     alike = [other for other in media if other.kind == ref.kind]
@@ -278,7 +280,7 @@ def _load_object(data: bytes, key: str) -> dict[str, Any]:
 
 def _objects(value: Any, key: str, name: str) -> list[Mapping[str, Any]]:
     """Returns `value` if it is a list of JSON objects."""
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+    if not isinstance(value, list) or not all(isinstance(item, (dict, Mapping)) for item in value):  # dict is quicker
         raise _bad(key, f"{name} is {repr(value)[:80]}; it must be a list of objects")
     return value
 

@@ -130,5 +130,7 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 def repeated_member(members: Sequence[Member]) -> str | None:
     """Returns the name of a member that a sample has twice, if any: which one is meant, nobody knows."""
+    if len({member.name for member in members}) == len(members):
+        return None
     counts = Counter(member.name for member in members)
     return next((name for name, count in counts.items() if count > 1), None)

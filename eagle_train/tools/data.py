@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Set
+from functools import partial
 from pathlib import Path
 
 import yaml
 
 from eagle_train.data.build import BuildReport, build_from_annotation, build_from_tars
 from eagle_train.data.index import ensure_index, read_sample
+from eagle_train.data.lengths import ensure_indexes
 from eagle_train.data.recipe import Recipe, how_to_get, load_recipe
 from eagle_train.data.storage import open_shard
-from eagle_train.data.tables import read_table
+from eagle_train.data.tables import read_made
 from eagle_train.tools.data_prepare import list_recipes, prepare_recipe, show_recipe
 from eagle_train.track.console import progress
 from eagle_train.train.config import build
@@ -146,9 +148,7 @@ def steps(advance):
 def index_all(shards: list[Path], name: str) -> None:
     """Builds the missing indexes of shards, with progress."""
     with progress(f"indexing {name}", len(shards)) as advance:
-        for shard in shards:
-            ensure_index(shard)
-            advance(1)
+        ensure_indexes([(shard, None) for shard in shards], None, progress=advance)
 
 
 def recipe_texts(recipe: Recipe, data_root: Path) -> Iterator[str]:
@@ -156,7 +156,9 @@ def recipe_texts(recipe: Recipe, data_root: Path) -> Iterator[str]:
     for name in recipe.sources:
         for shard in recipe.cards[name].find_shards(data_root):
             reader = open_shard(shard)
-            for row in read_table(ensure_index(shard)).to_pylist():
+            for row in read_made(partial(ensure_index, shard)).to_pylist():
+                if row["reason"]:
+                    continue  # nothing of it can be read
                 for message in read_sample(reader, name, row).messages:
                     yield from (part for part in message.content if isinstance(part, str))
             reader.close()

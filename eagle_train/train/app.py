@@ -176,7 +176,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
         restore_random_states(run.resume_from)
         run.resume_from = None
     ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
-    dataset = RowDataset(data.catalog, data.encoder)
+    dataset = RowDataset(data.catalog, data.encoder, build(run.config["data"]).storage)
 
     def save() -> None:
         with run.checkpoints.writing(run.state.global_step) as folder:

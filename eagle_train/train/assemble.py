@@ -15,6 +15,7 @@ from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
 from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.storage import Storage
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.tokenizer import load
 from eagle_train.data.too_long import TooLong
@@ -39,6 +40,7 @@ class DataSettings:
         loss_weight: weight of a supervised token, from their number in its sample.
         too_long: what becomes of samples that are longer than a row.
         window_rows: rows packed together.
+        storage: how shards are read.
         quarantine: file with the keys of samples that are left out.
         max_bad_share: share of a source that may be bad before the run stops with the list.
         num_workers: loader processes per rank; the result does not depend on it.
@@ -55,6 +57,7 @@ class DataSettings:
     max_bad_share: float
     num_workers: int
     prefetch: int
+    storage: Storage
     quarantine: str | None
 
 

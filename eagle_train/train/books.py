@@ -86,7 +86,7 @@ def ledger_shards(catalog: Catalog) -> list[LedgerShard]:
     return [
         LedgerShard(
             source=catalog.sources[shard.source].name,
-            location=str(shard.location.absolute()),
+            location=str(shard.location.absolute() if isinstance(shard.location, Path) else shard.location),
             num_samples=shard.summary.num_samples,
             index_dir=None if shard.index_dir is None else str(shard.index_dir.absolute()),
         )

@@ -12,11 +12,13 @@ from typing import Any
 from eagle_train import dist
 from eagle_train.data.catalog import Catalog, Source
 from eagle_train.data.encode import Encoder
-from eagle_train.data.layout import Layout, ensure_layout
+from eagle_train.data.layout import Layout, ensure_layouts
+from eagle_train.data.lengths import TextLayout
 from eagle_train.data.mixing import asked_shares, repeats
 from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.plan import PlanConfig, PlanTotals, count_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.storage import exists
 from eagle_train.data.too_long import TooLong
 from eagle_train.track.console import progress
 from eagle_train.train.assemble import DataSettings
@@ -106,17 +108,17 @@ def plan_totals(catalog: Catalog, plan: PlanConfig, identity: Mapping[str, Any],
 
 
 def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettings) -> Catalog:
-    """Returns the catalog of `sources`; each rank first builds its share of what is missing on disk."""
-    pairs = [(source, shard) for source in sources for shard in source.shards if shard.exists()]
-    mine = pairs[dist.rank() :: dist.world_size()]
-    with progress("reading indexes", len(mine)) as advance:
-        for source, shard in mine:
-            ensure_layout(shard, source.index_dir, source.name, layout)
-            advance(1)
-    dist.barrier()
+    """Returns the catalog of `sources`; the ranks first build together what is missing on disk."""
+    there = [(shard, s.index_dir, s.name) for s in sources for shard in s.shards if exists(shard, settings.storage)]
+    with progress("reading indexes", len(there)) as advance:
+        ensure_layouts(there, layout, rank=dist.rank(), world_size=dist.world_size(), progress=advance)
     quarantine = settings.quarantine and Path(settings.quarantine)
     return open_catalog(
-        sources, layout.fingerprint, quarantine=quarantine or None, max_bad_share=settings.max_bad_share
+        sources,
+        layout.fingerprint,
+        quarantine=quarantine or None,
+        max_bad_share=settings.max_bad_share,
+        storage=settings.storage,
     )
 
 
@@ -131,7 +133,11 @@ def make_layout(encoder: Encoder, max_length: int, too_long: TooLong) -> Layout:
         encoder=encoder,
         max_length=max_length,
         too_long=too_long,
-        text_fingerprint=fingerprint([tokenizer_hash(encoder), asdict(encoder.template)]),
+        text=TextLayout(
+            template=encoder.template,
+            tokenizer=encoder.tokenizer,
+            fingerprint=fingerprint([tokenizer_hash(encoder), asdict(encoder.template)]),
+        ),
         fingerprint="",
     )
     return replace(layout, fingerprint=fingerprint(describe_layout(layout)))

@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from eagle_train.data.answers import AnswerEnd, answer_ends, first_answers
+from eagle_train.data.answers import AnswerEnd, first_answers
 from eagle_train.data.catalog import Source
-from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
-from eagle_train.data.lengths import LENGTHS, ensure_lengths
+from eagle_train.data.lengths import COLUMNS, ensure_lengths
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.shards import write_shards
@@ -109,8 +108,8 @@ def layouts_of(found) -> dict:
 
 def read_ends(shard, encoder) -> list[list[AnswerEnd]]:
     layout = make_layout(encoder, 100, DropTooLong())
-    table = read_table(ensure_lengths(shard, None, layout.text_fingerprint, encoder.answer_ends))
-    columns = [table[name].to_pylist() for name in LENGTHS]
+    table = read_table(ensure_lengths(shard, None, layout.text))
+    columns = [table[name].to_pylist() for name in COLUMNS]
     return [list(map(AnswerEnd, *ends)) for ends in zip(*columns, strict=True)]
 
 
@@ -182,39 +181,6 @@ def test_media_of_dropped_turns_are_neither_read_nor_decoded(tmp_path, tokenizer
     dataset.close()
     assert contents == [png(0), png(1)] and decodes == ["0.png", "1.png"]
     assert len(encoded.pixels) == 2 and (encoded.pixels[1] == 1).all(), "the second image, not the third"
-
-
-@pytest.mark.parametrize("template", ["vicuna_v1", "plain", "chatml", "yi_chatml", "llama3", "toy"])
-def test_the_length_up_to_an_answer_is_that_of_the_conversation_that_ends_there(tokenizer, template):
-    chosen = make_encoder(tokenizer, template).template
-    rng = random.Random(2)
-    for _ in range(40):
-        messages = [Message(role="user", content=(0, text(rng, 6)))]
-        for _ in range(rng.randrange(1, 5)):
-            messages += [
-                Message(role="assistant", content=(text(rng, 6),)),
-                Message(role="user", content=(text(rng, 6),)),
-            ]
-        messages = messages[:-1]
-        wanted = []
-        for count in range(2, len(messages) + 1, 2):
-            runs = [run for run in chosen.encode(messages[:count], tokenizer) if isinstance(run, TextRun)]
-            wanted.append(AnswerEnd(sum(len(run.ids) for run in runs), sum(sum(run.is_target) for run in runs), 1))
-        assert answer_ends(chosen, messages, tokenizer, set(tokenizer.added_tokens_decoder)) == wanted
-
-
-def test_a_conversation_is_tokenized_once_where_answers_end_with_an_added_token(tokenizer):
-    calls = []
-
-    def counted(*args, **kwargs):
-        calls.append(args)
-        return tokenizer(*args, **kwargs)
-
-    counted.encode = tokenizer.encode
-    messages = [Message(role=role, content=("cats",)) for _ in range(9) for role in ("user", "assistant")]
-    added = set(tokenizer.added_tokens_decoder)
-    assert len(answer_ends(make_encoder(tokenizer).template, messages, counted, added)) == 9
-    assert len(calls) == 1
 
 
 def test_a_sample_cut_to_one_answer_has_the_media_of_its_turns():
