@@ -1,0 +1,63 @@
+"""A job done for many items, in this process or in several; each process is sent what they share once."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import lru_cache
+from itertools import islice
+from typing import Any, TypeVar
+
+from eagle_train.data.pieces import open_pool
+
+AHEAD = 3
+"""Jobs per process that are begun or wait; items may come from a file of any size."""
+Shared = TypeVar("Shared")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def run_jobs(
+    job: Callable[[Shared, Item], Result], shared: Shared, items: Iterable[Item], workers: int
+) -> Iterator[tuple[Item, Result]]:
+    """Yields each item with `job(shared, item)`, in the order they are done; what is not begun is left at an error.
+
+    Args:
+        job: a function of a module, that processes can find.
+        shared: what all jobs need, such as a tokenizer.
+        workers: processes; 1 works here.
+
+    Raises:
+        ValueError: if `workers` is less than 1.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; at least 1 works")
+    with open_pool(workers) as pool:
+        if pool is None:
+            for item in items:
+                yield item, job(shared, item)
+            return
+        frozen = pickle.dumps((job, shared))
+        items = iter(items)
+        running: dict[Future, Item] = {}
+        while True:
+            for item in islice(items, AHEAD * workers - len(running)):
+                running[pool.submit(run_frozen, frozen, item)] = item
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future.result()
+
+
+def run_frozen(frozen: bytes, item: Any) -> Any:
+    """Returns the result of a job in a process."""
+    job, shared = thaw(frozen)
+    return job(shared, item)
+
+
+@lru_cache(maxsize=1)
+def thaw(frozen: bytes) -> tuple[Callable, Any]:
+    """Returns job and shared object; loaded once per process, as a tokenizer takes a second."""
+    return pickle.loads(frozen)
