@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
+from multiprocessing import get_context
 from typing import Any, TypeVar
-
-from eagle_train.data.pieces import open_pool
 
 AHEAD = 3
 """Jobs per process that are begun or wait; items may come from a file of any size."""
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@contextmanager
+def open_pool(workers: int) -> Iterator[Executor | None]:
+    """Gives `workers` processes, or None for one: the work is done here then."""
+    if workers == 1:
+        yield None
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))  # a fork would copy threads of others
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def run_jobs(

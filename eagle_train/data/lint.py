@@ -61,7 +61,7 @@ ROLE_MARKER = re.compile(
     r"|(?:^|\n)#{2,3} ?(?:Human|Assistant|Instruction|Response|User)\b:?"
 )
 MARKUP = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#\d{2,5}|#x[0-9a-fA-F]{2,4});|</?(?:br|p|div|span)\s*/?>")
-MOJIBAKE = re.compile("\ufffd|â€[™œ\x9d“”˜¦]|Ã[\x80-\xbf©¨§¤¶¼±]|ï»¿")
+MOJIBAKE = re.compile("\ufffd|â€[™œ\x9d“”¦]|Ã[\x80-\xbf©¨§¤¶¼±]|ï»¿")
 
 
 @dataclass(frozen=True, slots=True)

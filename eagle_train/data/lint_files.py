@@ -69,7 +69,9 @@ class Part:
     media: set[str] = field(default_factory=set)
     """Files that the records name."""
 
-    def add(self, key: str, findings: Iterable[Finding] = (), *, sample: int = 0, text: int = 0, ident: int = 0) -> None:
+    def add(
+        self, key: str, findings: Iterable[Finding] = (), *, sample: int = 0, text: int = 0, ident: int = 0
+    ) -> None:
         """Adds a sample, and of each kind its first finding."""
         self.keys.append(key)
         kinds: dict[str, Finding] = {}

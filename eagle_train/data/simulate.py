@@ -1,4 +1,4 @@
-"""A plan walked through without reading a sample: how full its rows are, how alike its steps, what each source gives."""
+"""A plan walked through, no sample read: how full its rows are, how alike its steps, what each source gives."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Simulation:
     fill: float
     """Tokens over places in rows."""
     worst_fill: float
-    """Of the emptiest row of all whole steps."""
+    """Of the emptiest row."""
     step_costs: np.ndarray
-    """(number of steps,) int64, see `CostModel`."""
+    """(whole steps,) int64, see `CostModel`; a last step with fewer rows is left out, unless it is the only one."""
     imbalance: np.ndarray
-    """(number of steps,) costs of the busiest rank over the mean of all ranks."""
+    """(whole steps,) costs of the busiest rank over the mean of all ranks."""
 
 
 def simulate(
@@ -52,20 +52,20 @@ def simulate(
     """
     sources = len(catalog.sources)
     samples, tokens, targets = (np.zeros(sources, dtype=np.int64) for _ in range(3))
-    num_rows, num_tiles, worst_fill = 0, 0, 1.0
+    num_rows, num_tiles, num_steps_done, worst_fill = 0, 0, 0, 1.0
     step_costs, imbalance = [], []
     for step in steps(catalog, config, end=num_steps):
         num_rows += len(step.rows)
         num_tiles += step.num_tiles
         samples += step.read
-        lengths = count_tokens(catalog, step, tokens, targets)
-        if len(step.rows) == config.rows_per_step:
-            worst_fill = min(worst_fill, min(lengths) / config.max_length)
-        step_costs.append(int(step.costs.sum()))
-        imbalance.append(busiest(step.costs, ranks))
+        worst_fill = min(worst_fill, min(count_tokens(catalog, step, tokens, targets)) / config.max_length)
+        if len(step.rows) == config.rows_per_step or not step_costs:
+            step_costs.append(int(step.costs.sum()))
+            imbalance.append(busiest(step.costs, ranks))
+        num_steps_done += 1
         progress(1)
     return Simulation(
-        num_steps=len(step_costs),
+        num_steps=num_steps_done,
         num_rows=num_rows,
         num_tiles=num_tiles,
         samples=samples,

@@ -1,4 +1,4 @@
-"""`python -m eagle_train data index`: indexes and text lengths before a run needs them, by as many processes as you like."""
+"""`python -m eagle_train data index`: indexes and text lengths before a run needs them, by many processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from eagle_train.train.assemble import DataSettings
 from eagle_train.train.config import build, load_choice
 from eagle_train.train.stage_data import make_layout
 
-HELP = """Builds the index beside each shard: byte ranges, sizes of images and videos from their headers, and what is bad.
+HELP = """Builds the index of each shard: byte ranges, sizes of images and videos from their headers, and what is bad.
 
   data index recipe=NAME | tars=GLOB [data_root=data] [index_dir=DIR] [workers=1]
       the indexes. index_dir: where they go if the shards' folder is read only
@@ -123,7 +123,7 @@ def text_only(values: dict[str, str]) -> list[Layout]:
 def build_all(
     pairs: Sequence[tuple[Source, int | None]], shared: tuple[Sequence[Layout], bool], workers: int
 ) -> dict[str, Report]:
-    """Builds what is missing of all sources; returns a report by source, as indexed once, however many stages use it."""
+    """Builds what is missing of all sources; returns reports by source, a shard counted once for all stages."""
     works = [Work(s.name, shard, s.index_dir, layout) for s, layout in pairs for shard in s.shards]
     reports: dict[str, Report] = {source.name: Report() for source, _ in pairs}
     seen: set[Path] = set()

@@ -26,7 +26,8 @@ HELP = """Finds what a run would leave out (errors) and what looks odd (warnings
   data lint recipe=NAME | tars=GLOB [data_root=data] [index_dir=DIR] ...
   data lint annotation=FILE [media_root=DIR] ...
 
-  tokenizer=FOLDER chat_template=NAME max_length=N   text longer than N tokens is an error; special tokens are looked for
+  tokenizer=FOLDER        its special tokens are looked for in texts
+  chat_template=NAME max_length=N   with a tokenizer: text longer than N tokens is an error
   max_characters=50000    without a tokenizer: longer conversations are a warning
   decode=true             decode every image, and two frames of every video; else only headers are read
   examples=3              of each finding
