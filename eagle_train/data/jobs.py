@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -39,20 +39,22 @@ def run_jobs(
     Args:
         job: a function of a module, that processes can find.
         shared: what all jobs need, such as a tokenizer.
-        workers: processes; 1 works here.
+        workers: processes, no more than there are items; one job alone is done here.
 
     Raises:
         ValueError: if `workers` is less than 1.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 works")
-    with open_pool(workers) as pool:
+    items = iter(items)
+    begun = list(islice(items, workers))
+    items = chain(begun, items)
+    with open_pool(max(1, min(workers, len(begun)))) as pool:
         if pool is None:
             for item in items:
                 yield item, job(shared, item)
             return
         frozen = pickle.dumps((job, shared))
-        items = iter(items)
         running: dict[Future, Item] = {}
         while True:
             for item in islice(items, AHEAD * workers - len(running)):

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from eagle_train.data.catalog import Source
-from eagle_train.data.index import ensure_index, index_path
+from eagle_train.data.index_jobs import Report, Wanted, Work, build_shard, make_works
 from eagle_train.data.jobs import run_jobs
-from eagle_train.data.layout import Layout, ensure_layout
-from eagle_train.data.shards import expected_shards
-from eagle_train.data.stats import text_lengths
-from eagle_train.data.tables import read_table
+from eagle_train.data.layout import Layout
 from eagle_train.tools.data_arguments import (
     check_keys,
     experiment_rows,
@@ -50,40 +43,6 @@ OWN = ("stage", "workers")
 ANY_LENGTH = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One shard of a source, and what to build for it."""
-
-    source: str
-    shard: Path
-    index_dir: Path | None
-    layout: int | None
-    """Number of its layout among those that are shared; None: only the index."""
-
-
-@dataclass(slots=True)
-class Report:
-    """What was built for a shard, or for all shards of a source."""
-
-    shards: int = 0
-    made: int = 0
-    """Shards whose index was not there."""
-    samples: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    """By reason."""
-    seconds: float = 0.0
-    """Of all processes together."""
-    problems: list[str] = field(default_factory=list)
-    """Shards that cannot be indexed."""
-
-    def add(self, other: Report) -> None:
-        """Adds the report of another shard."""
-        self.shards, self.made = self.shards + other.shards, self.made + other.made
-        self.samples, self.seconds = self.samples + other.samples, self.seconds + other.seconds
-        self.bad += other.bad
-        self.problems += other.problems
-
-
 def main(arguments: Sequence[str]) -> int:
     """Builds what is missing and prints a table; returns the exit code, 1 if a shard cannot be indexed."""
     parser = argparse.ArgumentParser(
@@ -97,16 +56,16 @@ def main(arguments: Sequence[str]) -> int:
     if is_experiment(arguments):
         overrides, values = split_own(arguments, OWN)
         rows = experiment_rows(overrides, values.get("stage"))
-        layouts = [each.layout for each in rows]
-        pairs = [(source, number) for number, each in enumerate(rows) for source in each.sources]
+        works = make_works([each.sources for each in rows])
+        wanted = Wanted(layouts=[each.layout for each in rows])
     else:
         values = parse_values(arguments)
         check_keys(values, KEYS)
         layouts = text_only(values) if {"tokenizer", "chat_template"} & values.keys() else []
-        pairs = [(source, 0 if layouts else None) for source in find_sources(values)]
+        works = make_works([find_sources(values)], laid_out=bool(layouts))
+        wanted = Wanted(layouts=layouts, text_only=True)
     started = time.perf_counter()
-    # A text-only layout has no row: nothing is laid out, only counted.
-    reports = build_all(pairs, (layouts, is_experiment(arguments)), whole(values, "workers", 1))
+    reports = build_all(works, wanted, whole(values, "workers", 1))
     show(reports, time.perf_counter() - started, Console())
     problems = [problem for report in reports.values() for problem in report.problems]
     for problem in problems:
@@ -120,48 +79,14 @@ def text_only(values: dict[str, str]) -> list[Layout]:
     return [make_layout(plain_encoder(values), ANY_LENGTH, data.too_long)]
 
 
-def build_all(
-    pairs: Sequence[tuple[Source, int | None]], shared: tuple[Sequence[Layout], bool], workers: int
-) -> dict[str, Report]:
-    """Builds what is missing of all sources; returns reports by source, a shard counted once for all stages."""
-    works = [Work(s.name, shard, s.index_dir, layout) for s, layout in pairs for shard in s.shards]
-    reports: dict[str, Report] = {source.name: Report() for source, _ in pairs}
-    seen: set[Path] = set()
+def build_all(works: Sequence[Work], wanted: Wanted, workers: int) -> dict[str, Report]:
+    """Builds what is missing of all shards; returns a report by source."""
+    reports: dict[str, Report] = {work.source: Report() for work in works}
     with progress("indexing", len(works)) as advance:
-        for work, report in run_jobs(build_one, shared, works, workers):
-            if work.shard in seen:  # for another stage
-                report.shards = report.samples = 0
-                report.bad.clear()
-                report.problems.clear()
-            seen.add(work.shard)
+        for work, report in run_jobs(build_shard, wanted, works, workers):
             reports[work.source].add(report)
             advance(1)
     return reports
-
-
-def build_one(shared: tuple[Sequence[Layout], bool], work: Work) -> Report:
-    """Builds what is missing of one shard."""
-    layouts, lay_out = shared
-    started = time.perf_counter()
-    path = index_path(work.shard, work.index_dir)
-    before = path.stat().st_mtime_ns if path.is_file() else None
-    try:
-        if not work.shard.exists():
-            count = expected_shards(work.shard.parent).get(work.shard.name, 1)
-            return Report(1, 0, count, Counter(missing_shard=count), problems=[f"{work.shard} is not there"])
-        reasons = read_table(ensure_index(work.shard, work.index_dir))["reason"].to_pylist()
-        made = path.stat().st_mtime_ns != before
-        if work.layout is not None and lay_out:
-            table = read_table(ensure_layout(work.shard, work.index_dir, work.source, layouts[work.layout]))
-            reasons = table["reason"].to_pylist()
-        elif work.layout is not None:
-            text_lengths(work.shard, work.index_dir, layouts[work.layout])
-    except PermissionError as error:
-        raise ValueError(f"{path} cannot be written ({error}); give index_dir=DIR") from error
-    except (ValueError, OSError) as error:  # one bad shard does not keep the others from being indexed
-        return Report(1, problems=[f"{work.shard}: {error}"])
-    bad = Counter(reason for reason in reasons if reason is not None)
-    return Report(1, int(made), len(reasons), bad, time.perf_counter() - started)
 
 
 def show(reports: dict[str, Report], seconds: float, console: Console) -> None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from eagle_train.data.catalog import Catalog, Source
+from eagle_train.data.index_jobs import Wanted, build_shard, make_works
 from eagle_train.data.jobs import run_jobs
-from eagle_train.data.layout import Layout, ensure_layout
 from eagle_train.data.mixing import MEASURES, asked_shares, repeats
 from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.plan import PlanConfig
 from eagle_train.data.simulate import Simulation, simulate
-from eagle_train.data.stats import Stats, merge, no_stats, shard_stats
+from eagle_train.data.stats import Stats, merge, no_stats
 from eagle_train.tools.data_arguments import (
     Rows,
     check_keys,
@@ -31,6 +30,7 @@ from eagle_train.tools.data_arguments import (
 )
 from eagle_train.tools.stats_view import show
 from eagle_train.track.console import progress
+from eagle_train.train.stage_data import describe
 
 HELP = """Lengths, media and shares of data sets, and a simulated plan, without decoding a pixel or a model's weights.
 
@@ -86,47 +86,30 @@ def lengths_of(values: Mapping[str, str]) -> list[int]:
 
 
 def make_stats(rows: Sequence[Rows], ranks: int, workers: int) -> dict[str, Any]:
-    """Returns all that is told, as plain JSON values: by layout of text and media its samples, by rows their plan."""
-    found: dict[str, Any] = {"samples": {}, "plans": []}
-    measured: set[tuple] = set()
-    for each in rows:
-        layout = each.layout
-        # Lengths and media do not depend on the rows: they are measured once, and again only if the stage differs.
-        kind = (layout.text_fingerprint, repr(layout.encoder.tiling), *(source.name for source in each.sources))
-        is_new = kind not in measured
-        measured.add(kind)
-        stats = lay_out_all(each.sources, layout, is_new, workers, f"{each.name}, {layout.max_length} tokens")
-        if is_new:
-            found["samples"][each.name] = describe_samples(stats)
-        found["plans"].append(describe_plan(each, ranks))
-    return found
+    """Returns all that is told, as plain JSON values: of samples by name of the rows, and a plan of each rows.
 
-
-def lay_out_all(sources: Sequence[Source], layout: Layout, measure: bool, workers: int, name: str) -> dict[str, Stats]:
-    """Builds what is missing of all layouts; returns each source's stats, if they are to be measured."""
-    works = [(source.name, shard, source.index_dir) for source in sources for shard in source.shards if shard.exists()]
-    found = {source.name: no_stats() for source in sources}
-    with progress(f"measuring {name}", len(works)) as advance:
-        for (source, _, _), stats in run_jobs(measure_shard, (layout, measure), works, workers):
-            if stats is not None:
-                found[source] = merge(found[source], stats)
-            advance(1)
-    return found
-
-
-def measure_shard(shared: tuple[Layout, bool], work: tuple[str, Path, Path | None]) -> Stats | None:
-    """Builds the layout of a shard; returns its stats if they are asked for.
-
-    Args:
-        work: source name, shard, folder of its index.
+    Raises:
+        ValueError: if a shard cannot be indexed.
     """
-    layout, measure = shared
-    source, shard, index_dir = work
-    try:
-        ensure_layout(shard, index_dir, source, layout)
-    except PermissionError as error:
-        raise ValueError(f"the index of {shard} cannot be written ({error}); give index_dir=DIR") from error
-    return shard_stats(shard, index_dir, layout) if measure else None
+    # Lengths and media do not depend on the length of rows: what stage and sources share is measured once.
+    first: dict[tuple, int] = {}
+    for number, each in enumerate(rows):
+        tiling = repr(describe(each.layout.encoder.tiling))
+        first.setdefault((each.layout.text_fingerprint, tiling, *(source.name for source in each.sources)), number)
+    stats = {number: {source.name: no_stats() for source in rows[number].sources} for number in first.values()}
+    works = [work for work in make_works([each.sources for each in rows]) if work.shard.exists()]
+    wanted = Wanted(layouts=[each.layout for each in rows], measured=frozenset(stats))
+    with progress("measuring", len(works)) as advance:
+        for work, report in run_jobs(build_shard, wanted, works, workers):
+            if report.problems:
+                raise ValueError(f"{report.problems[0]}; see `data lint`")
+            for number, measured in report.stats.items():
+                stats[number][work.source] = merge(stats[number][work.source], measured)
+            advance(1)
+    return {
+        "samples": {rows[number].name: describe_samples(measured) for number, measured in stats.items()},
+        "plans": [describe_plan(each, ranks) for each in rows],
+    }
 
 
 def describe_samples(stats: Mapping[str, Stats]) -> dict[str, Any]:
