@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from itertools import islice
 from pathlib import Path
-
-import jinja2
 
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.stream import steps
 from eagle_train.model.describe import describe
 from eagle_train.tools.data_arguments import pick_stages
+from eagle_train.tools.pages import write_page
 from eagle_train.tools.preview_rows import RowView, view_rows
 from eagle_train.track.console import progress
 from eagle_train.train.assemble import build_encoder, build_schedule, meta_model
@@ -81,7 +79,9 @@ def write_preview(overrides: Sequence[str], stage: str | None, first: int, count
     dataset.close()
     if not rows:
         raise ValueError(f"stage {name} has no row {first}")
-    page = template().render(
+    return write_page(
+        out,
+        "preview.html.jinja",
         name=config["name"],
         stage=name,
         recipe=chosen.recipe,
@@ -92,9 +92,6 @@ def write_preview(overrides: Sequence[str], stage: str | None, first: int, count
         tokens_per_tile=data.encoder.tokens_per_tile,
         tile_size=data.encoder.tile_size,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
-    return out
 
 
 def colours(rows: Sequence[RowView]) -> Mapping[str, str]:
@@ -112,20 +109,3 @@ def left_out(data: StageData) -> list[LeftOut]:
             examples = tuple(error for error in errors if error.reason == reason)[:MAX_BAD]
             found.append(LeftOut(source=source, reason=reason, count=count, examples=examples))
     return found
-
-
-def template() -> jinja2.Template:
-    """Returns the page's template; it takes the look of the report."""
-    here, report = resources.files("eagle_train.tools"), resources.files("eagle_train.track")
-
-    def load(name: str) -> str:
-        return (report if name.startswith("report") else here).joinpath(name).read_text(encoding="utf-8")
-
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(load),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("preview.html.jinja")

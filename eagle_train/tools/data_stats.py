@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from eagle_train.tools.data_arguments import (
     split_own,
     whole,
 )
-from eagle_train.tools.stats_view import show
+from eagle_train.tools.pages import write_page
+from eagle_train.tools.stats_view import COLUMNS, brief, show
 from eagle_train.track.console import progress
 from eagle_train.train.stage_data import describe
 
@@ -44,6 +46,7 @@ HELP = """Lengths, media and shares of data sets, and a simulated plan, without 
   ranks=64                that the rows of a step are dealt to
   workers=1               processes
   --json                  print one JSON object
+  --html FILE             write one self-contained page instead of printing tables
 
 Bad samples are counted, they stop nothing. What was counted is kept beside the shards.
 """
@@ -62,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("arguments", nargs="+", help="key=value")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--html", type=Path, help="write one self-contained HTML page")
     options = parser.parse_intermixed_args(arguments)
     if is_experiment(options.arguments):
         overrides, values = split_own(options.arguments, OWN)
@@ -72,9 +76,11 @@ def main(arguments: Sequence[str]) -> int:
         check_keys(values, KEYS - {"stage"})
         rows = plain_rows(values, lengths_of(values) or [4096])
     found = make_stats(rows, whole(values, "ranks", RANKS), whole(values, "workers", 1))
+    if options.html:
+        print(write_page(options.html, "stats.html.jinja", **found, columns=COLUMNS, brief=brief))
     if options.json:
         print(json.dumps(found))
-    else:
+    elif not options.html:
         show(found, Console())
     return 0
 
@@ -92,11 +98,13 @@ def make_stats(rows: Sequence[Rows], ranks: int, workers: int) -> dict[str, Any]
         ValueError: if a shard cannot be indexed.
     """
     # Lengths and media do not depend on the length of rows: what stage and sources share is measured once.
-    first: dict[tuple, int] = {}
+    alike: dict[tuple, list[int]] = {}
     for number, each in enumerate(rows):
         tiling = repr(describe(each.layout.encoder.tiling))
-        first.setdefault((each.layout.text_fingerprint, tiling, *(source.name for source in each.sources)), number)
-    stats = {number: {source.name: no_stats() for source in rows[number].sources} for number in first.values()}
+        kind = (each.layout.text_fingerprint, tiling, *(source.name for source in each.sources))
+        alike.setdefault(kind, []).append(number)
+    names = {group[0]: ", ".join(dict.fromkeys(rows[number].name for number in group)) for group in alike.values()}
+    stats = {number: {source.name: no_stats() for source in rows[number].sources} for number in names}
     works = [work for work in make_works([each.sources for each in rows]) if work.shard.exists()]
     wanted = Wanted(layouts=[each.layout for each in rows], measured=frozenset(stats))
     with progress("measuring", len(works)) as advance:
@@ -107,7 +115,7 @@ def make_stats(rows: Sequence[Rows], ranks: int, workers: int) -> dict[str, Any]
                 stats[number][work.source] = merge(stats[number][work.source], measured)
             advance(1)
     return {
-        "samples": {rows[number].name: describe_samples(measured) for number, measured in stats.items()},
+        "samples": {names[number]: describe_samples(measured) for number, measured in stats.items()},
         "plans": [describe_plan(each, ranks) for each in rows],
     }
 

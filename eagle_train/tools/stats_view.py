@@ -12,7 +12,7 @@ from rich.table import Table
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 BAR = 32
 """Characters of the longest bar."""
-COLUMNS = ("mean", "min", "p1", "p5", "p25", "p50", "p75", "p95", "p99", "max")
+COLUMNS = ["mean", "min", "p1", "p5", "p25", "p50", "p75", "p95", "p99", "max"]
 
 
 def show(stats: Mapping[str, Any], console: Console) -> None:
@@ -33,12 +33,12 @@ def percentiles(title: str, measured: Mapping[str, Mapping[str, float]]) -> Tabl
     """Returns a line per thing measured."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
     table.add_column("per sample", no_wrap=True)
-    for column in ("sum", *COLUMNS):
+    for column in ["sum", *COLUMNS]:
         table.add_column(column, justify="right")
     for what, found in measured.items():
         if found.get("sum"):
             name = {"image_width": "width of images", "image_height": "height", "video_frames": "frames of videos"}
-            table.add_row(name.get(what, what.replace("_", " ")), *(brief(found[key]) for key in ("sum", *COLUMNS)))
+            table.add_row(name.get(what, what.replace("_", " ")), *(brief(found[key]) for key in ["sum", *COLUMNS]))
     return table
 
 

@@ -1,6 +1,7 @@
 """`data stats` tells what a plan of the same rows holds, for any length, with and without an experiment."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ from tests.runs import overrides
 
 def stats(capsys, *arguments):
     assert data_tool.main(["stats", *arguments, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def test_it_agrees_with_the_plan_of_the_run(data, tmp_path, capsys):
@@ -26,9 +27,9 @@ def test_it_agrees_with_the_plan_of_the_run(data, tmp_path, capsys):
             assert plan[name] == stage["data"][name], name
         assert {name: facts["asked_share"] for name, facts in plan["sources"].items()} == stage["data"]["asked_shares"]
         assert plan["rank_cost_max_over_mean"]["worst"] == 1 and plan["costs_in"] == "FLOPs"
-    everything = told["samples"]["pretrain"]["all"]
+    everything = told["samples"]["pretrain, sft"]["all"]
     assert everything["tokens"]["count"] == 90 and everything["videos"]["sum"] == 6
-    by_source = [each["tokens"]["sum"] for name, each in told["samples"]["pretrain"].items() if name != "all"]
+    by_source = [each["tokens"]["sum"] for name, each in told["samples"]["pretrain, sft"].items() if name != "all"]
     assert everything["tokens"]["sum"] == sum(by_source)
 
 
@@ -55,6 +56,16 @@ def test_any_tokenizer_and_lengths_are_compared_without_an_experiment(data, caps
     for plan in told["plans"]:
         for name in ("asked_share", "share_of_samples", "share_of_tokens", "share_of_supervised_tokens"):
             assert sum(source[name] for source in plan["sources"].values()) == pytest.approx(1)
+
+
+def test_the_page_holds_the_numbers_and_loads_nothing(data, tmp_path, capsys):
+    page = tmp_path / "stats.html"
+    told = stats(capsys, *overrides(data, tmp_path), "max_length=256,384", "--html", str(page))
+    text = page.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text) and "<script" not in text
+    assert len(told["plans"]) == 4
+    for plan in told["plans"]:
+        assert f"{plan['fill']:.2%}" in text and all(source in text for source in plan["sources"])
 
 
 def test_bad_samples_are_counted_and_stop_nothing(data, tmp_path, capsys):
