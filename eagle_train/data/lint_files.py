@@ -21,7 +21,8 @@ from eagle_train.data.lint import Finding, TextChecks, check_texts, short, text_
 from eagle_train.data.media import MediaError
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_record
-from eagle_train.data.shards import Member, ShardReader
+from eagle_train.data.shard_reader import Member, ShardReader
+from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_table
 from eagle_train.data.videos import decode_frames, probe_video
 from eagle_train.types import SampleError
@@ -101,7 +102,7 @@ def lint_shard(checks: Checks, work: tuple[str, Path, Path | None]) -> Part:
     except (ValueError, OSError) as error:
         part.add(f"{source}/{shard.stem}", [Finding("unreadable_file", short(str(error)))])
         return part
-    reader = ShardReader(shard)
+    reader = open_shard(shard)
     for row in index.to_pylist():
         lint_row(checks, part, reader, sample_key(source, shard, row["key"]), row)
     reader.close()
@@ -111,7 +112,7 @@ def lint_shard(checks: Checks, work: tuple[str, Path, Path | None]) -> Part:
 def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dict) -> None:
     """Adds one sample of a shard to `part`."""
     if row["reason"] is not None:
-        kind = "duplicate_key" if "twice" in row["detail"] else row["reason"]
+        kind = "duplicate_key" if "key occurs twice" in row["detail"] else row["reason"]
         part.add(key, [Finding(kind, short(row["detail"]))])
         return
     members = {member["name"]: Member(**member) for member in row["members"]}
