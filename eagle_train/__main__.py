@@ -11,7 +11,7 @@ from pathlib import Path
 TOOLS = {
     "train": "run or resume a training run from config overrides (the default)",
     "plan": "show parameters, freeze table, tokens, rows, steps and memory of a config, without weights or GPU",
-    "data": "data sets: list, show, prepare from a download, or build from annotations or tars",
+    "data": "data sets: list, show, prepare, build, index, lint, stats, preview",
     "trace": "when a run saw a sample and what became of it; what a step held; which samples were bad",
     "report": "write one self-contained HTML file about a run",
     "chat": "ask a run or an export about an image",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from eagle_train.data.build import Good, from_record
@@ -40,19 +38,6 @@ class PieceReport:
     def written(self) -> int:
         """Samples in the shard."""
         return self.read - len(self.errors)
-
-
-@contextmanager
-def open_pool(workers: int) -> Iterator[Executor | None]:
-    """Gives `workers` processes, or None for one: the work is done here then."""
-    if workers == 1:
-        yield None
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))  # a fork would copy threads of others
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def run(pieces: Sequence[Piece], pool: Executor | None) -> Iterator[PieceReport]:

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from eagle_train.data.archives import find_archives, index_archive
 from eagle_train.data.budget import TooManyBadSamples
+from eagle_train.data.jobs import open_pool
 from eagle_train.data.media_store import MediaPlaces, MediaStore
-from eagle_train.data.pieces import Piece, PieceReport, open_pool, read_report, run, write_json
+from eagle_train.data.pieces import Piece, PieceReport, read_report, run, write_json
 from eagle_train.data.recipe import DatasetCard, Published, Recipe
 from eagle_train.data.shards import write_manifest
 from eagle_train.data.split import Part, ensure_split, image_of, read_piece, read_pieces

@@ -1,10 +1,11 @@
-"""`python -m eagle_train data build|prepare|list|show ...`: makes data sets and their indexes."""
+"""`python -m eagle_train data WORD ...`: makes data sets and their indexes, and looks at them."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from eagle_train.data.lengths import ensure_indexes
 from eagle_train.data.recipe import Recipe, how_to_get, load_recipe
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_made
+from eagle_train.tools.data_arguments import check_keys, parse_values, root_of
 from eagle_train.tools.data_prepare import list_recipes, prepare_recipe, show_recipe
 from eagle_train.track.console import progress
 from eagle_train.train.config import build
 
-HELP = """usage: python -m eagle_train data build|prepare|list|show key=value ...
+HELP = """usage: python -m eagle_train data WORD key=value ...
 
   data list [data_root=data]
       all recipes and their sources: published samples, licence, on disk or not
@@ -39,7 +41,21 @@ HELP = """usage: python -m eagle_train data build|prepare|list|show key=value ..
 
 The last two also write DIR/NAME.yaml, a recipe to train on: schedule.sft.recipe=DIR/NAME.yaml
 A source that is there already is left as it is; delete its folder to build it again.
+
+  data index (recipe=NAME | tars=GLOB | +experiment=NAME) [workers=1] ...
+      builds indexes, text lengths and layouts before a run needs them
+  data lint (recipe=NAME | tars=GLOB | annotation=FILE media_root=DIR) [decode=true] [workers=1] [--json] ...
+      finds what would be left out of a training, and what looks odd; exit code 1 if anything would be left out
+  data stats (+experiment=NAME | recipe=NAME tokenizer=FOLDER chat_template=NAME) [max_length=4096,16384] [--json] ...
+      lengths, media, shares and a simulated plan, for any tokenizer and length
+  data preview +experiment=NAME [--stage sft] [--rows 8] [--out preview.html]
+      rows as the model gets them: tokens, images and what is learnt, in one HTML page
+
+`data WORD --help` tells more about these four.
 """
+
+LOOKING = ("index", "lint", "stats", "preview")
+"""Words with a module of their own, `data_WORD`; it is imported when it is needed."""
 
 KEYS = {
     "recipe": {"recipe", "data_root"},
@@ -51,11 +67,13 @@ PREPARE_KEYS = {"recipe", "from", "data_root", "workers", "samples_per_shard", "
 
 def main(arguments: list[str]) -> int:
     """Runs one word; returns the exit code."""
+    if arguments and arguments[0] in LOOKING:
+        return importlib.import_module(f"eagle_train.tools.data_{arguments[0]}").main(arguments[1:])
     words = {"build": build_word, "prepare": prepare_word, "list": list_word, "show": show_word}
     if not arguments or arguments[0] not in words or "--help" in arguments:
         print(HELP)
         return 0 if "--help" in arguments else 2
-    return words[arguments[0]](dict(argument.partition("=")[::2] for argument in arguments[1:]))
+    return words[arguments[0]](parse_values(arguments[1:]))
 
 
 def build_word(values: dict[str, str]) -> int:
@@ -95,19 +113,6 @@ def show_word(values: dict[str, str]) -> int:
     """Shows a recipe; returns the exit code."""
     check_keys(values, {"recipe", "data_root"}, {"recipe"})
     return show_recipe(load_recipe(values["recipe"]), root_of(values))
-
-
-def check_keys(values: dict[str, str], known: set[str], required: Set[str] = frozenset()) -> None:
-    """Raises ValueError for a key that is not known, or one that is required and not given."""
-    if unknown := set(values) - known:
-        raise ValueError(f"unknown {sorted(unknown)}; there are {sorted(known)}")
-    if missing := required - set(values):
-        raise ValueError(f"{sorted(missing)} must be given, see `data --help`")
-
-
-def root_of(values: dict[str, str]) -> Path:
-    """Returns the folder of all shards."""
-    return Path(values.get("data_root", "data"))
 
 
 def build_recipe(recipe: Recipe, data_root: Path) -> None:

@@ -44,6 +44,19 @@ def load_config(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(explain(str(error), overrides)) from error
 
 
+def load_choice(group: str, name: str) -> dict[str, Any]:
+    """Returns one choice of a config group by itself, resolved.
+
+    Raises:
+        ConfigError: for an unknown one, with the nearest.
+    """
+    known = options(group)
+    if name not in known:
+        raise ConfigError(f"no {group} {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+    with initialize_config_dir(str(resource_dir("configs").resolve()), version_base="1.3"):
+        return OmegaConf.to_container(compose(f"{group}/{name}")[group], resolve=True)
+
+
 def root_keys() -> set[str]:
     """Returns the top-level keys that a config may have: those of `train.yaml` and its groups."""
     root = yaml.safe_load((resource_dir("configs") / "train.yaml").read_text())

@@ -1,0 +1,116 @@
+"""Indexes, text lengths and layouts built shard by shard, each shard by one process for all that use it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eagle_train.data.catalog import Source
+from eagle_train.data.index import ensure_index, index_path
+from eagle_train.data.layout import Layout, ensure_layout
+from eagle_train.data.shards import expected_shards
+from eagle_train.data.stats import Stats, shard_stats, text_lengths
+from eagle_train.data.tables import read_table
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One shard of a source."""
+
+    source: str
+    shard: Path
+    index_dir: Path | None
+    layouts: tuple[int, ...] = ()
+    """Numbers of its layouts among those that the processes share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the processes share.
+
+    Args:
+        layouts: to build.
+        text_only: only their text lengths are built.
+        measured: numbers of the layouts under which samples are measured.
+    """
+
+    layouts: Sequence[Layout] = ()
+    text_only: bool = False
+    measured: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True)
+class Report:
+    """What was built for a shard, or for all shards of a source."""
+
+    shards: int = 0
+    made: int = 0
+    """Shards whose index was not there."""
+    samples: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    """By reason, in the index or under the last layout."""
+    seconds: float = 0.0
+    """Of all processes together."""
+    problems: list[str] = field(default_factory=list)
+    """Shards that cannot be indexed."""
+    stats: dict[int, Stats] = field(default_factory=dict)
+    """Of a shard: by layout under which it is measured."""
+
+    def add(self, other: Report) -> None:
+        """Adds the report of another shard, without its stats."""
+        self.shards, self.made = self.shards + other.shards, self.made + other.made
+        self.samples, self.seconds = self.samples + other.samples, self.seconds + other.seconds
+        self.bad += other.bad
+        self.problems += other.problems
+
+
+def make_works(groups: Sequence[Sequence[Source]], *, laid_out: bool = True) -> list[Work]:
+    """Returns one work per shard, with the numbers of the groups of sources that it belongs to.
+
+    Args:
+        groups: the sources of each layout.
+        laid_out: False: there is no layout.
+    """
+    users: dict[tuple[str, Path, Path | None], list[int]] = {}
+    for number, sources in enumerate(groups):
+        for source in sources:
+            for shard in source.shards:
+                users.setdefault((source.name, shard, source.index_dir), []).append(number)
+    return [Work(*key, tuple(numbers) if laid_out else ()) for key, numbers in users.items()]
+
+
+def build_shard(wanted: Wanted, work: Work) -> Report:
+    """Builds what is missing of one shard; one that cannot be indexed is reported, so that others are built.
+
+    Raises:
+        ValueError: if the index cannot be written.
+    """
+    started = time.perf_counter()
+    path = index_path(work.shard, work.index_dir)
+    before = path.stat().st_mtime_ns if path.is_file() else None
+    try:
+        if not work.shard.exists():
+            count = expected_shards(work.shard.parent).get(work.shard.name, 1)
+            return Report(1, 0, count, Counter(missing_shard=count), problems=[f"{work.shard} is not there"])
+        reasons = read_table(ensure_index(work.shard, work.index_dir))["reason"].to_pylist()
+        made = path.stat().st_mtime_ns != before
+        stats = {}
+        for number in work.layouts:
+            layout = wanted.layouts[number]
+            if wanted.text_only:
+                text_lengths(work.shard, work.index_dir, layout)
+            else:
+                reasons = read_table(ensure_layout(work.shard, work.index_dir, work.source, layout))[
+                    "reason"
+                ].to_pylist()
+            if number in wanted.measured:
+                stats[number] = shard_stats(work.shard, work.index_dir, layout)
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be written ({error}); give index_dir=DIR") from error
+    except (ValueError, OSError) as error:
+        return Report(1, problems=[f"{work.shard}: {error}"])
+    bad = Counter(reason for reason in reasons if reason is not None)
+    return Report(1, int(made), len(reasons), bad, time.perf_counter() - started, stats=stats)

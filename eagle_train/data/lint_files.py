@@ -1,0 +1,252 @@
+"""Lint of shards and of annotation files: jobs for processes, each with the findings and hashes of its part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eagle_train.data.annotations import read_annotation
+from eagle_train.data.build import read_media_file
+from eagle_train.data.chat import ChatTemplate, TextRun
+from eagle_train.data.images import ImageReader, probe_image
+from eagle_train.data.index import ensure_index, read_record, sample_key
+from eagle_train.data.lint import Finding, TextChecks, check_texts, short, text_of
+from eagle_train.data.media import MediaError
+from eagle_train.data.placeholders import media_kind
+from eagle_train.data.schemas import Record, parse_record
+from eagle_train.data.shard_reader import Member, ShardReader
+from eagle_train.data.storage import open_shard
+from eagle_train.data.tables import read_table
+from eagle_train.data.videos import decode_frames, probe_video
+from eagle_train.types import SampleError
+
+CHUNK = 500
+"""Records of an annotation that are one job."""
+LONG_TEXT = 200
+"""Characters from which on the same text with other media is worth a look; short questions repeat by nature."""
+LEAST_SIDE, MOST_ASPECT = 8, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """All that samples are checked against.
+
+    Args:
+        texts: for turns.
+        template, tokenizer: to count tokens with; None: they are not counted.
+        max_length: most tokens that the text of a sample may have.
+        images: how images are decoded, to see if that works; None: only headers are read.
+        media_root: folder of an annotation's media.
+    """
+
+    texts: TextChecks
+    template: ChatTemplate | None = None
+    tokenizer: Any = None
+    max_length: int | None = None
+    images: ImageReader | None = None
+    media_root: Path | None = None
+
+
+@dataclass(slots=True)
+class Part:
+    """What was found in a shard or in some records of an annotation (n samples)."""
+
+    keys: list[str] = field(default_factory=list)
+    findings: list[tuple[str, Finding]] = field(default_factory=list)
+    """With the key of the sample."""
+    sample_hashes: list[int] = field(default_factory=list)
+    """n of text and media; 0 for a sample that cannot be read."""
+    text_hashes: list[int] = field(default_factory=list)
+    """n of text; 0 if it is short."""
+    id_hashes: list[int] = field(default_factory=list)
+    """n of the id that an annotation gives; 0 if it gives none."""
+    media: set[str] = field(default_factory=set)
+    """Files that the records name."""
+
+    def add(
+        self, key: str, findings: Iterable[Finding] = (), *, sample: int = 0, text: int = 0, ident: int = 0
+    ) -> None:
+        """Adds a sample, and of each kind its first finding."""
+        self.keys.append(key)
+        kinds: dict[str, Finding] = {}
+        for finding in findings:
+            kinds.setdefault(finding.kind, finding)
+        self.findings += [(key, finding) for finding in kinds.values()]
+        self.sample_hashes.append(sample)
+        self.text_hashes.append(text)
+        self.id_hashes.append(ident)
+
+
+def lint_shard(checks: Checks, work: tuple[str, Path, Path | None]) -> Part:
+    """Returns the findings of a shard.
+
+    Args:
+        work: source name, shard, folder of its index.
+    """
+    source, shard, index_dir = work
+    part = Part()
+    if not shard.exists():
+        part.add(f"{source}/{shard.stem}", [Finding("missing_shard", str(shard))])
+        return part
+    try:
+        index = read_table(ensure_index(shard, index_dir))
+    except PermissionError as error:
+        raise ValueError(f"the index of {shard} cannot be written ({error}); give index_dir=DIR") from error
+    except (ValueError, OSError) as error:
+        part.add(f"{source}/{shard.stem}", [Finding("unreadable_file", short(str(error)))])
+        return part
+    reader = open_shard(shard)
+    for row in index.to_pylist():
+        lint_row(checks, part, reader, sample_key(source, shard, row["key"]), row)
+    reader.close()
+    return part
+
+
+def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dict) -> None:
+    """Adds one sample of a shard to `part`."""
+    if row["reason"] is not None:
+        kind = "duplicate_key" if "key occurs twice" in row["detail"] else row["reason"]
+        part.add(key, [Finding(kind, short(row["detail"]))])
+        return
+    members = {member["name"]: Member(**member) for member in row["members"]}
+    try:
+        record = read_record(reader, row["key"], list(members.values()))
+        findings = [*check_texts(record, checks.texts), *count_tokens(record, checks)]
+        named = {ref.ref for ref in record.media}
+        if unused := sorted(name for name in members if media_kind(name) and name not in named):
+            findings.append(Finding("unused_media", ", ".join(unused)))
+        sizes = [(medium["width"], medium["height"]) for medium in row["media"] if medium["kind"] == "image"]
+        findings += check_sizes(sizes)
+        if checks.images is not None:
+            findings += decode_all(record, checks.images, lambda name: reader.read(members[name]))
+    except (SampleError, OSError) as error:
+        reason = error.reason if isinstance(error, SampleError) else "unreadable_file"
+        part.add(key, [Finding(reason, short(getattr(error, "detail", str(error))))])
+        return
+    # Media are the same if their files are equally long and the pictures equally large: no byte of them is read.
+    media = [(members[m["member"]].size, m["width"], m["height"]) for m in row["media"]]
+    part.add(key, findings, **hashes(record, media))
+
+
+def lint_records(checks: Checks, chunk: tuple[int, list[bytes | Any]]) -> Part:
+    """Returns the findings of some records of an annotation.
+
+    Args:
+        chunk: number of its first record, and records as `read_annotation` gives them.
+    """
+    part = Part()
+    for number, data in enumerate(chunk[1], chunk[0]):
+        key, ident = f"record {number}", 0
+        try:
+            try:
+                data = json.loads(data) if isinstance(data, bytes) else data
+            except (ValueError, RecursionError) as error:
+                raise SampleError(key, "bad_record", f"the line is no JSON: {error}") from error
+            if isinstance(data, dict) and "id" in data:
+                key, ident = f"{key}, id {short(str(data['id']))}", hashed(str(data["id"]))
+            record = parse_record(data, key=key)
+            part.media |= {ref.ref for ref in record.media}
+            findings = [*check_texts(record, checks.texts), *count_tokens(record, checks)]
+            found, media = check_files(record, checks, key)
+            part.add(key, [*findings, *found], ident=ident, **hashes(record, media))
+        except SampleError as error:
+            part.add(key, [Finding(error.reason, short(error.detail))], ident=ident)
+    return part
+
+
+def check_files(record: Record, checks: Checks, key: str) -> tuple[list[Finding], list[tuple]]:
+    """Returns the findings on the media files of a record, and what tells each from others.
+
+    That is bytes, width and height, or the path where there is no picture.
+    """
+    findings, media, sizes = [], [], []
+    contents: dict[str, bytes] = {}
+    for ref in record.media:
+        try:
+            contents[ref.ref] = data = read_media_file(ref, checks.media_root, key)
+            probe = probe_image if ref.kind == "image" else probe_video
+            width, height = probe(data)[:2]
+            media.append((len(data), width, height))
+            if ref.kind == "image":
+                sizes.append((width, height))
+        except (SampleError, MediaError) as error:
+            media.append((ref.ref,))
+            findings.append(Finding(error.reason, short(f"{ref.ref}: {error.detail}")))
+    findings += check_sizes(sizes)
+    if checks.images is not None and not any(f.kind.startswith(("missing", "unreadable")) for f in findings):
+        findings += decode_all(record, checks.images, contents.__getitem__)
+    return findings, media
+
+
+def check_sizes(sizes: Iterable[tuple[int, int]]) -> Iterator[Finding]:
+    """Yields a finding for the first odd one of image sizes (width, height)."""
+    for width, height in sizes:
+        if min(width, height) < LEAST_SIDE or max(width, height) > MOST_ASPECT * min(width, height):
+            yield Finding("odd_size", f"{width} x {height} pixels")
+            return
+
+
+def decode_all(record: Record, images: ImageReader, read: Callable[[str], bytes]) -> Iterator[Finding]:
+    """Yields a finding for each medium of a record that cannot be decoded; of videos two frames are."""
+    for ref in record.media:
+        try:
+            if ref.kind == "image":
+                images.decode(read(ref.ref))
+            else:
+                decode_frames(read(ref.ref), 2)
+        except MediaError as error:
+            yield Finding(error.reason, short(f"{ref.ref}: {error}"))
+
+
+def count_tokens(record: Record, checks: Checks) -> Iterator[Finding]:
+    """Yields a finding if the text alone is longer than a row."""
+    if checks.template is None or checks.max_length is None:
+        return
+    runs = checks.template.encode(record.messages, checks.tokenizer)
+    tokens = sum(len(run.ids) for run in runs if isinstance(run, TextRun))
+    if tokens > checks.max_length:
+        yield Finding("too_long", f"{tokens:,} tokens of text, a row has {checks.max_length:,}")
+
+
+def hashes(record: Record, media: Sequence[tuple]) -> dict[str, int]:
+    """Returns the hashes of a record's text, and of text and media."""
+    text = repr([(m.role, m.content) for m in record.messages])
+    is_long = sum(len(text_of(message)) for message in record.messages) >= LONG_TEXT
+    return {"sample": hashed(text + repr(list(media))), "text": hashed(text) if is_long and media else 0}
+
+
+def hashed(text: str) -> int:
+    """Returns 64 bits of a text's hash, never 0."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+def chunks(path: Path, errors: list[str]) -> Iterator[tuple[int, list[bytes | Any]]]:
+    """Yields an annotation's records in chunks; what is wrong with the file itself is added to `errors`."""
+    first, records = 0, []
+    try:
+        for record in read_annotation(path):
+            records.append(record)
+            if len(records) == CHUNK:
+                yield first, records
+                first, records = first + CHUNK, []
+    except (ValueError, OSError) as error:
+        errors.append(str(error))
+    if records:
+        yield first, records
+
+
+def repeated(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns places (k,) of all hashes that came before, and the place (k,) of the first one like each; 0 is none."""
+    order = np.argsort(hashes, kind="stable")
+    ranked = hashes[order]
+    new = np.concatenate([[True], ranked[1:] != ranked[:-1]]) if len(ranked) else np.empty(0, bool)
+    firsts = order[np.flatnonzero(new)[np.cumsum(new) - 1]] if len(ranked) else order
+    again = ~new & (ranked != 0)
+    return order[again], firsts[again]

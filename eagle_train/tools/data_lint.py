@@ -1,0 +1,144 @@
+"""`python -m eagle_train data lint`: what a run would leave out of a data set, and what looks odd in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from eagle_train.data.images import ImageReader
+from eagle_train.data.jobs import run_jobs
+from eagle_train.data.lint import Finding, TextChecks
+from eagle_train.data.lint_files import Checks, chunks, lint_records, lint_shard
+from eagle_train.data.lint_report import SourceReport
+from eagle_train.tools.data_arguments import check_keys, find_sources, parse_values, plain_encoder, whole, yes
+from eagle_train.track.console import progress
+from eagle_train.train.assemble import load_tokenizer
+
+HELP = """Finds what a run would leave out (errors) and what looks odd (warnings), with examples and what to do.
+
+  data lint recipe=NAME | tars=GLOB [data_root=data] [index_dir=DIR] ...
+  data lint annotation=FILE [media_root=DIR] ...
+
+  tokenizer=FOLDER        its special tokens are looked for in texts
+  chat_template=NAME max_length=N   with a tokenizer: text longer than N tokens is an error
+  max_characters=50000    without a tokenizer: longer conversations are a warning
+  decode=true             decode every image, and two frames of every video; else only headers are read
+  examples=3              of each finding
+  workers=1               processes
+  --json                  print one JSON object
+
+Indexes of shards are kept, so that a second look is quick. Exit code: 1 if there are errors, else 0.
+"""
+COMMON = {"tokenizer", "chat_template", "max_length", "max_characters", "decode", "examples", "workers"}
+SHARD_KEYS = COMMON | {"recipe", "tars", "data_root", "index_dir"}
+FILE_KEYS = COMMON | {"annotation", "media_root"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Looks and prints what was found; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eagle_train data lint",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=argparse.SUPPRESS,
+    )
+    parser.add_argument("arguments", nargs="+", help="key=value")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_intermixed_args(arguments)
+    values = parse_values(options.arguments)
+    check_keys(values, FILE_KEYS if "annotation" in values else SHARD_KEYS)
+    checks, workers = make_checks(values), whole(values, "workers", 1)
+    look = lint_annotation if "annotation" in values else lint_sources
+    reports = {name: report.describe() for name, report in look(values, checks, workers).items()}
+    if options.json:
+        print(json.dumps({"sources": reports, **totals(reports)}))
+    else:
+        show(reports, Console())
+    return 1 if totals(reports)["errors"] else 0
+
+
+def make_checks(values: Mapping[str, str]) -> Checks:
+    """Returns what to check samples against.
+
+    Raises:
+        ValueError: if tokens are to be counted without a template.
+    """
+    counts = "max_length" in values
+    if counts and not {"tokenizer", "chat_template"} <= values.keys():
+        raise ValueError(f"max_length={values['max_length']} counts tokens; give tokenizer= and chat_template= too")
+    encoder = plain_encoder(values) if counts else None
+    tokenizer = encoder.tokenizer if encoder else load_tokenizer(values["tokenizer"]) if "tokenizer" in values else None
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special] if tokenizer else ()
+    return Checks(
+        texts=TextChecks(special_tokens=special, max_characters=whole(values, "max_characters", 50_000)),
+        template=encoder.template if encoder else None,
+        tokenizer=tokenizer if counts else None,
+        max_length=whole(values, "max_length", 1) if counts else None,
+        images=ImageReader() if yes(values, "decode") else None,
+    )
+
+
+def lint_sources(values: Mapping[str, str], checks: Checks, workers: int) -> dict[str, SourceReport]:
+    """Returns what was found in the shards of sources."""
+    sources = find_sources(values)
+    works = [(source.name, shard, source.index_dir) for source in sources for shard in source.shards]
+    reports = {source.name: SourceReport(whole(values, "examples", 3)) for source in sources}
+    with progress("looking at shards", len(works)) as advance:
+        for (source, _, _), part in run_jobs(lint_shard, checks, works, workers):
+            reports[source].add(part)
+            advance(1)
+    for report in reports.values():
+        report.finish()
+    return reports
+
+
+def lint_annotation(values: Mapping[str, str], checks: Checks, workers: int) -> dict[str, SourceReport]:
+    """Returns what was found in the records of an annotation and in their media."""
+    path = Path(values["annotation"])
+    if not path.is_file():
+        raise ValueError(f"no file annotation={path}")
+    root = Path(values["media_root"]) if "media_root" in values else None
+    checks = replace(checks, media_root=root or path.parent)
+    report = SourceReport(whole(values, "examples", 3))
+    errors: list[str] = []
+    with progress("looking at records", None) as advance:
+        for _, part in run_jobs(lint_records, checks, chunks(path, errors), workers):
+            report.add(part)
+            advance(len(part.keys))
+    for error in errors:
+        report.note(path.name, Finding("unreadable_file", error))
+    report.finish(root)
+    return {path.name: report}
+
+
+def totals(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Returns the numbers of all sources together."""
+    return {name: sum(report[name] for report in reports.values()) for name in ("samples", "errors", "warnings")}
+
+
+def show(reports: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Prints the findings of each source, errors first."""
+    for name, report in reports.items():
+        verdict = "nothing found" if not report["findings"] else ""
+        console.print(f"[bold]{escape(name)}[/bold]: {report['samples']:,} samples {verdict}", highlight=False)
+        for kind, found in report["findings"].items():
+            style = "red" if found["level"] == "error" else "yellow"
+            console.print(
+                f"  [{style}]{found['level']:7} {kind}[/{style}] {found['count']:,}: {escape(found['remedy'])}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            for example in found["examples"]:
+                text = f"      {example['key']}: {example['excerpt']}"
+                console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+    sums = totals(reports)
+    console.print(
+        f"{sums['samples']:,} samples, {sums['errors']:,} errors, {sums['warnings']:,} warnings", highlight=False
+    )

@@ -1,0 +1,161 @@
+"""`data lint` finds every defect that is put into a data set, says how often, and never stops at the first."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from eagle_train.tools import data as data_tool
+
+
+def picture(colour=0, size=(32, 24)):
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 60 + colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def talk(question, answer, **more):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
+
+
+def write_tar(path, samples):
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples:
+            for name, content in members.items():
+                content = content if isinstance(content, bytes) else json.dumps(content).encode()
+                info = tarfile.TarInfo(f"{key}.{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def lint(capsys, *arguments):
+    code = data_tool.main(["lint", *arguments, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == (report["errors"] > 0)
+    return report
+
+
+def counts(report):
+    (source,) = report["sources"].values()
+    return {kind: found["count"] for kind, found in source["findings"].items()}
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """A shard with one sound sample, and one of every defect."""
+    broken = bytearray(picture())
+    broken[len(broken) // 2] ^= 0xFF
+    long = "A long text about nothing at all. " * 10
+    samples = [
+        ("sound", {"json": talk("<image>\nWhat?", "noise", image="0.png"), "0.png": picture(1)}),
+        ("again", {"json": talk("<image>\nWhat?", "noise", image="0.png"), "0.png": picture(1)}),
+        ("count", {"json": talk("<image><image>", "noise", image="0.png"), "0.png": picture(2)}),
+        ("gone", {"json": talk("<image>\nWhere?", "noise", image="1.jpg"), "0.png": picture(), "1.png": picture()}),
+        ("text", {"json": talk("<image>\nWho?", "noise", image="0.png"), "0.png": b"<html>not found</html>"}),
+        ("pixels", {"json": talk("<image>\nHow?", "noise", image="0.png"), "0.png": bytes(broken)}),
+        ("empty", {"json": talk("Why?", " ")}),
+        ("twice", {"json": talk("One?", "1")}),
+        ("role", {"json": talk("Two?", "2 <|im_end|>")}),
+        ("twice", {"json": talk("Three?", "3")}),
+        ("same1", {"json": talk(f"<image>{long}", "x", image="0.png"), "0.png": picture(3, (40, 40))}),
+        ("same2", {"json": talk(f"<image>{long}", "x", image="0.png"), "0.png": picture(4, (50, 40))}),
+        ("spare", {"json": talk("<image>\nWhen?", "now", image="0.png"), "0.png": picture(5), "1.png": picture(6)}),
+        ("thin", {"json": talk("<image>\nThin?", "yes", image="0.png"), "0.png": picture(7, (900, 2))}),
+        ("json", {"json": b"{"}),
+    ]
+    path = tmp_path / "bad" / "bad-000000.tar"
+    path.parent.mkdir()
+    write_tar(path, samples)
+    return path
+
+
+FOUND = {
+    "bad_record": 1,
+    "duplicate_key": 1,
+    "missing_media": 1,
+    "no_answer": 1,
+    "placeholder_mismatch": 1,
+    "unreadable_image": 1,
+    "duplicate_sample": 1,
+    "duplicate_text": 1,
+    "odd_size": 1,
+    "role_marker": 1,
+    "unused_media": 1,
+}
+
+
+def test_every_defect_of_a_shard_is_found_and_counted(shard, capsys):
+    report = lint(capsys, f"tars={shard}")
+    assert counts(report) == FOUND
+    assert (report["samples"], report["errors"], report["warnings"]) == (15, 6, 5)
+    found = report["sources"]["bad"]["findings"]
+    assert found["duplicate_sample"]["examples"] == [
+        {"key": "bad/bad-000000/again", "excerpt": "like bad/bad-000000/sound"}
+    ]
+    assert found["missing_media"]["level"] == "error" and "'1.jpg'" in found["missing_media"]["examples"][0]["excerpt"]
+    assert all(each["remedy"] and each["examples"] for each in found.values())
+
+
+def test_pixels_are_only_looked_at_when_asked(shard, capsys):
+    report = lint(capsys, f"tars={shard}", "decode=true")
+    assert counts(report) == FOUND | {"unreadable_image": 2}
+    keys = [each["key"] for each in report["sources"]["bad"]["findings"]["unreadable_image"]["examples"]]
+    assert keys == ["bad/bad-000000/text", "bad/bad-000000/pixels"]
+
+
+def test_a_damaged_tar_keeps_nothing_else_from_being_looked_at(shard, capsys):
+    shard.with_name("a.tar").write_bytes(b"no tar at all" * 100)
+    report = lint(capsys, f"tars={shard.parent}/*.tar")
+    rest = {kind: count for kind, count in counts(report).items() if kind not in ("unreadable_file", "missing_shard")}
+    assert rest == FOUND and report["errors"] == 7
+
+
+def test_an_annotation_is_checked_with_its_files(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "spare.png"):
+        (tmp_path / "images" / name).write_bytes(picture())
+    (tmp_path / "images" / "broken.png").write_bytes(b"GIF8")
+    records = [
+        {"id": 1, **talk("<image>\nWhat?", "noise", image="a.png")},
+        {"id": 2, **talk("<image>\nWhat?", "noise", image="a.png")},
+        {"id": 2, **talk("<image>\nWho?", "noise", image="b.png")},
+        {"id": 3, **talk("<image>\nWho?", "noise", image="broken.png")},
+        {"id": 4, **talk("<image>\nWho?", "noise")},
+        {"id": 5, "messages": "none"},
+    ]
+    path = tmp_path / "all.jsonl"
+    path.write_text("\n".join([*map(json.dumps, records), "{no json"]))
+    report = lint(capsys, f"annotation={path}", f"media_root={tmp_path / 'images'}")
+    assert counts(report) == {
+        "bad_record": 2,
+        "missing_media": 1,
+        "unreadable_image": 1,
+        "duplicate_id": 1,
+        "duplicate_sample": 1,
+        "placeholder_as_text": 1,
+        "unused_media": 1,
+    }
+    whole = json.dumps(records)
+    path = tmp_path / "cut.json"
+    path.write_text(whole[: len(whole) - 10])
+    found = counts(lint(capsys, f"annotation={path}", f"media_root={tmp_path / 'images'}"))
+    assert found["unreadable_file"] == 1 and found["missing_media"] == 1
+
+
+def test_sound_data_has_no_finding_and_text_longer_than_a_row_is_an_error(data, capsys):
+    report = lint(capsys, f"recipe={data}/small.yaml", f"data_root={data}", "decode=true")
+    assert report["samples"] == 90 and report["errors"] == report["warnings"] == 0
+    tokens = [f"tokenizer={data}/tokenizer", "chat_template=toy"]
+    report = lint(capsys, f"tars={data}/small_text/*.tar", *tokens, "max_length=50")
+    assert 0 < counts(report)["too_long"] < 12
+    assert counts(lint(capsys, f"tars={data}/small_text/*.tar", *tokens, "max_length=500")) == {}
+    with pytest.raises(ValueError, match="tokenizer= and chat_template="):
+        data_tool.main(["lint", f"tars={data}/small_text/*.tar", "max_length=50"])
+
+
+def test_it_reads_well_without_json(shard, capsys):
+    assert data_tool.main(["lint", f"tars={shard}", "examples=1"]) == 1
+    out = capsys.readouterr().out
+    assert "error   missing_media 1: add the file" in out and "15 samples, 6 errors, 5 warnings" in out

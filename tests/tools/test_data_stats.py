@@ -1,0 +1,87 @@
+"""`data stats` tells what a plan of the same rows holds, for any length, with and without an experiment."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from eagle_train.tools import data as data_tool
+from eagle_train.tools.plan import make_plan
+from eagle_train.train.config import load_config
+from tests.runs import overrides
+
+
+def stats(capsys, *arguments):
+    assert data_tool.main(["stats", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_it_agrees_with_the_plan_of_the_run(data, tmp_path, capsys):
+    given = overrides(data, tmp_path)
+    told = stats(capsys, *given, "ranks=1")
+    planned = make_plan(load_config(given), ranks=1)["stages"]
+    assert [plan["name"] for plan in told["plans"]] == ["pretrain", "sft"]
+    for plan, stage in zip(told["plans"], planned, strict=True):
+        for name in ("num_rows", "num_steps", "num_samples", "num_tokens", "num_tiles", "fill"):
+            assert plan[name] == stage["data"][name], name
+        assert {name: facts["asked_share"] for name, facts in plan["sources"].items()} == stage["data"]["asked_shares"]
+        assert plan["rank_cost_max_over_mean"]["worst"] == 1 and plan["costs_in"] == "FLOPs"
+    everything = told["samples"]["pretrain, sft"]["all"]
+    assert everything["tokens"]["count"] == 90 and everything["videos"]["sum"] == 6
+    by_source = [each["tokens"]["sum"] for name, each in told["samples"]["pretrain, sft"].items() if name != "all"]
+    assert everything["tokens"]["sum"] == sum(by_source)
+
+
+def test_any_tokenizer_and_lengths_are_compared_without_an_experiment(data, capsys):
+    told = stats(
+        capsys,
+        f"recipe={data}/small.yaml",
+        f"data_root={data}",
+        f"tokenizer={data}/tokenizer",
+        "chat_template=toy",
+        "max_length=60,1024",
+        "tokens_per_tile=16",
+        "rows_per_step=2",
+        "too_long=keep_turns",
+    )
+    short, long = told["plans"]
+    assert (short["max_length"], long["max_length"], long["num_samples"]) == (60, 1024, 90)
+    assert long["num_tokens"] == told["samples"][f"{data}/small.yaml"]["all"]["tokens"]["sum"]
+    assert long["costs_in"] == "tokens" and long["step_cost"]["mean"] > 0
+    assert short["num_tokens"] < long["num_tokens"]
+    lost = sum(source["shortened"]["tokens"] for source in short["sources"].values())
+    dropped = {reason for source in short["sources"].values() for reason in source["dropped"]}
+    assert lost > 0 and dropped <= {"too_long"}
+    for plan in told["plans"]:
+        for name in ("asked_share", "share_of_samples", "share_of_tokens", "share_of_supervised_tokens"):
+            assert sum(source[name] for source in plan["sources"].values()) == pytest.approx(1)
+
+
+def test_the_page_holds_the_numbers_and_loads_nothing(data, tmp_path, capsys):
+    page = tmp_path / "stats.html"
+    told = stats(capsys, *overrides(data, tmp_path), "max_length=256,384", "--html", str(page))
+    text = page.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text) and "<script" not in text
+    assert len(told["plans"]) == 4
+    for plan in told["plans"]:
+        assert f"{plan['fill']:.2%}" in text and all(source in text for source in plan["sources"])
+
+
+def test_bad_samples_are_counted_and_stop_nothing(data, tmp_path, capsys):
+    shutil.copytree(data / "small_text", tmp_path / "t", ignore=shutil.ignore_patterns("*.arrow", "*.json"))
+    tar = tmp_path / "t" / "small_text-000001.tar"
+    tar.write_bytes(tar.read_bytes().replace(b'"assistant"', b'"assistent"', 1))
+    told = stats(capsys, f"tars={tmp_path}/t/*.tar", f"tokenizer={data}/tokenizer", "chat_template=toy")
+    (source,) = told["plans"][0]["sources"].values()
+    assert source["samples"] == 12 and source["dropped"] == {"bad_record": 1} and source["times_seen"] == 1
+
+
+def test_it_reads_well_without_json(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert data_tool.main(["stats", *overrides(data, tmp_path), "stage=sft", "ranks=3"]) == 0
+    out = capsys.readouterr().out
+    assert "sft, rows of 384 tokens, 1 per step" in out and "█" in out and "small_video" in out
+    assert "1 rows do not go evenly to 3 ranks" in out
+    with pytest.raises(ValueError, match="no stage 'x'"):
+        data_tool.main(["stats", *overrides(data, tmp_path), "stage=x"])
