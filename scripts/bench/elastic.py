@@ -125,15 +125,15 @@ def stream_epoch(folder: Path, args: argparse.Namespace, resume: tuple[int, Curs
 
 def report(name: str, found: dict[str, Any]) -> None:
     """Prints the figures of one process."""
-    step = found["step_seconds"]
-    print(
-        f"{name}: {found['steps']} steps, {found['rows']} rows on {found['ranks']} ranks, {found['empty_rows']} empty | "
-        f"catalog {found['catalog_seconds']:.2f} s, first step {found['first_step_seconds']:.2f} s | step "
-        f"{step['mean'] * 1e3:.1f} ms, p99 {step['p99'] * 1e3:.1f} ms, longest {step['max'] * 1e3:.0f} ms | plan "
-        f"{found['plan_seconds']:.1f} s | memory {found['anonymous_mib']:.0f} MiB its own, peak +{found['peak_mib']:.0f} "
-        "MiB",
-        flush=True,
-    )
+    mean, p99, longest = (found["step_seconds"][key] * 1e3 for key in ("mean", "p99", "max"))
+    parts = [
+        f"{name}: {found['steps']} steps, {found['rows']} rows on {found['ranks']} ranks, {found['empty_rows']} empty",
+        f"catalog {found['catalog_seconds']:.2f} s, first step {found['first_step_seconds']:.2f} s",
+        f"step {mean:.1f} ms, p99 {p99:.1f} ms, longest {longest:.0f} ms",
+        f"plan {found['plan_seconds']:.1f} s",
+        f"memory {found['anonymous_mib']:.0f} MiB its own, peak +{found['peak_mib']:.0f} MiB",
+    ]
+    print(" | ".join(parts), flush=True)
 
 
 def main() -> None:

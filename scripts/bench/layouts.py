@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def write_layouts(data: Lengths, folder: Path) -> None:
     for source in np.unique(data.sources).tolist():
         (folder / f"source-{source:03d}").mkdir(parents=True)
     borders = np.flatnonzero(np.diff(data.shards, prepend=-1, append=data.shards[-1] + 1)).tolist()
-    for first, end in zip(borders, borders[1:], strict=False):
+    for first, end in pairwise(borders):
         tar = folder / f"source-{data.sources[first]:03d}" / f"{data.shards[first]:06d}.tar"
         tar.touch()
         tokens, tiles = data.tokens[first:end], data.tiles[first:end]
