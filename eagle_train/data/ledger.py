@@ -62,6 +62,13 @@ class LedgerShard:
         return f"{self.source}/{PurePosixPath(self.location).stem}/"
 
 
+class LedgerError(OSError, ValueError):
+    """The ledger cannot be written, so the run must stop.
+
+    An `OSError` where ranks gather what failed to be written, a `ValueError` as a message to the user.
+    """
+
+
 class Ledger:
     """What one rank writes in one attempt.
 
@@ -73,7 +80,8 @@ class Ledger:
         shards: of the stage's catalog, in its order.
 
     Raises:
-        ValueError: if the attempt was recorded before, or the folder cannot be written.
+        LedgerError: if the folder cannot be written.
+        ValueError: if the attempt was recorded before.
     """
 
     def __init__(self, folder: Path, stage: str, rank: int, attempt: int, shards: Sequence[LedgerShard]) -> None:
@@ -105,7 +113,7 @@ class Ledger:
         """Hands the records to the operating system; called before a step is trained on.
 
         Raises:
-            ValueError: if they cannot be written. The step must not be trained on: nothing would tell of it.
+            LedgerError: if they cannot be written. The step must not be trained on: nothing would tell of it.
         """
         pending, self._pending = self._pending, []
         if not pending:
@@ -123,7 +131,7 @@ class Ledger:
         """Forces what is written onto the disk; called before a checkpoint that counts these steps is published.
 
         Raises:
-            ValueError: as `flush`.
+            LedgerError: as `flush`.
         """
         self.flush()
         try:
@@ -158,8 +166,8 @@ class Ledger:
         while left:  # a disk that fills up takes a part first, and refuses the next
             left = left[self._files[path].write(left) :]
 
-    def _unwritten(self, error: OSError) -> ValueError:
-        return ValueError(
+    def _unwritten(self, error: OSError) -> LedgerError:
+        return LedgerError(
             f"the ledger cannot be written at {self._records} ({error}); the run stops, because no step may go "
             f"unrecorded. Make room or repair the file system, then run the same command to go on"
         )

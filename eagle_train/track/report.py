@@ -163,6 +163,10 @@ def mixture_rows(run: RunFolder) -> list[MixtureRow]:
     ]
 
 
+SUMS = ("tokens", "targets", "tiles", "frames")
+"""Counts of an `AccountRow` that tell what its used samples gave."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccountRow:
     """Where the samples of one source went in a stage."""
@@ -173,9 +177,22 @@ class AccountRow:
     used: int
     dropped: dict[str, int]
     """By reason."""
-    pending: int
     shortened: dict[str, int] = field(default_factory=dict)
     """`samples` cut to whole turns that fit a row, and the `turns` and `tokens` this cost; none in older books."""
+
+    tokens: int = 0
+    """Of the used samples, as are the next three; 0 in older books."""
+    targets: int = 0
+    """Tokens with loss."""
+    tiles: int = 0
+    frames: int = 0
+    """Of videos."""
+
+    @property
+    def gave(self) -> str:
+        """What the used samples gave, in words."""
+        parts = {"tokens": self.tokens, "with loss": self.targets, "tiles": self.tiles, "frames": self.frames}
+        return ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
 
     @property
     def unexplained(self) -> int:
@@ -198,8 +215,8 @@ def accounting_rows(run: RunFolder) -> list[AccountRow]:
                     read=sum(row.read for row in own),
                     used=sum(row.used for row in own),
                     dropped={reason: sum(row.dropped.get(reason, 0) for row in own) for reason in reasons},
-                    pending=sum(row.pending for row in own),
                     shortened={name: sum(row.shortened.get(name, 0) for row in own) for name in own[0].shortened},
+                    **{name: sum(getattr(row, name) for row in own) for name in SUMS},
                 )
             )
     return rows

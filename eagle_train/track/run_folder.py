@@ -26,7 +26,7 @@ class RunFolder:
     mixture: Mapping[str, Mapping[str, Mapping[str, float]]]
     """stage -> source -> `asked` and `realized` share."""
     accounting: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    """stage -> source -> `read`, `used`, `dropped` (reason -> count), `pending` and `shortened`."""
+    """stage -> source -> `read`, `used`, `dropped` (reason -> count), `shortened`, and sums of the used."""
     gallery: list[dict[str, Any]]
     """Held-out questions with answers."""
     attempts: list[dict[str, Any]]

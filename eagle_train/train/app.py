@@ -177,8 +177,8 @@ def run_stage(run: Run, stage: Stage) -> bool:
     dataset = RowDataset(data.catalog, data.encoder)
 
     def save() -> None:
-        ledger.sync()
         with run.checkpoints.writing(run.state.global_step) as folder:
+            ledger.sync()
             engine.save(folder)
             write_state(folder, run.state, to_yaml(dict(run.config)), data.identity)
 

@@ -41,7 +41,12 @@ def write_accounts(folder: Path, state: TrainState, data: StageData) -> None:
     for name, part in (("accounting.json", accounts), ("mixture.json", mixture)):
         path = folder / name
         content = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(content | {state.stage: part}, indent=1))
+        aside = path.with_name(f"{name}.partial")
+        try:
+            aside.write_text(json.dumps(content | {state.stage: part}, indent=1))
+            aside.replace(path)
+        except OSError as error:  # they are made again from the ledger, and must not hide why a run stops
+            log.warning("cannot write %s: %s", path, error)
 
 
 def shares(accounts: dict[str, dict], name: str, measure: str) -> dict[str, float]:

@@ -73,8 +73,8 @@ def run_dir(tmp_path):
     (run / "mixture.json").write_text(json.dumps({"sft": {"pages": {"asked": 0.75, "realized": 0.7321}}}))
     accounting = {
         "sft": {
-            "pages": {"read": 1234, "used": 1200, "dropped": {"too_long": 30, "unreadable_image": 4}, "pending": 5},
-            "clips": {"read": 100, "used": 90, "dropped": {"too_long": 7}, "pending": 0},
+            "pages": {"read": 1234, "used": 1200, "dropped": {"too_long": 30, "unreadable_image": 4}},
+            "clips": {"read": 100, "used": 90, "dropped": {"too_long": 7}},
         }
     }
     (run / "accounting.json").write_text(json.dumps(accounting))
@@ -164,12 +164,23 @@ def test_books_that_do_not_balance_are_shown(run_dir):
 
 def test_what_was_cut_off_too_long_samples_is_shown(run_dir):
     cuts = {"pages": {"samples": 2, "turns": 6, "tokens": 4321}, "clips": {"samples": 0, "turns": 0, "tokens": 0}}
-    entry = {"read": 2, "used": 2, "dropped": {}, "pending": 0}
+    entry = {"read": 2, "used": 2, "dropped": {}}
     books = {"long": {source: entry | {"shortened": cut} for source, cut in cuts.items()}}
     (run_dir / "accounting.json").write_text(json.dumps(books))
     assert [row.shortened for row in accounting_rows(read_run(run_dir))] == [*cuts.values(), cuts["pages"]]
     text = text_of(read_page(write_report(run_dir)))
     assert text.count("shortened 2 by 6 turns, 4,321 tokens") == 2, "of the source and of all"
+
+
+def test_what_the_used_samples_gave_is_shown(run_dir):
+    entry = {"read": 2, "used": 2, "dropped": {}, "tokens": 4000, "targets": 100, "tiles": 7, "frames": 0}
+    (run_dir / "accounting.json").write_text(json.dumps({"sft": {"pages": entry, "clips": entry | {"frames": 5}}}))
+    assert [row.gave for row in accounting_rows(read_run(run_dir))] == [
+        "4,000 tokens, 100 with loss, 7 tiles",
+        "4,000 tokens, 100 with loss, 7 tiles, 5 frames",
+        "8,000 tokens, 200 with loss, 14 tiles, 5 frames",
+    ]
+    assert "8,000 tokens, 200 with loss, 14 tiles, 5 frames" in text_of(read_page(write_report(run_dir)))
 
 
 def test_scores_begin_with_the_average_and_go_from_best_to_worst(run_dir):

@@ -1,0 +1,53 @@
+"""Our loader in the benchmark: index, catalog, plan and loader as `train.stage_data` and `train.app` wire them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+from loader_data import Paths
+from loader_work import Task
+
+from eagle_train.data.balance import CostModel
+from eagle_train.data.catalog import Source
+from eagle_train.data.layout import ensure_layout
+from eagle_train.data.loader import RowDataset, StepLoader
+from eagle_train.data.open_catalog import open_catalog
+from eagle_train.data.plan import PlanConfig
+from eagle_train.data.stream import steps
+from eagle_train.data.too_long import DropTooLong
+from eagle_train.train.stage_data import make_layout
+
+COST = CostModel(per_token=1e9)
+
+
+def ours(task: Task) -> Iterator[int]:
+    """Yields the samples of each row of one rank."""
+    encoder = task.make_encoder()
+    source = Source(name="bench", shards=Paths(task.root).tars())
+    layout = make_layout(encoder, task.max_length, DropTooLong())
+    for shard in source.shards:
+        ensure_layout(shard, None, source.name, layout)
+    catalog = open_catalog([source], layout.fingerprint)
+    plan = PlanConfig(
+        max_length=task.max_length,
+        rows_per_step=1,
+        window_rows=4096,
+        repeats=(Fraction(1),),
+        num_epochs=-(-task.num_samples // len(catalog)),
+        cost=COST,
+        seed=task.seed,
+    )
+    loader = StepLoader(
+        dataset=RowDataset(catalog, encoder),
+        steps=steps(catalog, plan),
+        rank=0,
+        world_size=1,
+        micro_batches=1,
+        num_workers=task.workers,
+        prefetch=task.prefetch,
+    )
+    for _, (row,) in loader:
+        if row.errors:
+            raise row.errors[0][1]
+        yield len(row.keys)
