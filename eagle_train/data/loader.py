@@ -7,11 +7,14 @@ the death of one can change the result.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
@@ -34,6 +37,11 @@ MAX_OPEN_SHARDS = 64
 """Per worker; file descriptors are limited, shards are not."""
 MAX_RESTARTS = 3
 """Of the workers, within one step; what kills them every time would do so for ever."""
+DEATHS = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
+"""How torch's messages about a dead worker begin; the second comes where one died while it handed over a row."""
+DEATH_SECONDS = 1.0
+SHOWN = 20
+"""Keys in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +152,8 @@ def use(shard: int, index: int, layout: SampleLayout | None, error: SampleError 
 class StepLoader:
     """Yields each step with this rank's rows of it, one `PackedBatch` per micro-batch.
 
-    A worker that dies (out of memory, a signal) is replaced: the steps that were not delivered are made again.
+    A worker that dies (out of memory, a signal) is replaced: the steps that were not delivered are made again. If
+    that happens over and over in one step, a ValueError names the samples it was about.
 
     Args:
         dataset: makes the rows.
@@ -165,26 +174,46 @@ class StepLoader:
     prefetch: int = 4
     pin_memory: bool = False
 
-    def __iter__(self) -> Iterator[tuple[Step, list[PackedBatch]]]:
+    def __iter__(self) -> Generator[tuple[Step, list[PackedBatch]]]:
         steps = iter(self.steps)
         unsent: deque[Step] = deque()
         restarts = 0
         while True:
             sent: deque[Step] = deque()
+            others = set(multiprocessing.active_children())
             batches = self._start(self._tasks(unsent, steps, sent))
+            workers = set(multiprocessing.active_children()) - others
             try:
                 for first in batches:
                     rows = [first, *islice(batches, self.micro_batches - 1)]
                     yield sent.popleft(), rows
                     restarts = 0
                 return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error) or restarts == MAX_RESTARTS:
+            except (RuntimeError, OSError, EOFError) as error:
+                if not is_death(error, workers):
                     raise
+                if restarts == MAX_RESTARTS:
+                    raise ValueError(self._no_use(sent, error)) from error
                 restarts += 1
                 log.warning("%s; starting the workers again (%d of %d)", error, restarts, MAX_RESTARTS)
-            del batches  # ends the other workers
+            finally:
+                del batches  # ends the workers in good order, unless the traceback of an error still holds it
+                for worker in workers:
+                    # They ignore SIGTERM, with which Python would end them at its exit, and wait for them for ever.
+                    worker.kill()
             unsent.extendleft(reversed(sent))
+
+    def _no_use(self, sent: Sequence[Step], error: Exception) -> str:
+        """Returns what to say when workers keep dying."""
+        catalog = self.dataset.catalog
+        rows = [sent[0].rows[row] for row in self._mine(sent[0]) if row >= 0]
+        keys = [catalog.key(*catalog.locate(number)) for row in rows for number in row.tolist()]
+        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+        return (
+            f"the loader's workers died {MAX_RESTARTS + 1} times before step {sent[0].number} was made ({error}); if "
+            "memory ran out, lower data.num_workers or data.prefetch; data.num_workers=0 shows where. "
+            f"Samples of the step on rank {self.rank}: {', '.join(keys[:SHOWN])}{more}"
+        )
 
     def _mine(self, step: Step) -> list[int]:
         """Returns this rank's rows of a step, one per micro-batch; -1 is the empty row."""
@@ -216,6 +245,18 @@ class StepLoader:
         # torch's handler raises wherever the main thread is when a worker dies; without it the next read notices.
         signal.signal(signal.SIGCHLD, handler)
         return batches
+
+
+def is_death(error: Exception, workers: Iterable[BaseProcess]) -> bool:
+    """Returns whether an error means that a worker is dead.
+
+    Where it died while it handed over a row, the error is about a connection or a file that is gone, and the system
+    may take a moment to tell of the death.
+    """
+    if str(error).startswith(DEATHS):
+        return True
+    ends = [worker.sentinel for worker in workers]
+    return bool(ends and wait(ends, DEATH_SECONDS))
 
 
 def set_up_worker(worker: int) -> None:
