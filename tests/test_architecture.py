@@ -26,6 +26,7 @@ HOME_OF = {
     "hydra": "train/config.py",
     "omegaconf": "train/config.py",
     "av": "data/videos.py",
+    "fsspec": "data/storage.py",
     "simplejpeg": "data/turbo_jpeg.py",
 }
 EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, videos.py decodes

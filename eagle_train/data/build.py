@@ -20,7 +20,9 @@ from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.index import read_record
 from eagle_train.data.placeholders import MediaRef, media_kind
 from eagle_train.data.schemas import Record, parse_record, to_canonical
-from eagle_train.data.shards import MAX_MEMBER_BYTES, Member, ShardReader, scan_shard, write_shards
+from eagle_train.data.shard_reader import Member, ShardReader
+from eagle_train.data.shards import MAX_MEMBER_BYTES, scan_shard, write_shards
+from eagle_train.data.storage import open_shard
 from eagle_train.types import SampleError
 
 ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)")
@@ -223,9 +225,9 @@ def _from_tars(tars: Sequence[Path]) -> Iterator[Good | SampleError]:
     """Yields the samples of the tars, or what is wrong with them."""
     count = 0
     for tar in tars:
-        reader = ShardReader(tar)
+        reader = open_shard(tar).read_ahead()
         try:
-            for key, members in scan_shard(tar):
+            for key, members in scan_shard(reader):
                 yield _from_members(f"{count:08d}", f"{tar.stem}/{key}", reader, members)
                 count += 1
         finally:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from eagle_train.data.row_buffers import Allocate
 from eagle_train.types import IGNORE_INDEX, EncodedSample, PackedBatch, SampleError, SampleUse
 
 
@@ -18,6 +19,7 @@ def pack(
     tile_size: int,
     row: int = -1,
     uses: Sequence[SampleUse] = (),
+    allocate: Allocate = torch.empty,
 ) -> PackedBatch:
     """Returns the samples laid end to end as one row; without samples, an empty row of weight zero.
 
@@ -27,20 +29,22 @@ def pack(
         tile_size: S, for the placeholder tile of a row without images.
         row: its number in the stage.
         uses: what became of every planned sample.
+        allocate: gives the memory of the larger tensors.
     """
     lengths = [len(sample.input_ids) for sample in samples] or [1]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     tiles = [sample.pixels for sample in samples if len(sample.pixels)]
     offset_positions = [s.image_positions + int(start) for s, start in zip(samples, starts, strict=False)]
+    no_tile = torch.zeros(1, 3, tile_size, tile_size, dtype=torch.uint8)
     return PackedBatch(
-        input_ids=join([s.input_ids for s in samples], torch.full((1,), filler_id)),
-        labels=join([s.labels for s in samples], torch.full((1,), IGNORE_INDEX)),
-        loss_weights=join([s.loss_weights for s in samples], torch.zeros(1)),
-        position_ids=torch.cat([torch.arange(length) for length in lengths]),
-        cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
+        input_ids=join([s.input_ids for s in samples] or [torch.full((1,), filler_id)], allocate),
+        labels=join([s.labels for s in samples] or [torch.full((1,), IGNORE_INDEX)], allocate),
+        loss_weights=join([s.loss_weights for s in samples] or [torch.zeros(1)], allocate),
+        position_ids=join([torch.arange(length) for length in lengths], allocate),
+        cu_seqlens=join([torch.from_numpy(starts.astype(np.int32))], allocate),
         max_seqlen=max(lengths),
-        image_positions=join(offset_positions, torch.empty(0, dtype=torch.int64)),
-        pixels=join(tiles, torch.zeros(1, 3, tile_size, tile_size, dtype=torch.uint8)),
+        image_positions=join(offset_positions or [torch.empty(0, dtype=torch.int64)], allocate),
+        pixels=join(tiles or [no_tile], allocate),
         num_images=sum(len(t) for t in tiles),
         num_tokens=sum(lengths) if samples else 0,
         keys=tuple(sample.key for sample in samples),
@@ -51,6 +55,8 @@ def pack(
     )
 
 
-def join(tensors: Sequence[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
-    """Returns the concatenation of `tensors`, or `empty` if there are none."""
-    return torch.cat(list(tensors)) if tensors else empty
+def join(tensors: Sequence[torch.Tensor], allocate: Allocate = torch.empty) -> torch.Tensor:
+    """Returns the concatenation of `tensors`, which are at least one, in memory from `allocate`."""
+    first = tensors[0]
+    shape = (sum(len(tensor) for tensor in tensors), *first.shape[1:])
+    return torch.cat(list(tensors), out=allocate(shape, dtype=first.dtype))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from eagle_train.data.answers import AnswerEnd, answer_ends
@@ -117,10 +118,12 @@ class Encoder:
         num_targets = sum(targets[1:])
         if num_targets == 0:
             raise SampleError(sample.key, "no_answer", "no token of an answer is supervised")
-        input_ids = torch.tensor(ids, dtype=torch.int64)
-        supervised = torch.tensor([*targets[1:], False])
+        # Through numpy: torch.tensor takes five times as long over a list.
+        input_ids = torch.from_numpy(np.array(ids, dtype=np.int64))
+        supervised = torch.from_numpy(np.array([*targets[1:], False]))
         labels = torch.where(supervised, input_ids.roll(-1), IGNORE_INDEX)
-        tiles = torch.cat(list(pixels)) if pixels else torch.empty(0, 3, self.tile_size, self.tile_size).byte()
+        no_tiles = torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8)
+        tiles = pixels[0] if len(pixels) == 1 else torch.cat([no_tiles, *pixels])
         if len(positions) != len(tiles) * self.tokens_per_tile:
             raise SampleError(
                 sample.key,
@@ -133,7 +136,7 @@ class Encoder:
             input_ids=input_ids,
             labels=labels,
             loss_weights=supervised.float() * self.loss_weight(num_targets),
-            image_positions=torch.tensor(positions, dtype=torch.int64),
+            image_positions=torch.from_numpy(np.array(positions, dtype=np.int64)),
             pixels=tiles,
         )
 

@@ -15,10 +15,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from eagle_train.data.images import probe_image
+from eagle_train.data.locations import Location, stem
 from eagle_train.data.media import MediaError
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_members
-from eagle_train.data.shards import Member, ShardReader, scan_shard
+from eagle_train.data.shard_reader import Member, ShardReader
+from eagle_train.data.shards import repeated_member, scan_shard
+from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_metadata, write_table
 from eagle_train.data.videos import probe_video
 from eagle_train.types import Media, Sample, SampleError
@@ -60,11 +63,10 @@ def index_stem(shard: Path, index_dir: Path | None) -> Path:
 
 def shard_identity(shard: Path) -> bytes:
     """Returns what tells a shard from a rebuilt one, from its size and a hash of its ends."""
-    size = shard.stat().st_size
-    with shard.open("rb") as file:
-        head = file.read(ENDS_BYTES)
-        file.seek(max(0, size - ENDS_BYTES))
-        return f"{size}-{hashlib.sha256(head + file.read()).hexdigest()[:16]}".encode()
+    reader = open_shard(shard)
+    identity = reader.identity().encode()
+    reader.close()
+    return identity
 
 
 def ensure_index(shard: Path, index_dir: Path | None = None) -> Path:
@@ -90,9 +92,9 @@ def identity_metadata(shard: Path) -> dict[bytes, bytes]:
 
 def index_shard(shard: Path) -> pa.Table:
     """Returns the index of `shard`, see `SCHEMA`."""
-    reader = ShardReader(shard)
+    reader = open_shard(shard).read_ahead()
     rows, seen = [], set()
-    for key, members in scan_shard(shard):
+    for key, members in scan_shard(reader):
         row = {"key": key, "members": [asdict(m) for m in members], "media": [], "reason": None, "detail": None}
         try:
             if key in seen:
@@ -135,19 +137,21 @@ def probe_sample(reader: ShardReader, key: str, members: Sequence[Member]) -> li
 
 def read_record(reader: ShardReader, key: str, members: Sequence[Member]) -> Record:
     """Returns the parsed record of a sample; media members are named, not read."""
+    if repeated := repeated_member(members):
+        raise SampleError(key, "bad_record", f"member {repeated!r} occurs twice")
     contents = {m.name: b"" if media_kind(m.name) else reader.read(m) for m in members}
     return parse_members(contents, key=key)
 
 
-def sample_key(source: str, shard: Path, key: str) -> str:
+def sample_key(source: str, shard: Location, key: str) -> str:
     """Returns the key that names a sample everywhere: `<source>/<shard stem>/<tar key>`."""
-    return f"{source}/{shard.stem}/{key}"
+    return f"{source}/{stem(shard)}/{key}"
 
 
 def read_sample(reader: ShardReader, source: str, row: dict) -> Sample:
     """Returns the sample of one index row, without its media bytes."""
     members = [Member(**member) for member in row["members"]]
-    key = sample_key(source, reader.path, row["key"])
+    key = sample_key(source, reader.location, row["key"])
     record = read_record(reader, key, members)
     media = tuple(Media(**medium) for medium in row["media"])
     return Sample(

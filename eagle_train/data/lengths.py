@@ -6,7 +6,8 @@ import pyarrow as pa
 
 from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.index import ensure_index, identity_metadata, index_stem, is_of, read_record
-from eagle_train.data.shards import Member, ShardReader
+from eagle_train.data.shard_reader import Member
+from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_table, write_table
 
 LENGTHS = tuple(field.name for field in fields(AnswerEnd))
@@ -20,7 +21,7 @@ def ensure_lengths(shard, index_dir, fingerprint, answer_ends):
     if is_of(path, shard):
         return path
     index = read_table(index_file)
-    reader = ShardReader(shard)
+    reader = open_shard(shard)
     lengths = [[] for _ in range(index.num_rows)]
     for ends, row in zip(lengths, index.to_pylist(), strict=True):
         if row["reason"] is None:

@@ -1,33 +1,24 @@
-"""WebDataset tar shards: writing them, listing their members, reading members by byte range."""
+"""WebDataset tar shards: writing them, and listing the members of every sample."""
 
 from __future__ import annotations
 
 import json
-import os
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import webdataset
 
+from eagle_train.data.locations import Location
+from eagle_train.data.shard_reader import Member, ShardReader
+from eagle_train.data.storage import open_shard
+from eagle_train.data.tar_headers import TarFile, tar_files
+
 MAX_MEMBER_BYTES = (2 << 30) - 4096
-"""Largest member that is read: what one Linux `pread` returns; more is a broken or hostile header."""
+"""Largest member that is read; more is a broken or hostile header."""
 
 MANIFEST = "shards.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file of a sample inside a tar."""
-
-    name: str
-    """Extension after the sample's key, for example `json` or `0.png`."""
-    offset: int
-    """Bytes from the start of the tar to the first byte of the content."""
-    size: int
-    """Bytes."""
 
 
 def write_shards(
@@ -90,62 +81,54 @@ def expected_shards(folder: Path) -> dict[str, int]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def scan_shard(path: Path) -> Iterator[tuple[str, list[Member]]]:
+def scan_shard(shard: ShardReader | Location) -> Iterator[tuple[str, list[Member]]]:
     """Yields the key and members of every sample of a tar, from its headers alone.
 
-    Members of one sample stand next to each other, as WebDataset demands.
+    Members of one sample stand next to each other, as WebDataset demands; a member may occur twice, see
+    `repeated_member`. Folders and hidden files (`.DS_Store`) are passed over. The shard is read from start to end;
+    who reads the members as well should give a `ShardReader.read_ahead`.
 
     Raises:
-        ValueError: for an unreadable tar, links, path tricks or absurd sizes.
+        ValueError: at the first damage, after the samples that are surely whole; for links, path tricks, absurd sizes.
+        OSError: if the shard cannot be read.
     """
+    reader = (shard if isinstance(shard, ShardReader) else open_shard(shard)).read_ahead()
     key, members = None, []
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if info.isdir():
-                    continue
-                check_member(path, info)
-                stem, _, extension = Path(info.name).name.partition(".")
-                name = str(Path(info.name).with_name(stem))
-                if name != key:
-                    if members:
-                        yield key, members
-                    key, members = name, []
-                members.append(Member(extension.lower(), info.offset_data, info.size))
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole tar ({error}); build or download it again") from error
+    for file in tar_files(reader):
+        check_member(reader, file)
+        name, extension = split_name(file.name)
+        if extension is None:
+            continue
+        if name != key:
+            if members:
+                yield key, members
+            key, members = name, []
+        members.append(Member(extension, file.offset, file.size))
     if members:
         yield key, members
 
 
-def check_member(path: Path, info: tarfile.TarInfo) -> None:
-    """Raises ValueError for a tar member that is no plain file of a sane name and size."""
-    if not info.isfile():
-        raise ValueError(f"{path}: member {info.name!r} is a link or a device; only plain files are read")
-    if info.name.startswith("/") or ".." in Path(info.name).parts:
-        raise ValueError(f"{path}: member {info.name!r} points outside the archive")
-    if info.size > MAX_MEMBER_BYTES:
-        raise ValueError(f"{path}: member {info.name!r} claims {info.size} bytes (limit {MAX_MEMBER_BYTES})")
+def check_member(reader: ShardReader, file: TarFile) -> None:
+    """Raises ValueError for a tar member that is not of a sane name and size."""
+    if file.name.startswith("/") or (".." in file.name and ".." in file.name.split("/")):
+        raise ValueError(f"{reader}: member {file.name!r} points outside the archive")
+    if file.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{reader}: member {file.name!r} claims {file.size} bytes (limit {MAX_MEMBER_BYTES})")
 
 
-class ShardReader:
-    """Reads members of one open shard by byte range; safe to share between threads and forks."""
+def split_name(name: str) -> tuple[str, str | None]:
+    """Returns the sample's key and the member's extension in lower case: `a/7.Seg.png` is `a/7` and `seg.png`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
+    The extension of a hidden file is None; that of a file without a dot is empty.
+    """
+    if "./" in name or "//" in name:
+        name = "/".join(part for part in name.split("/") if part not in ("", "."))
+    folder, slash, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower() if stem else None
 
-    def read(self, member: Member) -> bytes:
-        """Returns the content of `member`.
 
-        Raises:
-            OSError: if the file ends before the member does.
-        """
-        data = os.pread(self._descriptor, member.size, member.offset)
-        if len(data) != member.size:
-            raise OSError(f"{self.path}: member {member.name} has {len(data)} of {member.size} bytes")
-        return data
-
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._descriptor)
+def repeated_member(members: Sequence[Member]) -> str | None:
+    """Returns the name of a member that a sample has twice, if any: which one is meant, nobody knows."""
+    counts = Counter(member.name for member in members)
+    return next((name for name, count in counts.items() if count > 1), None)

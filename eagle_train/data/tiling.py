@@ -52,8 +52,13 @@ class PadToSquare:
         if (side := max(image.size)) > LARGEST_SIDE:
             image = image.reduce(-(-side // LARGEST_SIDE))
             side = max(image.size)
-        square = Image.new("RGB", (side, side), self.colour)
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        columns = side
+        if image.width == side:
+            # Pillow resizes rows first, each on its own, so those of the padding need not be. The pixels are the same.
+            columns = tile_size
+            image = image.resize((columns, image.height), Image.Resampling.BICUBIC)
+        square = Image.new("RGB", (columns, side), self.colour)
+        square.paste(image, ((columns - image.width) // 2, (side - image.height) // 2))
         return to_tensor(square.resize((tile_size, tile_size), Image.Resampling.BICUBIC))[None]
 
 

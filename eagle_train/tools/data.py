@@ -12,7 +12,7 @@ import yaml
 from eagle_train.data.build import BuildReport, build_from_annotation, build_from_tars
 from eagle_train.data.index import ensure_index, read_sample
 from eagle_train.data.recipe import Recipe, how_to_get, load_recipe
-from eagle_train.data.shards import ShardReader
+from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_table
 from eagle_train.tools.data_prepare import list_recipes, prepare_recipe, show_recipe
 from eagle_train.track.console import progress
@@ -155,7 +155,7 @@ def recipe_texts(recipe: Recipe, data_root: Path) -> Iterator[str]:
     """Yields all text of a recipe's training sources."""
     for name in recipe.sources:
         for shard in recipe.cards[name].find_shards(data_root):
-            reader = ShardReader(shard)
+            reader = open_shard(shard)
             for row in read_table(ensure_index(shard)).to_pylist():
                 for message in read_sample(reader, name, row).messages:
                     yield from (part for part in message.content if isinstance(part, str))

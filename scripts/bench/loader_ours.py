@@ -11,9 +11,11 @@ from loader_work import Task
 from eagle_train.data.balance import CostModel
 from eagle_train.data.catalog import Source
 from eagle_train.data.layout import ensure_layout
-from eagle_train.data.loader import RowDataset, StepLoader
+from eagle_train.data.loader import RowDataset
 from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.plan import PlanConfig
+from eagle_train.data.row_buffers import row_bytes
+from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import steps
 from eagle_train.data.too_long import DropTooLong
 from eagle_train.train.stage_data import make_layout
@@ -46,6 +48,7 @@ def ours(task: Task) -> Iterator[int]:
         micro_batches=1,
         num_workers=task.workers,
         prefetch=task.prefetch,
+        row_bytes=row_bytes(task.max_length, encoder.tokens_per_tile, encoder.tile_size),
     )
     for _, (row,) in loader:
         if row.errors:

@@ -13,10 +13,11 @@ from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
 from eagle_train.data.index import ensure_index, index_path
-from eagle_train.data.loader import RowDataset, RowTask, StepLoader
+from eagle_train.data.loader import RowDataset, RowTask
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.shards import scan_shard, write_shards
+from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import steps
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.tools.plan import make_plan

@@ -11,7 +11,8 @@ from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.build import build_from_annotation, build_from_tars
 from eagle_train.data.index import index_shard
 from eagle_train.data.schemas import parse_members
-from eagle_train.data.shards import ShardReader, scan_shard
+from eagle_train.data.shards import scan_shard
+from eagle_train.data.storage import open_shard
 
 
 def picture(colour):
@@ -46,7 +47,7 @@ def contents(shards):
     """Key, record and media bytes of every sample, as training reads them."""
     found = []
     for shard in shards:
-        reader = ShardReader(shard)
+        reader = open_shard(shard)
         for key, members in scan_shard(shard):
             data = {member.name: reader.read(member) for member in members}
             record = parse_members(data, key=key)

@@ -16,10 +16,11 @@ from eagle_train.data.catalog import Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
-from eagle_train.data.loader import MAX_RESTARTS, RowDataset, RowTask, StepLoader
+from eagle_train.data.loader import RowDataset, RowTask
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.replay import digest
 from eagle_train.data.shards import write_shards
+from eagle_train.data.step_loader import MAX_RESTARTS, StepLoader
 from eagle_train.data.stream import steps
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.train.assemble import load_tokenizer
@@ -55,7 +56,7 @@ def open_data(folder, samples, encoder):
     return read_catalog([Source(name="s", shards=shards)], encoder, 64)
 
 
-def load(dataset, workers=0, **changes):
+def load(dataset, workers=0):
     """Returns the loader of two epochs in rows of 64 tokens, two a step."""
     config = plan_config(dataset.catalog, max_length=64, rows_per_step=2, num_epochs=2)
     return StepLoader(
@@ -66,7 +67,7 @@ def load(dataset, workers=0, **changes):
         micro_batches=2,
         num_workers=workers,
         prefetch=2,
-        **changes,
+        row_bytes=1 << 16,
     )
 
 
@@ -217,12 +218,12 @@ class Poisoned(RowDataset):
     times: int
     counter: Path
 
-    def __getitem__(self, task):
+    def make(self, task, allocate):
         if task.row == self.poison and self.counter.stat().st_size < self.times:
             with self.counter.open("a") as file:
                 file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(task)
+        return super().make(task, allocate)
 
 
 def poisoned(found, encoder, folder, times, row=5):
@@ -268,7 +269,7 @@ def test_a_row_that_kills_its_worker_each_time_stops_with_its_step_and_samples(f
 
 def test_an_error_in_a_worker_is_no_death_and_is_raised_at_once(found, encoder, caplog):
     class Broken(RowDataset):
-        def __getitem__(self, task):
+        def make(self, task, allocate):
             raise RuntimeError("a defect")
 
     others = set(multiprocessing.active_children())

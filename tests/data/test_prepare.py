@@ -10,8 +10,9 @@ from eagle_train.__main__ import main
 from eagle_train.data.prepare import prepare
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.schemas import parse_members
-from eagle_train.data.shards import ShardReader, scan_shard
+from eagle_train.data.shards import scan_shard
 from eagle_train.data.split import Selector, image_of
+from eagle_train.data.storage import open_shard
 from tests.data.test_archives import tar_bytes, write_parts
 from tests.data.test_build import picture
 
@@ -83,7 +84,7 @@ def samples(recipe, root, name):
     """Key, id and media bytes of a source's samples."""
     found = []
     for shard in recipe.cards[name].find_shards(root):
-        reader = ShardReader(shard)
+        reader = open_shard(shard)
         for key, members in scan_shard(shard):
             data = {member.name: reader.read(member) for member in members}
             parsed = parse_members(data, key=key)
@@ -220,7 +221,7 @@ def test_cambrian_records_without_image_are_text(tmp_path, empty):
     prepare(recipe, download, tmp_path / "out", progress=silent)
     assert samples(recipe, tmp_path / "out", "text") == [("00000000", 0, [])]
     (shard,) = recipe.cards["text"].find_shards(tmp_path / "out")
-    reader = ShardReader(shard)
+    reader = open_shard(shard)
     ((_, members),) = scan_shard(shard)
     parsed = parse_members({m.name: reader.read(m) for m in members}, key="k")
     assert [m.role for m in parsed.messages] == ["system", "user", "assistant"]
