@@ -18,6 +18,7 @@ from eagle_train.data.collate import pack
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import read_sample, sample_key
 from eagle_train.data.layout import SampleLayout
+from eagle_train.data.retries import StorageError
 from eagle_train.data.row_buffers import Allocate, HandedOver, RowBuffers
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.storage import open_shard
@@ -94,7 +95,8 @@ class RowDataset(Dataset):
         """Returns sample `number`, shortened as planned, and the encoded bytes of its media.
 
         Raises:
-            SampleError: if its shard cannot be read.
+            SampleError: if its shard is not there, or was cut.
+            StorageError: if the storage answers no attempt.
         """
         shard, index = self.catalog.locate(number)
         here = self.catalog.shards[shard]
@@ -107,6 +109,8 @@ class RowDataset(Dataset):
                 sample = first_answers(sample, layout.num_answers)
             members = {member["name"]: Member(**member) for member in row["members"]}
             return sample, [reader.read(members[medium.member]) for medium in sample.media]
+        except StorageError:  # the storage fails, not the sample: dropping what it holds would lose good data
+            raise
         except OSError as error:
             key = sample_key(source, here.location, row["key"])
             raise SampleError(key, "missing_shard", f"{here.location}: {error}") from error

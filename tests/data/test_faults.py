@@ -19,6 +19,7 @@ from eagle_train.data.images import ImageReader
 from eagle_train.data.loader import RowDataset, RowTask
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.replay import digest
+from eagle_train.data.retries import StorageError
 from eagle_train.data.shards import write_shards
 from eagle_train.data.step_loader import MAX_RESTARTS, StepLoader
 from eagle_train.data.stream import steps
@@ -209,6 +210,32 @@ def test_storage_that_fails_is_named_and_counted_and_what_comes_after_is_whole(f
     used = [len(use.keys) for _, rows in left for use in rows]
     planned = [len(use.keys) for _, rows in expected for use in rows]
     assert sum(planned) == sum(used) + len(bad) == 40
+
+
+def test_storage_that_fails_for_a_moment_changes_nothing(found, encoder, storage, monkeypatch):
+    expected = digests(load(RowDataset(found, encoder)))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    failures = []
+
+    def fail(path):
+        if path.stem == "s-000003" and len(failures) < 3:
+            failures.append(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+    storage.before = fail
+    assert digests(load(RowDataset(found, encoder))) == expected and len(failures) == 3
+
+
+def test_storage_that_fails_for_ever_stops_the_run_and_names_the_shard(found, encoder, storage, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+    def fail(path):
+        if path.stem == "s-000003":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+    storage.before = fail
+    with pytest.raises(StorageError, match=r"s-000003\.tar: 6 attempts .*Input/output error"):
+        list(load(RowDataset(found, encoder)))
 
 
 class Poisoned(RowDataset):
