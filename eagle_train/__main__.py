@@ -13,6 +13,7 @@ TOOLS = {
     "plan": "show parameters, freeze table, tokens, rows, steps and memory of a config, without weights or GPU",
     "data": "data sets: list, show, prepare, build, index, lint, stats, preview",
     "trace": "when a run saw a sample and what became of it; what a step held; which samples were bad",
+    "replay": "make a step of a run again from its ledger, and compare rows and loss with the records",
     "report": "write one self-contained HTML file about a run",
     "chat": "ask a run or an export about an image",
     "import": "turn a released Eagle 1 checkpoint into a folder for chat and training",

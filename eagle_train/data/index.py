@@ -255,10 +255,11 @@ def sample_key(source: str, shard: Location, key: str) -> str:
 def read_sample(reader: ShardReader, source: str, row: dict) -> Sample:
     """Returns the sample of one index row, without its media bytes."""
     members = [Member(**member) for member in row["members"]]
-    record = read_record(reader, row["key"], members)
+    key = sample_key(source, reader.location, row["key"])
+    record = read_record(reader, key, members)
     media = tuple(Media(**medium) for medium in row["media"])
     return Sample(
-        key=sample_key(source, reader.location, row["key"]),
+        key=key,
         source=source,
         messages=record.messages,
         media=media,

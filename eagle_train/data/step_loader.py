@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.connection import wait
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,6 +24,12 @@ log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
 """Of the workers, within one step; what kills them every time would do so for ever."""
+DEATH = "DataLoader worker (pid"
+"""How torch's message about a dead worker begins."""
+DEATH_SECONDS = 1.0
+"""How long the system may take to tell of a death."""
+SHOWN = 20
+"""Keys in a message."""
 LAST_SECONDS = 600
 """How long a worker outlives a SIGTERM at most."""
 
@@ -31,7 +39,8 @@ class StepLoader:
     """Yields each step with this rank's rows of it, one `PackedBatch` per micro-batch.
 
     With workers, the tensors of a step are valid until the next one is asked for. A worker that dies (out of memory,
-    a signal) is replaced: the steps that were not delivered are made again.
+    a signal) is replaced: the steps that were not delivered are made again. If that happens over and over in one
+    step, a ValueError names the samples it was about.
 
     Args:
         dataset: makes the rows.
@@ -54,7 +63,7 @@ class StepLoader:
     pin_memory: bool = False
     row_bytes: int = 0
 
-    def __iter__(self) -> Iterator[tuple[Step, list[PackedBatch]]]:
+    def __iter__(self) -> Generator[tuple[Step, list[PackedBatch]]]:
         steps = iter(self.steps)
         unsent: deque[Step] = deque()
         restarts = 0
@@ -66,14 +75,28 @@ class StepLoader:
                     yield sent.popleft(), rows
                     restarts = 0
                 return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error) or restarts == MAX_RESTARTS:
+            except (RuntimeError, OSError, EOFError) as error:
+                if not workers.have_died(error):
                     raise
+                if restarts == MAX_RESTARTS:
+                    raise ValueError(self._no_use(sent, error)) from error
                 restarts += 1
                 log.warning("%s; starting the workers again (%d of %d)", error, restarts, MAX_RESTARTS)
             finally:
                 workers.close()
             unsent.extendleft(reversed(sent))
+
+    def _no_use(self, sent: Sequence[Step], error: Exception) -> str:
+        """Returns what to say when workers keep dying."""
+        catalog = self.dataset.catalog
+        rows = [sent[0].rows[row] for row in self.mine(sent[0]) if row >= 0]
+        keys = [catalog.key(*catalog.locate(number)) for row in rows for number in row.tolist()]
+        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+        return (
+            f"the loader's workers died {MAX_RESTARTS + 1} times before step {sent[0].number} was made ({error}); if "
+            "memory ran out, lower data.num_workers or data.prefetch; data.num_workers=0 shows where. "
+            f"Samples of the step on rank {self.rank}: {', '.join(keys[:SHOWN])}{more}"
+        )
 
     def mine(self, step: Step) -> list[int]:
         """Returns this rank's rows of a step, one per micro-batch; -1 is the empty row."""
@@ -103,7 +126,9 @@ class Workers:
             self._buffers = RowBuffers(slots, loader.row_bytes)
             dataset = SharedRows(dataset, self._buffers)
         self._free = deque(range(self._buffers.num_slots if self._buffers else 0))
+        others = set(multiprocessing.active_children())
         self._batches = self._start(dataset)
+        self._processes = set(multiprocessing.active_children()) - others
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
         for first in self._batches:
@@ -113,7 +138,19 @@ class Workers:
 
     def close(self) -> None:
         """Ends the processes; Python's own end would wait for them, and they pass over its signal."""
-        self._batches = iter(())
+        self._batches = iter(())  # in good order, unless the traceback of an error still holds the old one
+        for process in self._processes:
+            process.kill()
+
+    def have_died(self, error: Exception) -> bool:
+        """Returns whether an error means that a worker is dead.
+
+        Where it died while it handed over a row, the error is about a connection or a file that is gone.
+        """
+        if str(error).startswith(DEATH):
+            return True
+        ends = [process.sentinel for process in self._processes]
+        return bool(ends and wait(ends, DEATH_SECONDS))
 
     def _take(self, row: HandedOver | PackedBatch) -> PackedBatch:
         batch = self._buffers.take(row) if isinstance(row, HandedOver) else row

@@ -95,7 +95,6 @@ def show(reports: dict[str, Report], seconds: float, console: Console) -> None:
     table.add_column("source", no_wrap=True)
     for name in ("shards", "made", "samples", "bad", "seconds", "samples/s"):
         table.add_column(name, justify="right")
-    table.add_column("bad by reason")
     total = Report()
     for name, report in reports.items():
         total.add(report)
@@ -104,6 +103,10 @@ def show(reports: dict[str, Report], seconds: float, console: Console) -> None:
         table.add_section()
         table.add_row(*cells("all", total), style="bold")
     console.print(table)
+    for name, report in reports.items():
+        if report.bad:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report.bad.items()))
+            console.print(f"bad in {name}: {reasons}", style="yellow", highlight=False)
     console.print(
         f"{total.samples:,} samples in {seconds:.1f} s; seconds in the table are of all workers together",
         highlight=False,
@@ -113,6 +116,5 @@ def show(reports: dict[str, Report], seconds: float, console: Console) -> None:
 def cells(name: str, report: Report) -> list[str]:
     """Returns the cells of one line."""
     speed = f"{report.samples / report.seconds:,.0f}" if report.seconds > 0 else ""
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(report.bad.items()))
     counts = [f"{n:,}" for n in (report.shards, report.made, report.samples, report.bad.total())]
-    return [name, *counts, f"{report.seconds:.1f}", speed, reasons]
+    return [name, *counts, f"{report.seconds:.1f}", speed]

@@ -184,9 +184,10 @@ def run_stage(run: Run, stage: Stage) -> bool:
             engine.save(folder)
             write_state(folder, run.state, to_yaml(dict(run.config)), data.identity)
 
+    rows = iter(stage_loader(run, data, dataset, micro_batches, cursor))
     trainer = Trainer(
         engine=engine,
-        steps=iter(stage_loader(run, data, dataset, micro_batches, cursor)),
+        steps=rows,
         stage=stage,
         num_steps=data.num_steps,
         sources=[source.name for source in data.catalog.sources],
@@ -204,6 +205,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
         finished = trainer.fit()
         dist.barrier()  # every rank's ledger is written
     finally:
+        rows.close()  # ends the workers, also where an error keeps them from being forgotten
         ledger.close()
         dataset.close()
         if dist.rank() == 0:

@@ -99,10 +99,17 @@ def read_model_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     if is_export(path):
         return read_weights(path)
-    checkpoint = newest_checkpoint(path)
+    return without_aligner(read_checkpoint_weights(newest_checkpoint(path)))
+
+
+def read_checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights of a checkpoint by parameter name, whichever engine wrote it."""
     plain = (checkpoint / "engine.pt").exists()
-    weights = read_weights(checkpoint / "engine.pt") if plain else read_zero_weights(checkpoint)
-    # The aligner of a stage of pre-alignment is no part of the model.
+    return read_weights(checkpoint / "engine.pt") if plain else read_zero_weights(checkpoint)
+
+
+def without_aligner(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the weights of a model: the aligner of a stage of pre-alignment is no part of it."""
     return {name: weight for name, weight in weights.items() if not name.startswith("aligner.")}
 
 

@@ -154,9 +154,7 @@ class Trainer:
 
     def flush_losses(self) -> dict[str, float]:
         """Returns the mean loss since the last log, of all and by source, and begins anew."""
-        names = ["train/loss", *(f"train/loss/{source}" for source in self.sources)]
-        pairs = zip(names, [self.sums.sum(0).tolist(), *self.sums.tolist()], strict=True)
-        means = {name: loss / weight for name, (loss, weight) in pairs if weight > 0}
+        means = mean_losses(self.sums, self.sources)
         self.sums.zero_()
         return means
 
@@ -169,12 +167,7 @@ class Trainer:
         on_device = row.to(self.engine.device)
         losses = self.engine.forward(on_device) * on_device.loss_weights
         self.engine.backward(losses.sum() / weight, last=last)
-        per_sample = torch.stack([losses.detach(), on_device.loss_weights]).double().cumsum(1).cpu()
-        ends = row.cu_seqlens[1:].long() - 1
-        sums = per_sample[:, ends].diff(dim=1, prepend=torch.zeros(2, 1, dtype=torch.float64)).T
-        by_source = torch.zeros(len(self.sources), 2, dtype=torch.float64)
-        places = [self.sources.index(source) for source in row.sources]
-        return by_source.index_add(0, torch.tensor(places, dtype=torch.int64), sums[: len(places)])
+        return sums_by_source(on_device, losses.detach(), self.sources)
 
     def count_bad(self, errors: list[tuple[str, SampleError]]) -> None:
         """Counts the bad samples of all ranks; over the budget, saves and raises TooManyBadSamples."""
@@ -198,3 +191,28 @@ class Trainer:
     def due(self, every: int) -> bool:
         """Whether something done `every` steps falls on the current step; the last step always does."""
         return self.state.step % every == 0 or self.state.step == self.num_steps
+
+
+def sums_by_source(row: PackedBatch, losses: torch.Tensor, sources: list[str]) -> torch.Tensor:
+    """Returns (number of sources, 2) float64, on the CPU: weighted loss sum and weight sum by source, of a row.
+
+    Args:
+        losses: (T,) float32, weighted.
+    """
+    per_sample = torch.stack([losses, row.loss_weights]).double().cumsum(1).cpu()
+    ends = row.cu_seqlens[1:].long().cpu() - 1
+    sums = per_sample[:, ends].diff(dim=1, prepend=torch.zeros(2, 1, dtype=torch.float64)).T
+    by_source = torch.zeros(len(sources), 2, dtype=torch.float64)
+    places = [sources.index(source) for source in row.sources]
+    return by_source.index_add(0, torch.tensor(places, dtype=torch.int64), sums[: len(places)])
+
+
+def mean_losses(sums: torch.Tensor, sources: list[str]) -> dict[str, float]:
+    """Returns the mean loss of all and by source, under the names of the metrics.
+
+    Args:
+        sums: (number of sources, 2) float64, weighted loss sums and weight sums.
+    """
+    names = ["train/loss", *(f"train/loss/{source}" for source in sources)]
+    pairs = zip(names, [sums.sum(0).tolist(), *sums.tolist()], strict=True)
+    return {name: loss / weight for name, (loss, weight) in pairs if weight > 0}

@@ -66,11 +66,12 @@ EAGLE2 = (
 
 @dataclass(frozen=True)
 class Lengths:
-    """Samples in shards: tokens (n,) int64, tiles (n,) int64, shards (n,) int64 ascending from 0."""
+    """Samples in shards: tokens (n,) int64, tiles (n,) int64, shards and sources (n,) int64 ascending from 0."""
 
     tokens: np.ndarray
     tiles: np.ndarray
     shards: np.ndarray
+    sources: np.ndarray
 
 
 def image_sizes(kind: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -119,9 +120,13 @@ def texts(median: float, sigma: float, count: int, rng: np.random.Generator) -> 
     return np.clip(np.exp(rng.normal(np.log(median), sigma, count)), 20, 32_768).astype(np.int64)
 
 
-def images(sources: tuple, capacity: int, rng: np.random.Generator, share: float, tiled: bool) -> tuple:
-    """Returns tokens and tiles of a `share` of each source, source after source."""
-    tokens, tiles = [], []
+Part = tuple[np.ndarray, np.ndarray]
+"""Tokens and tiles of a source."""
+
+
+def images(sources: tuple, capacity: int, rng: np.random.Generator, share: float, tiled: bool) -> list[Part]:
+    """Returns a `share` of each source."""
+    parts = []
     for thousands, kind, median, sigma in sources:
         count = round(thousands * 1000 * share)
         text = texts(median, sigma, count, rng)
@@ -136,29 +141,26 @@ def images(sources: tuple, capacity: int, rng: np.random.Generator, share: float
                 over = text + visual * TILE_TOKENS > capacity
                 if over.any():
                     visual[over] = num_tiles(size[0][over], size[1][over], limit)
-        tokens.append(text + visual * (TILE_TOKENS if tiled else 1024))
-        tiles.append(visual)
-    return np.concatenate(tokens), np.concatenate(tiles)
+        parts.append((text + visual * (TILE_TOKENS if tiled else 1024), visual))
+    return parts
 
 
-def long_samples(capacity: int, rng: np.random.Generator, share: float) -> tuple:
-    """Returns tokens and tiles of videos, documents and long texts."""
+def long_samples(capacity: int, rng: np.random.Generator, share: float) -> list[Part]:
+    """Returns videos, documents and long texts."""
     counts = [round(4_600_000 * share * part) for part in (0.85, 0.10, 0.05)]
     seconds = np.minimum(np.exp(rng.normal(np.log(60), 1.1, counts[0])), 3600)
     text = texts(250, 0.8, counts[0], rng)
     per_frame = TILE_TOKENS + FRAME_LABEL
     frames = np.clip((2 * seconds).astype(np.int64), 8, np.maximum((capacity - text) // per_frame, 8))
-    tokens, tiles = [text + frames * per_frame], [frames]
+    parts = [(text + frames * per_frame, frames)]
     text = texts(300, 0.8, counts[1], rng)
     pages = np.clip(np.exp(rng.normal(np.log(8), 0.9, counts[1])), 2, 60).astype(np.int64)
     each = np.full(counts[1], 13)
     for limit in (11, 9, 7, 5, 3, 1):
         each = np.where(text + pages * each * TILE_TOKENS > capacity, limit, each)
-    tokens.append(text + pages * each * TILE_TOKENS)
-    tiles.append(pages * each)
-    tokens.append(texts(12_000, 0.7, counts[2], rng))
-    tiles.append(np.zeros(counts[2], dtype=np.int64))
-    return np.concatenate(tokens), np.concatenate(tiles)
+    parts.append((text + pages * each * TILE_TOKENS, pages * each))
+    parts.append((texts(12_000, 0.7, counts[2], rng), np.zeros(counts[2], dtype=np.int64)))
+    return parts
 
 
 MIXES = ("eagle1_sft", "eagle1_tiled", "eagle2_sft", "eagle25", "eagle25_long")
@@ -168,16 +170,20 @@ def lengths_of(mix: str, capacity: int, share: float = 1.0, seed: int = 0) -> Le
     """Returns a `share` of the samples of a mix, fitted to rows of `capacity` tokens."""
     rng = np.random.default_rng(seed)
     parts = {
-        "eagle1_sft": lambda: [images(EAGLE1, capacity, rng, share, tiled=False)],
-        "eagle1_tiled": lambda: [images(EAGLE1, capacity, rng, share, tiled=True)],
-        "eagle2_sft": lambda: [images(EAGLE2, capacity, rng, share, tiled=True)],
+        "eagle1_sft": lambda: images(EAGLE1, capacity, rng, share, tiled=False),
+        "eagle1_tiled": lambda: images(EAGLE1, capacity, rng, share, tiled=True),
+        "eagle2_sft": lambda: images(EAGLE2, capacity, rng, share, tiled=True),
         "eagle25": lambda: [
-            images(EAGLE2, capacity, rng, share / 2, tiled=True),
-            long_samples(capacity, rng, share / 2),
+            *images(EAGLE2, capacity, rng, share / 2, tiled=True),
+            *long_samples(capacity, rng, share / 2),
         ],
-        "eagle25_long": lambda: [long_samples(capacity, rng, share)],
+        "eagle25_long": lambda: long_samples(capacity, rng, share),
     }[mix]()
     tokens, tiles = (np.concatenate(column) for column in zip(*parts, strict=True))
-    shards = np.arange(len(tokens)) // SHARD
+    counts = [len(part) for part, _ in parts]
+    sources = np.repeat(np.arange(len(parts)), counts)
+    # Every source begins a shard of its own.
+    firsts = np.cumsum([0, *(-(-count // SHARD) for count in counts)])
+    shards = np.concatenate([np.arange(count) // SHARD + first for count, first in zip(counts, firsts, strict=False)])
     fits = tokens <= capacity
-    return Lengths(tokens[fits], tiles[fits], shards[fits])
+    return Lengths(tokens[fits], tiles[fits], shards[fits], sources[fits])

@@ -11,39 +11,38 @@ fill     tokens of samples over tokens of rows, and `of bound`: over the fill th
 step R   over 64 ranks and steps of R rows, cost of the costliest rank over the mean: mean, 99th percentile, largest;
          and `waits`, where ranks wait for each other after each micro-batch: the sum of its largest over the mean.
 alike    standard deviation over mean, of the rows' costs and of their numbers of samples.
-time     processor seconds of one core for a million samples, shuffles and balancing included.
+time     processor seconds of one core for a million samples; ours reads its layout files, shuffles and balances.
 
-First the whole plan of the 1.8M samples of eagle1_sft is made. The last line is JSON.
+Ours is the real plan, from layout files in a temporary folder to the steps that training takes. First it is made of
+all 1.8M samples of eagle1_sft. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
-import platform
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from layouts import open_layouts, write_layouts
 from lengths import MIXES, Lengths, lengths_of
+from machine import circumstances, forget_peak, memory_mib
 from packers import PEERS, Packed, fewest_rows
 
-from eagle_train.data.balance import CostModel, deal, order_rows
-from eagle_train.data.packing import pack_rows
-from eagle_train.data.shuffle import shuffled
+from eagle_train.data.balance import CostModel, deal
+from eagle_train.data.catalog import Catalog
+from eagle_train.data.plan import PlanConfig
+from eagle_train.data.stream import steps
 
 WORLD = 64
 STEPS = (64, 256)
 """Rows of a step."""
-WINDOW_SAMPLES = 250_000
-"""Samples after which a window closes, however few rows they fill: so the first row comes soon."""
 # Parameters that multiply: without input embeddings. A multiplication and an addition are two FLOPs, backward is twice
 # forward; a causal score needs half of the square.
 EAGLE2_9B = CostModel(
@@ -55,42 +54,34 @@ EAGLE2_9B = CostModel(
 EAGLE_X5_13B = CostModel(per_token=6 * 12.85e9, per_token_squared=6 * 40 * 5120, per_tile=3 * 18.5e12)
 
 
-def windows(data: Lengths, capacity: int, window_rows: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields samples of windows, shuffled: shards in random order until their tokens fill `window_rows` rows."""
-    starts = np.searchsorted(data.shards, np.arange(data.shards[-1] + 2))
-    tokens = np.concatenate([[0], np.cumsum(data.tokens)])[starts]
-    window, total, count, number = [], 0, 0, 0
-    for shard in shuffled(np.arange(len(starts) - 1), seed, 0).tolist():
-        window.append(np.arange(starts[shard], starts[shard + 1]))
-        total += tokens[shard + 1] - tokens[shard]
-        count += len(window[-1])
-        if total >= window_rows * capacity or count >= WINDOW_SAMPLES:
-            yield shuffled(np.concatenate(window), seed, 1, number)
-            window, total, count, number = [], 0, 0, number + 1
-    if window:
-        yield shuffled(np.concatenate(window), seed, 1, number)
-
-
 def ours(
-    data: Lengths, model: CostModel, capacity: int, window_rows: int, rows_per_step: int, seed: int = 0
-) -> Iterator[Packed]:
-    """Yields each window's rows in their order."""
-    first_row = 0
-    for number, window in enumerate(windows(data, capacity, window_rows, seed)):
-        costs = model.sample_costs(data.tokens[window], data.tiles[window])
-        samples, offsets = pack_rows(data.tokens[window], costs, capacity)
-        order = order_rows(np.add.reduceat(costs[samples], offsets[:-1]), rows_per_step, first_row, seed + number)
-        sizes = np.diff(offsets)[order]
-        ends = np.cumsum(sizes)
-        moved = np.arange(len(samples)) + np.repeat(offsets[order] - (ends - sizes), sizes)
-        yield window[samples[moved]], np.concatenate([[0], ends])
-        first_row += len(order)
+    catalog: Catalog, model: CostModel, capacity: int, window_rows: int, rows_per_step: int
+) -> Iterator[list[np.ndarray]]:
+    """Yields the rows of each step of an epoch, as training takes them."""
+    config = PlanConfig(
+        max_length=capacity,
+        rows_per_step=rows_per_step,
+        window_rows=window_rows,
+        repeats=(Fraction(1),) * len(catalog.sources),
+        num_epochs=1,
+        cost=model,
+    )
+    for step in steps(catalog, config):
+        yield list(step.rows)
 
 
-def joined(parts: list[Packed]) -> Packed:
-    """Returns the rows of all windows."""
-    sizes = np.concatenate([np.diff(offsets) for _, offsets in parts])
-    return np.concatenate([samples for samples, _ in parts]), np.concatenate([[0], np.cumsum(sizes)])
+def joined(parts: Iterable[list[np.ndarray]]) -> Packed:
+    """Returns the rows of all steps."""
+    rows = [row for part in parts for row in part]
+    return np.concatenate(rows), np.cumsum([0, *map(len, rows)])
+
+
+@contextmanager
+def on_disk(data: Lengths) -> Iterator[Path]:
+    """Yields a temporary folder with the layouts of samples."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_layouts(data, Path(folder))
+        yield Path(folder)
 
 
 def imbalance(costs: np.ndarray, rows_per_step: int, dealt: bool) -> dict[str, float]:
@@ -137,15 +128,16 @@ def compare(mix: str, capacity: int, args: argparse.Namespace) -> dict[str, Any]
     bound = data.tokens.sum() / capacity / fewest_rows(data.tokens, capacity)
     print(f"\n{mix}, rows of {capacity}: {len(data.tokens)} samples, fill at most {bound:.4f}")
     results: dict[str, Any] = {}
-    for window_rows in args.window_rows:
-        for rows_per_step in STEPS:
-            start = time.process_time()
-            packed = joined(list(ours(data, model, capacity, window_rows, rows_per_step)))
-            seconds = time.process_time() - start
-            found, costs = judged(data, model, capacity, packed)
-            result = results.setdefault(f"ours, window {window_rows}", found)
-            result["seconds_per_million"] = seconds / len(data.tokens) * 1e6
-            result[f"step {rows_per_step}"] = imbalance(costs, rows_per_step, dealt=True)
+    with on_disk(data) as folder:
+        for window_rows in args.window_rows:
+            for rows_per_step in STEPS:
+                start = time.process_time()
+                packed = joined(ours(open_layouts(folder), model, capacity, window_rows, rows_per_step))
+                seconds = time.process_time() - start
+                found, costs = judged(data, model, capacity, packed)
+                result = results.setdefault(f"ours, window {window_rows}", found)
+                result["seconds_per_million"] = seconds / len(data.tokens) * 1e6
+                result[f"step {rows_per_step}"] = imbalance(costs, rows_per_step, dealt=True)
     order = np.random.default_rng(1).permutation(len(data.tokens))
     for name in args.peers:
         start = time.process_time()
@@ -174,49 +166,23 @@ def report_line(name: str, result: dict[str, Any], bound: float) -> str:
 
 
 def whole_plan(window_rows: int, capacity: int) -> dict[str, float]:
-    """Returns seconds and MiB of planning all of eagle1_sft, and seconds to its first row; with glibc only."""
-    data = lengths_of("eagle1_sft", capacity)
-    # What drawing the lengths has freed goes back to the system, and the peak restarts from what is held now.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak_mib()
-    start, wall, first = time.process_time(), time.perf_counter(), 0.0
-    parts = []
-    for part in ours(data, EAGLE_X5_13B, capacity, window_rows, STEPS[1]):
-        first = first or time.perf_counter() - wall
-        parts.append(part)
-    rows = joined(parts)
-    seconds = time.process_time() - start
-    return {
-        "samples": len(data.tokens),
-        "rows": len(rows[1]) - 1,
-        "seconds": seconds,
-        "first_row_seconds": first,
-        "windows": len(parts),
-        "growth_mib": peak_mib() - before,
-    }
-
-
-def peak_mib() -> float:
-    """Returns the largest resident memory so far in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
-
-
-def circumstances() -> dict[str, str]:
-    """Returns hardware, command and commit."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    git = partial(subprocess.run, capture_output=True, text=True, cwd=Path(__file__).parent)
-    commit = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
-    changed = git(["git", "status", "--porcelain", "--", "../../eagle_train", "."]).stdout.strip()
-    return {
-        "hardware": f"{names[0] if names else platform.machine()}, one of {os.cpu_count()} CPUs",
-        "command": "python " + " ".join(sys.argv),
-        "commit": commit + (" with changes" if changed else ""),
-        "versions": f"Python {platform.python_version()}, numpy {np.__version__}",
-    }
+    """Returns seconds and MiB of planning all of eagle1_sft from its files, and seconds to its first row."""
+    with on_disk(lengths_of("eagle1_sft", capacity)) as folder:
+        forget_peak()
+        before = memory_mib("VmHWM")
+        start, wall, first = time.process_time(), time.perf_counter(), 0.0
+        catalog = open_layouts(folder)
+        parts = []
+        for part in ours(catalog, EAGLE_X5_13B, capacity, window_rows, STEPS[1]):
+            first = first or time.perf_counter() - wall
+            parts += part  # all rows are kept, which training does not do
+        return {
+            "samples": len(catalog),
+            "rows": len(parts),
+            "seconds": time.process_time() - start,
+            "first_row_seconds": first,
+            "growth_mib": memory_mib("VmHWM") - before,
+        }
 
 
 def main() -> None:
@@ -236,7 +202,7 @@ def main() -> None:
         plans[capacity] = plan = whole_plan(args.window_rows[0], capacity)
         print(
             f"whole plan, rows of {capacity}: {plan['samples']} samples, {plan['rows']} rows, "
-            f"{plan['windows']} windows, {plan['seconds']:.1f} s, first row after {plan['first_row_seconds']:.2f} s, "
+            f"{plan['seconds']:.1f} s, first row after {plan['first_row_seconds']:.2f} s, "
             f"memory grown by {plan['growth_mib']:.0f} MiB",
             flush=True,
         )
