@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -14,6 +13,7 @@ from eagle_train.data.images import ImageReader, probe_image
 from eagle_train.data.index import ensure_index
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.shards import write_shards
+from eagle_train.data.tables import read_table
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.too_long import DropTooLong
 from eagle_train.train.assemble import build_encoder, build_schedule, build_stage_data, load_tokenizer
@@ -70,7 +70,7 @@ def read(shard, encoder):
 
 
 def test_the_index_keeps_sizes_as_stored_and_the_plan_turns_them(shard, encoder):
-    facts = [media[0] for media in pq.read_table(ensure_index(shard))["media"].to_pylist()]
+    facts = [media[0] for media in read_table(ensure_index(shard))["media"].to_pylist()]
     assert [(fact["width"], fact["height"], fact["orientation"]) for fact in facts] == [(64, 32, 1), (32, 64, 6)]
     assert read(shard, encoder).num_tiles.tolist() == [2, 2]
     stored = replace(encoder, images=ImageReader(exif_orientation=False))
