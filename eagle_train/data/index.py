@@ -231,7 +231,7 @@ def read_record(
         SampleError: see `parse_members`; `bad_record` also for two members of one extension.
     """
     if repeated := repeated_member(members):
-        raise SampleError(key, "bad_record", f"member {repeated!r} occurs twice; nobody knows which is meant")
+        raise SampleError(key, "bad_record", f"member {repeated!r} occurs twice")
     contents = {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}
     for content in contents.values():
         visit_text(content)

@@ -63,6 +63,12 @@ def open_shard(number: int, source: Source, shard: Location, layout: str, storag
         lost = Summary(num_samples=count, dropped={"missing_shard": count})
         return CatalogShard(source=number, location=shard, index_dir=source.index_dir, summary=lost, lost=True)
     summary = from_metadata(read_metadata(path))
+    wanted = expected_shards(shard.parent).get(shard.name, 0) if isinstance(shard, Path) else 0
+    if summary.num_samples < wanted and "missing_shard" not in summary.dropped:
+        raise ValueError(
+            f"{shard} holds {summary.num_samples} samples, shards.json beside it says {wanted}: it was cut between two "
+            f"samples, or made again; restore it, or correct shards.json"
+        )
     return CatalogShard(source=number, location=shard, index_dir=source.index_dir, summary=summary)
 
 

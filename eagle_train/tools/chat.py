@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     for question in [options.question] if options.question else ask():
         shown = tuple(range(len(media))) if not messages else ()
         messages.append(Message(role="user", content=(*shown, question)))
-        answer = reply(model, encoder, messages, media, tiles, options.max_new_tokens)
+        answer = reply(model, encoder, messages, plans, tiles, options.max_new_tokens)
         messages.append(Message(role="assistant", content=(answer,)))
     return 0
 

@@ -150,7 +150,7 @@ def test_media_are_found_under_the_root_by_any_honest_path(source, tmp_path):
 def test_building_again_changes_nothing_and_other_data_is_kept(source, tmp_path):
     out = tmp_path / "out"
     first = build_from_annotation(out, annotation=source / "a.json")
-    (out / "out-000000.index.parquet").write_bytes(b"made from the shard")
+    (out / "out-000000.index.arrow").write_bytes(b"made from the shard")
     before = everything_in(out)
     assert build_from_annotation(out, annotation=source / "a.json") == first
     assert everything_in(out) == before

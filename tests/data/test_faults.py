@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
@@ -92,17 +93,29 @@ def jpeg(seed=0):
     return out.getvalue()
 
 
-def test_a_shard_cut_before_its_index_is_built_is_refused_by_name(tmp_path, encoder):
+def test_of_a_shard_cut_before_its_index_is_built_the_whole_samples_stay(tmp_path, encoder):
     shards = write_shards(GOOD, tmp_path / "s", samples_per_shard=5)
     os.truncate(shards[2], shards[2].stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"s-000002\.tar is not a whole tar .*build or download it again"):
-        read_catalog([Source(name="s", shards=shards)], encoder, 64)
+    source = Source(name="s", shards=shards)
+    with pytest.raises(TooManyBadSamples, match=r"rest from byte \d+: missing_shard: .*s-000002\.tar is not"):
+        read_catalog([source], encoder, 64, share=0.0)
+    catalog = read_catalog([source], encoder, 64)
+    assert catalog.dropped() == {"s": {"missing_shard": 1}}
+    assert 15 < catalog.source_summaries()[0].num_usable < 20
 
 
-def test_a_shard_cut_after_its_index_was_built_is_refused_at_the_next_start(found, encoder):
+def test_a_shard_cut_after_its_index_was_built_is_noticed_at_the_next_start(found, encoder):
     shard = found.shards[1].location
     os.truncate(shard, shard.stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"s-000001\.tar is not a whole tar"):
+    with pytest.raises(TooManyBadSamples, match=r"s-000001\.tar is not a whole tar"):
+        read_catalog(found.sources, encoder, 64, share=0.0)
+
+
+def test_a_shard_cut_between_two_samples_is_noticed_by_its_manifest(found, encoder):
+    shard = found.shards[1].location
+    last = found.index_row(1, 2)["members"][-1]
+    os.truncate(shard, -(-(last["offset"] + last["size"]) // 512) * 512)
+    with pytest.raises(ValueError, match=r"s-000001\.tar holds 3 samples, shards\.json beside it says 5"):
         read_catalog(found.sources, encoder, 64)
 
 

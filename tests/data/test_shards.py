@@ -245,7 +245,8 @@ def test_a_member_that_occurs_twice_is_one_bad_sample(tmp_path):
     repeated = {key: repeated_member(members) for key, members in scan_shard(shard)}
     assert repeated == {"a": None, "b": "jpg", "c": None}
     rows = {row["key"]: (row["reason"], row["detail"]) for row in index_shard(shard).to_pylist()}
-    assert rows["b"] == ("bad_record", "member 'jpg' occurs twice") and list(rows) == ["a", "b", "c"]
+    assert rows["b"][0] == "bad_record" and rows["b"][1].startswith("member 'jpg' occurs twice")
+    assert list(rows) == ["a", "b", "c"]
 
 
 def test_members_lead_to_their_bytes(tmp_path):

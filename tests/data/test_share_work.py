@@ -202,7 +202,8 @@ def test_an_error_names_its_file_on_every_rank_and_leaves_no_claim(tmp_path, wor
         with pytest.raises(ValueError, match=r"cannot make .*bad-1: .*the disk is on fire"):
             share_work(items, make, is_done, rank=rank, world_size=2, workers=workers, patience=PATIENCE)
         assert not list(tmp_path.glob("*.claim"))
-    assert all(path.exists() for path in outputs(tmp_path, 3)), "what is published stays"
+    if workers == 1:  # processes may not have come to the others
+        assert all(path.exists() for path in outputs(tmp_path, 3)), "what is published stays"
 
 
 def test_worker_processes_share_the_files_of_a_rank(tmp_path):
