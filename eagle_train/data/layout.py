@@ -22,7 +22,7 @@ import pyarrow as pa
 from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import ensure_index, has_index, index_path, index_stem, is_current, sample_key
-from eagle_train.data.lengths import COLUMNS, TextLayout, ensure_lengths
+from eagle_train.data.lengths import TextLayout, ensure_lengths, read_lengths
 from eagle_train.data.locations import Location
 from eagle_train.data.media import MediaError
 from eagle_train.data.share_work import share_work
@@ -194,8 +194,7 @@ def ensure_layout(shard: Location, index_dir: Path | None, source: str, layout: 
     path = layout_path(index_stem(shard, index_dir), layout.fingerprint)
     if has_layout(shard, index_dir, layout.fingerprint):
         return path
-    texts = read_made(partial(ensure_lengths, shard, index_dir, layout.text))
-    ends = [list(map(AnswerEnd, *columns)) for columns in zip(*(texts[n].to_pylist() for n in COLUMNS), strict=True)]
+    ends = read_lengths(read_made(partial(ensure_lengths, shard, index_dir, layout.text)))
     index = read_made(partial(ensure_index, shard, index_dir))
     columns = [index[name].to_pylist() for name in ("key", "media", "reason", "detail")]
     rows = []

@@ -37,28 +37,9 @@ class KeepTurns:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """A shortened sample.
-
-    Args:
-        num_answers: answers that stay.
-        lost_turns: turns (questions and answers) that do not.
-        lost_tokens: tokens of these, media included.
-    """
-
-    num_answers: int
-    lost_turns: int
-    lost_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class Shortened:
     """How much of a source was cut off, by samples, turns and tokens."""
 
     samples: int = 0
     turns: int = 0
     tokens: int = 0
-
-    def plus(self, cut: Cut) -> Shortened:
-        """Returns the sum with one more shortened sample."""
-        return Shortened(self.samples + 1, self.turns + cut.lost_turns, self.tokens + cut.lost_tokens)

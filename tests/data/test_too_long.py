@@ -14,7 +14,7 @@ from eagle_train.data.catalog import Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
-from eagle_train.data.lengths import COLUMNS, ensure_lengths
+from eagle_train.data.lengths import ensure_lengths, read_lengths
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.shards import write_shards
@@ -108,9 +108,7 @@ def layouts_of(found) -> dict:
 
 def read_ends(shard, encoder) -> list[list[AnswerEnd]]:
     layout = make_layout(encoder, 100, DropTooLong())
-    table = read_table(ensure_lengths(shard, None, layout.text))
-    columns = [table[name].to_pylist() for name in COLUMNS]
-    return [list(map(AnswerEnd, *ends)) for ends in zip(*columns, strict=True)]
+    return read_lengths(read_table(ensure_lengths(shard, None, layout.text)))
 
 
 @pytest.mark.parametrize("policy", [DropTooLong(), KeepTurns()], ids=lambda policy: type(policy).__name__)
