@@ -165,7 +165,13 @@ def describe(part: Any) -> list:
 
 
 def tokenizer_hash(encoder: Encoder) -> str:
-    """Returns a short hash of a tokenizer."""
+    """Returns a short hash of a tokenizer, without the truncation and padding that its file may ask for.
+
+    Any call that asks for neither switches them off, as all of ours do, so a hash with them would depend on what was
+    called before.
+    """
+    encoder.tokenizer.backend_tokenizer.no_truncation()
+    encoder.tokenizer.backend_tokenizer.no_padding()
     return hashlib.sha256(encoder.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
 
 

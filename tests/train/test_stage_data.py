@@ -1,0 +1,62 @@
+"""What ties a run to its data does not depend on what was done before."""
+
+from dataclasses import replace
+
+import pytest
+
+from eagle_train.data.encode import Encoder
+from eagle_train.data.frames import FrameRate
+from eagle_train.data.images import ImageReader
+from eagle_train.data.loss_weights import per_token
+from eagle_train.data.tiling import CentreCrop, PadToSquare
+from eagle_train.data.too_long import DropTooLong, KeepTurns
+from eagle_train.train.assemble import load_tokenizer
+from eagle_train.train.config import build, load_config
+from eagle_train.train.stage_data import describe_layout, make_layout
+from eagle_train.types import Message
+
+
+@pytest.fixture
+def encoder(data):
+    return Encoder(
+        template=build(load_config(["+experiment=toy"])["chat_template"]),
+        tokenizer=load_tokenizer(str(data / "tokenizer")),
+        images=ImageReader(),
+        tiling=PadToSquare(),
+        frames=FrameRate(),
+        tile_size=16,
+        tokens_per_tile=4,
+        loss_weight=per_token,
+    )
+
+
+def test_a_tokenizer_whose_file_asks_for_truncation_is_the_same_before_and_after_it_is_called(encoder):
+    plain = describe_layout(make_layout(encoder, 64, DropTooLong()))
+    encoder.tokenizer.backend_tokenizer.enable_truncation(5)
+    encoder.tokenizer.backend_tokenizer.enable_padding(length=9)
+    before = make_layout(encoder, 64, DropTooLong())
+    turns = [Message(role="user", content=("a",)), Message(role="assistant", content=("b" * 99,))]
+    assert sum(len(run.ids) for run in encoder.template.encode(turns, encoder.tokenizer)) > 9
+    after = make_layout(encoder, 64, DropTooLong())
+    assert before.fingerprint == after.fingerprint and before.text.fingerprint == after.text.fingerprint
+    assert describe_layout(after) == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"max_length": 65}, "max_length"),
+        ({"too_long": KeepTurns()}, "too_long"),
+        ({"tiling": CentreCrop()}, "tiling"),
+        ({"tokens_per_tile": 5}, "tokens_per_tile"),
+        ({"frames": FrameRate(fps=1.0)}, "frames"),
+    ],
+)
+def test_whatever_lengths_depend_on_is_in_the_fingerprint(encoder, changes, part):
+    own = {name: changes[name] for name in ("max_length", "too_long") if name in changes}
+    other = replace(encoder, **{name: value for name, value in changes.items() if name not in own})
+    one = make_layout(encoder, 64, DropTooLong())
+    two = make_layout(other, own.get("max_length", 64), own.get("too_long", DropTooLong()))
+    assert one.fingerprint != two.fingerprint
+    first, second = describe_layout(one), describe_layout(two)
+    assert {name for name in first if first[name] != second[name]} == {part}
