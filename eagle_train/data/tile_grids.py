@@ -80,7 +80,7 @@ class TileGrid(ABC):
         side, rows, cols = self.tile_size, plan.rows, plan.cols
         if out.shape != (plan.num_tiles, 3, side, side):
             raise ValueError(f"{plan} of {side} px needs {(plan.num_tiles, 3, side, side)}, out is {out.shape}")
-        image = within_limit(image)
+        image = within_limit(image, cols * side)
         pixels = self.resized(image, cols, rows).reshape(rows, side, cols, side, 3)
         np.copyto(out[: rows * cols].reshape(rows, cols, 3, side, side), pixels.transpose(0, 2, 4, 1, 3))
         if plan.thumbnail:
@@ -148,10 +148,11 @@ def grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def within_limit(image: Image.Image) -> Image.Image:
-    """Returns an image with neither side over `LARGEST_SIDE` pixels; a longer one is averaged over whole blocks.
+def within_limit(image: Image.Image, columns: int) -> Image.Image:
+    """Returns an image that Pillow resizes to `columns` without more than `LARGEST_SIDE`**2 pixels in between.
 
-    Pillow resizes columns first: without it, an image of 1 x 1,000,000 pixels would be 450 x 1,000,000 in between.
+    It resizes columns first: 1 x 1,000,000 pixels would become 448 x 1,000,000, 1.8 GB. Rows are averaged over whole
+    blocks where that is so, which no image of a usual shape needs.
     """
-    factors = tuple(-(-side // LARGEST_SIDE) for side in image.size)
-    return image if factors == (1, 1) else image.reduce(factors)
+    block = -(-columns * image.height // LARGEST_SIDE**2)
+    return image if block == 1 else image.reduce((1, block))
