@@ -19,7 +19,7 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero import ZeroEngine
 from eagle_train.types import PackedBatch
-from tests.toys import tiny_model, tiny_row, tiny_sample
+from tests.toys import tiny_eagle2, tiny_model, tiny_row, tiny_sample
 
 RATES = {
     "trained": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
@@ -31,6 +31,7 @@ RATES = {
         "projector": None,
         "llm": None,
     },
+    "eagle2": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
     "aligned": {"mixture": None, "mixture.encoders.vit": 1e-2, "projector": None, "llm": None, "aligner": 1e-2},
 }
 # Tiles of the rows of both ranks in every step: images on both, on one, on the other, on none, of unlike number.
@@ -46,11 +47,11 @@ def make(case: str) -> tuple[nn.Module, Stage]:
         max_length=256,
         rows_per_step=2,
         num_steps=len(TILES),
-        max_grad_norm=None if case == "trained" else 1.0,
+        max_grad_norm=None if case in ("trained", "eagle2") else 1.0,
         eps=1e-4,  # so that Adam does not blow up the rounding of gradients that are zero
         align=align,
     )
-    model: nn.Module = tiny_model()
+    model: nn.Module = tiny_eagle2() if case == "eagle2" else tiny_model()
     model.mixture.micro_batch = 1  # ranks encode tiles in unlike numbers of pieces
     if align:
         model = PreAlignment(model, align, MlpProjector)
