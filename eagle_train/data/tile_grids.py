@@ -81,15 +81,18 @@ class TileGrid(ABC):
         if out.shape != (plan.num_tiles, 3, side, side):
             raise ValueError(f"{plan} of {side} px needs {(plan.num_tiles, 3, side, side)}, out is {out.shape}")
         image = within_limit(image, cols * side)
-        pixels = self.resized(image, cols, rows).reshape(rows, side, cols, side, 3)
-        np.copyto(out[: rows * cols].reshape(rows, cols, 3, side, side), pixels.transpose(0, 2, 4, 1, 3))
+        self.write(image, out[: rows * cols].reshape(rows, cols, 3, side, side))
         if plan.thumbnail:
-            np.copyto(out[-1], self.resized(image, 1, 1).transpose(2, 0, 1))
+            self.write(image, out[-1:, None])
 
-    def resized(self, image: Image.Image, cols: int, rows: int) -> np.ndarray:
-        """Returns the image stretched to (rows * S, cols * S, 3) uint8."""
-        size = (cols * self.tile_size, rows * self.tile_size)
-        return np.asarray(image.resize(size, Image.Resampling[self.resample.upper()]))
+    def write(self, image: Image.Image, out: np.ndarray) -> None:
+        """Stretches the image to the grid of `out` (rows, cols, 3, S, S) uint8 and writes its tiles there."""
+        rows, cols, _, side, _ = out.shape
+        whole = image.resize((cols * side, rows * side), Image.Resampling[self.resample.upper()])
+        for colour, band in enumerate("RGB"):
+            # Pillow picks one colour out of its pixels in less than half the time that numpy takes to rearrange them.
+            plane = np.frombuffer(whole.tobytes("raw", band), dtype=np.uint8)
+            out[:, :, colour] = plane.reshape(rows, side, cols, side).swapaxes(1, 2)
 
 
 class ImageAreaPreservation(TileGrid):
