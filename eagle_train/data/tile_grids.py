@@ -74,12 +74,15 @@ class TileGrid(ABC):
     def cut(self, image: Image.Image, plan: MediaPlan, out: np.ndarray) -> None:
         """Writes the tiles of an RGB `image` to `out` (N, 3, S, S) uint8.
 
+        Args:
+            plan: of this image, or `MediaPlan()` for a frame or a page: one tile.
+
         Raises:
-            ValueError: if `out` has another shape than the plan's tiles.
+            ValueError: if `out` has another shape than the plan's tiles of one image.
         """
         side, rows, cols = self.tile_size, plan.rows, plan.cols
-        if out.shape != (plan.num_tiles, 3, side, side):
-            raise ValueError(f"{plan} of {side} px needs {(plan.num_tiles, 3, side, side)}, out is {out.shape}")
+        if out.shape != (needed := (rows * cols + plan.thumbnail, 3, side, side)):
+            raise ValueError(f"{plan} with tiles of {side} px needs an array {needed}, out is {out.shape}")
         image = within_limit(image, cols * side)
         self.write(image, out[: rows * cols].reshape(rows, cols, 3, side, side))
         if plan.thumbnail:

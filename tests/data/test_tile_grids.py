@@ -221,7 +221,7 @@ def test_tiles_may_be_part_of_a_larger_array():
 
 def test_an_array_of_another_shape_is_refused():
     tiling = ImageAreaPreservation(tile_size=16)
-    with pytest.raises(ValueError, match=r"needs \(1, 3, 16, 16\), out is \(2, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"needs an array \(1, 3, 16, 16\), out is \(2, 3, 16, 16\)"):
         tiling.cut(photo(16, 16), MediaPlan(), np.zeros((2, 3, 16, 16), np.uint8))
 
 

@@ -145,6 +145,13 @@ def test_siglip_stops_at_a_hidden_state(select_layer):
     assert count + sum(encoder.not_built.values()) == sum(parameter.numel() for parameter in bare.parameters())
 
 
+def test_siglip_attends_with_torchs_own_kernels_whatever_the_size():
+    encoder = tiny.siglip()
+    assert encoder.vit.config._attn_implementation == "sdpa"
+    assert encoder(pixels(), 8).shape[2:] == (1, 1)
+    assert encoder(pixels(), 56).shape[2:] == (7, 7)
+
+
 @pytest.mark.parametrize("select_layer", [-5, 0, 5, -6])
 def test_siglip_has_no_features_before_its_first_layer_or_after_its_last(select_layer):
     with pytest.raises(ValueError, match=f"select_layer {select_layer} .* -4 to -1, or 1 to 4"):
