@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from transformers import PreTrainedModel
 
 from eagle_train.data.collate import pack
 from eagle_train.model.encoders.clip_vit import ClipVit
 from eagle_train.model.encoders.convnext import ConvNext
-from eagle_train.model.encoders.siglip import Siglip
 from eagle_train.model.llm import build_llm
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.projector import MlpProjector
@@ -31,13 +29,7 @@ def tiny_model(seed: int = 0) -> VisionLanguageModel:
     )
     convnext = ConvNext(name="convnext_atto", image_size=32, depths=[1, 1, 1, 1], dims=[8, 16, 16, 16], stage=1)
     mixture = ChannelConcat(encoders={"vit": vit, "convnext": convnext}, grid=GRID, layer_norm=True)
-    llm = tiny_llm()
-    return VisionLanguageModel(mixture=mixture, projector=MlpProjector(mixture.channels, 32), llm=llm, loss_chunk=7)
-
-
-def tiny_llm() -> PreTrainedModel:
-    """Returns a Llama of two layers."""
-    return build_llm(
+    llm = build_llm(
         model_type="llama",
         vocab_size=VOCAB,
         hidden_size=32,
@@ -47,17 +39,7 @@ def tiny_llm() -> PreTrainedModel:
         num_key_value_heads=2,
         initializer_range=0.2,
     )
-
-
-def tiny_eagle2(seed: int = 0) -> VisionLanguageModel:
-    """Returns `tiny_model` with Eagle 2's mixture of one folded SigLIP, and its connector."""
-    torch.manual_seed(seed)
-    siglip = Siglip(
-        image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    mixture = ChannelConcat(encoders={"siglip": siglip}, fold={"siglip": 2})
-    projector = MlpProjector(mixture.channels, 32, layer_norm=True)
-    return VisionLanguageModel(mixture=mixture, projector=projector, llm=tiny_llm(), loss_chunk=7)
+    return VisionLanguageModel(mixture=mixture, projector=MlpProjector(mixture.channels, 32), llm=llm, loss_chunk=7)
 
 
 def tiny_sample(seed: int, *, tiles: int, text: int = 12, source: str = "s") -> EncodedSample:

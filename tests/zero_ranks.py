@@ -12,14 +12,17 @@ import torch
 from torch import nn
 
 from eagle_train import dist
+from eagle_train.model.encoders.siglip import Siglip
+from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.projector import MlpProjector
+from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.engine import Engine, PlainEngine
 from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero import ZeroEngine
 from eagle_train.types import PackedBatch
-from tests.toys import tiny_eagle2, tiny_model, tiny_row, tiny_sample
+from tests.toys import tiny_model, tiny_row, tiny_sample
 
 RATES = {
     "trained": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
@@ -57,6 +60,17 @@ def make(case: str) -> tuple[nn.Module, Stage]:
         model = PreAlignment(model, align, MlpProjector)
     freeze(model, stage.learning_rates)
     return model, stage
+
+
+def tiny_eagle2() -> VisionLanguageModel:
+    """Returns `tiny_model` with Eagle 2's mixture, one folded SigLIP, and its connector."""
+    model = tiny_model()
+    siglip = Siglip(
+        image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model.mixture = ChannelConcat(encoders={"siglip": siglip}, fold={"siglip": 2})
+    model.projector = MlpProjector(model.mixture.channels, model.llm.config.hidden_size, layer_norm=True)
+    return model
 
 
 def rows(step: int) -> list[PackedBatch]:
