@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from eagle_train.data.annotations import read_annotation
-from eagle_train.data.build import read_media_file
 from eagle_train.data.chat import ChatTemplate, TextRun
+from eagle_train.data.convert import read_media_file
 from eagle_train.data.images import ImageReader, probe_image
 from eagle_train.data.index import ensure_index, read_record, sample_key
 from eagle_train.data.lint import Finding, TextChecks, check_texts, short, text_of

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from eagle_train.data.images import ImageReader
-from eagle_train.data.jobs import run_jobs
 from eagle_train.data.lint import Finding, TextChecks
 from eagle_train.data.lint_files import Checks, chunks, lint_records, lint_shard
 from eagle_train.data.lint_report import SourceReport
+from eagle_train.data.work_pool import run_all
 from eagle_train.tools.data_arguments import check_keys, find_sources, parse_values, plain_encoder, whole, yes
 from eagle_train.track.console import progress
 from eagle_train.train.assemble import load_tokenizer
@@ -91,7 +92,7 @@ def lint_sources(values: Mapping[str, str], checks: Checks, workers: int) -> dic
     works = [(source.name, shard, source.index_dir) for source in sources for shard in source.shards]
     reports = {source.name: SourceReport(whole(values, "examples", 3)) for source in sources}
     with progress("looking at shards", len(works)) as advance:
-        for (source, _, _), part in run_jobs(lint_shard, checks, works, workers):
+        for (source, _, _), part in run_all(partial(lint_shard, checks), works, workers, len(works)):
             reports[source].add(part)
             advance(1)
     for report in reports.values():
@@ -109,7 +110,7 @@ def lint_annotation(values: Mapping[str, str], checks: Checks, workers: int) -> 
     report = SourceReport(whole(values, "examples", 3))
     errors: list[str] = []
     with progress("looking at records", None) as advance:
-        for _, part in run_jobs(lint_records, checks, chunks(path, errors), workers):
+        for _, part in run_all(partial(lint_records, checks), chunks(path, errors), workers):
             report.add(part)
             advance(len(part.keys))
     for error in errors:
