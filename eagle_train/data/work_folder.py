@@ -39,8 +39,14 @@ def at_work(work: Path, inputs: Any) -> Iterator[None]:
 
     Args:
         inputs: plain values that tell what is built, and from what.
+
+    Raises:
+        ValueError: if the folder is not writable.
     """
-    work.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {work.parent} ({error}); choose a folder that is writable") from error
     try:
         with Claims(PATIENCE) as claims:
             if not claims.take(work):

@@ -136,6 +136,11 @@ def test_a_build_waits_for_another_that_builds_the_same(annotation, tmp_path, ca
     assert len(waited) == 1 and f"waiting for the process that holds {claim}" in caplog.text
 
 
+def test_a_folder_that_cannot_be_written_is_named(annotation, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot write .*\.prepare .*choose a folder that is writable"):
+        build_from_annotation(annotation / "out", annotation=annotation, **HOW)  # a file is no folder
+
+
 def stop_when(process, there, number=signal.SIGKILL):
     """Sends a signal to a process as soon as something is there; returns what it printed.
 
