@@ -14,6 +14,7 @@ import numpy as np
 from eagle_train.data.annotations import read_annotation
 from eagle_train.data.build import read_media_file
 from eagle_train.data.chat import ChatTemplate, TextRun
+from eagle_train.data.frames import shown_seconds
 from eagle_train.data.images import ImageReader, probe_image
 from eagle_train.data.index import ensure_index, read_record, sample_key
 from eagle_train.data.lint import Finding, TextChecks, check_texts, short, text_of
@@ -23,8 +24,9 @@ from eagle_train.data.schemas import Record, parse_record
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_table
-from eagle_train.data.videos import decode_frames, probe_video
-from eagle_train.types import SampleError
+from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.videos import probe_video
+from eagle_train.types import Media, SampleError
 
 CHUNK = 500
 """Records of an annotation that are one job."""
@@ -210,7 +212,9 @@ def decode_all(record: Record, images: ImageReader, read: Callable[[str], bytes]
             if file.kind == "image":
                 images.decode(read(file.ref))
             else:
-                decode_frames(read(file.ref), 2)
+                data = read(file.ref)
+                video = Media(kind="video", **probe_video(data)._asdict())
+                list(decode_frames(data, shown_seconds(video, 2)))
         except MediaError as error:
             yield Finding(error.reason, short(f"{file.ref}: {error}"))
 
