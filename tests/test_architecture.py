@@ -29,7 +29,7 @@ HOME_OF = {
     "fsspec": "data/storage.py",
     "simplejpeg": "data/turbo_jpeg.py",
 }
-EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, videos.py decodes
+EXTRA_HOMES = {"av": {"data/video_frames.py", "data/toy/video.py"}}  # videos.py opens them, these decode and encode
 
 
 def imports(path):

@@ -14,8 +14,8 @@ from eagle_train.data.chat import ChatTemplate, TextRun, backend_of, encode_run
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
 from eagle_train.data.media import MediaError
+from eagle_train.data.media_content import Content, pictures
 from eagle_train.data.tiling import Tiling
-from eagle_train.data.videos import decode_frames
 from eagle_train.types import IGNORE_INDEX, EncodedSample, Media, MediaPlan, Sample, SampleError
 
 VISUAL = -1
@@ -73,14 +73,18 @@ class Encoder:
         """
         if media.kind == "image":
             return self.tiling.plan(*self.images.size(media))
+        if media.members:
+            self.images.size(media)  # refuses pages and frames that are too large
+        if media.kind == "document":
+            return MediaPlan(num_frames=media.num_frames)
         return MediaPlan(num_frames=self.frames.num_frames(media.duration, media.num_frames))
 
     def media_length(self, plan: MediaPlan) -> int:
         """Returns the tokens one image or video adds to the text of its sample."""
         return plan.num_tiles * self.tokens_per_tile + (plan.num_frames - 1) * len(self.between_frames)
 
-    def decode(self, key: str, media: Media, plan: MediaPlan, data: bytes, out: np.ndarray) -> None:
-        """Writes the tiles of one image or video into `out` (N, 3, S, S) uint8.
+    def decode(self, key: str, media: Media, plan: MediaPlan, data: Content, out: np.ndarray) -> None:
+        """Writes the tiles of one image, video or document into `out` (N, 3, S, S) uint8.
 
         Raises:
             SampleError: if the bytes cannot be decoded, or are not what the header facts say.
@@ -93,15 +97,14 @@ class Encoder:
                     raise SampleError(key, "length_mismatch", detail)
                 self.tiling.cut(image, plan, out)
                 return
-            frames = decode_frames(data, plan.num_frames)
+            one = MediaPlan()
+            for picture, tile in zip(pictures(media, plan, data, self.images), out, strict=True):
+                self.tiling.cut(picture, one, tile[None])
         except MediaError as error:
-            raise SampleError(key, error.reason, f"{media.member}: {error}") from error
-        one = MediaPlan()
-        for frame, tile in zip(frames, out, strict=True):
-            self.tiling.cut(frame, one, tile[None])
+            raise SampleError(key, error.reason, f"{media.member or media.kind}: {error}") from error
 
     def decode_all(
-        self, key: str, media: Sequence[Media], plans: Sequence[MediaPlan], data: Sequence[bytes], out: np.ndarray
+        self, key: str, media: Sequence[Media], plans: Sequence[MediaPlan], data: Sequence[Content], out: np.ndarray
     ) -> None:
         """Writes the tiles of all media of a sample into `out` (N, 3, S, S) uint8, see `decode`."""
         ends = list(accumulate(plan.num_tiles for plan in plans))

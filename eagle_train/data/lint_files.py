@@ -14,6 +14,7 @@ import numpy as np
 from eagle_train.data.annotations import read_annotation
 from eagle_train.data.chat import ChatTemplate, TextRun
 from eagle_train.data.convert import read_media_file
+from eagle_train.data.frames import shown_seconds
 from eagle_train.data.images import ImageReader, probe_image
 from eagle_train.data.index import ensure_index, read_record, sample_key
 from eagle_train.data.lint import Finding, TextChecks, check_texts, short, text_of
@@ -23,13 +24,16 @@ from eagle_train.data.schemas import Record, parse_record
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_table
-from eagle_train.data.videos import decode_frames, probe_video
-from eagle_train.types import SampleError
+from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.videos import probe_video
+from eagle_train.types import Media, SampleError
 
 CHUNK = 500
 """Records of an annotation that are one job."""
 LONG_TEXT = 200
 """Characters from which on the same text with other media is worth a look; short questions repeat by nature."""
+TOLD_APART_BY = ("width", "height", "start", "end")
+"""Facts of the media that tell samples of equal text apart, beside the size of their files."""
 LEAST_SIDE, MOST_ASPECT = 8, 64
 
 
@@ -158,7 +162,7 @@ def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dic
     try:
         record = read_record(reader, row["key"], list(members.values()))
         findings = [*check_texts(record, checks.texts), *count_tokens(record, checks)]
-        named = {ref.ref for ref in record.media}
+        named = {path for ref in record.media for path in ref.paths}
         if unused := sorted(name for name in members if media_kind(name) and name not in named):
             findings.append(Finding("unused_media", ", ".join(unused)))
         sizes = [(medium["width"], medium["height"]) for medium in row["media"] if medium["kind"] == "image"]
@@ -170,7 +174,16 @@ def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dic
         part.add(key, [Finding(reason, short(getattr(error, "detail", str(error))))])
         return
     # Media are the same if their files are equally long and the pictures equally large: no byte of them is read.
-    media = [(members[m["member"]].size, m["width"], m["height"]) for m in row["media"]]
+    media = [
+        (
+            sum(members[name].size for name in m["members"] or [m["member"]]),
+            m["width"],
+            m["height"],
+            m["start"],
+            m["end"],
+        )
+        for m in row["media"]
+    ]
     part.add(key, findings, **hashes(record, media))
 
 
@@ -187,7 +200,7 @@ def lint_records(checks: Checks, chunk: Chunk) -> Part:
             if isinstance(data, dict) and "id" in data:
                 key, ident = f"{key}, id {short(str(data['id']))}", hashed(str(data["id"]))
             record = parse_record(data, key=key)
-            part.media |= {ref.ref for ref in record.media}
+            part.media |= {path for ref in record.media for path in ref.paths}
             findings = [*check_texts(record, checks.texts), *count_tokens(record, checks)]
             found, media = check_files(record, checks, key)
             part.add(key, [*findings, *found], ident=ident, **hashes(record, media))
@@ -199,21 +212,21 @@ def lint_records(checks: Checks, chunk: Chunk) -> Part:
 def check_files(record: Record, checks: Checks, key: str) -> tuple[list[Finding], list[tuple]]:
     """Returns the findings on the media files of a record, and what tells each from others.
 
-    That is bytes, width and height, or the path where there is no picture.
+    That is bytes, width, height and bounds of a clip, or the path where there is no picture.
     """
     findings, media, sizes = [], [], []
     contents: dict[str, bytes] = {}
-    for ref in record.media:
+    for ref, file in [(medium, file) for medium in record.media for file in medium.files]:
         try:
-            contents[ref.ref] = data = read_media_file(ref, checks.media_root, key)
-            probe = probe_image if ref.kind == "image" else probe_video
+            contents[file.ref] = data = read_media_file(file, checks.media_root, key)
+            probe = probe_image if file.kind == "image" else probe_video
             width, height = probe(data)[:2]
-            media.append((len(data), width, height))
+            media.append((len(data), width, height, ref.start, ref.end))
             if ref.kind == "image":
                 sizes.append((width, height))
         except (SampleError, MediaError) as error:
-            media.append((ref.ref,))
-            findings.append(Finding(error.reason, short(f"{ref.ref}: {error.detail}")))
+            media.append((file.ref,))
+            findings.append(Finding(error.reason, short(f"{file.ref}: {error.detail}")))
     findings += check_sizes(sizes)
     if checks.images is not None and not any(f.kind.startswith(("missing", "unreadable")) for f in findings):
         findings += decode_all(record, checks.images, contents.__getitem__)
@@ -230,14 +243,16 @@ def check_sizes(sizes: Iterable[tuple[int, int]]) -> Iterator[Finding]:
 
 def decode_all(record: Record, images: ImageReader, read: Callable[[str], bytes]) -> Iterator[Finding]:
     """Yields a finding for each medium of a record that cannot be decoded; of videos two frames are."""
-    for ref in record.media:
+    for file in (file for ref in record.media for file in ref.files):
         try:
-            if ref.kind == "image":
-                images.decode(read(ref.ref))
+            if file.kind == "image":
+                images.decode(read(file.ref))
             else:
-                decode_frames(read(ref.ref), 2)
+                data = read(file.ref)
+                video = Media(kind="video", **probe_video(data)._asdict())
+                list(decode_frames(data, shown_seconds(video, 2)))
         except MediaError as error:
-            yield Finding(error.reason, short(f"{ref.ref}: {error}"))
+            yield Finding(error.reason, short(f"{file.ref}: {error}"))
 
 
 def count_tokens(record: Record, checks: Checks) -> Iterator[Finding]:
