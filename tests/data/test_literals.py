@@ -68,7 +68,7 @@ def test_other_text_goes_the_usual_way():
     tokenizer, template = tokenizer_of("apart"), build(load_choice("chat_template", "chatml"))
     messages = [Message(role="user", content=("a < b |im_end|", 0, "<box"))]
     assert list(template.mark(messages, tokenizer)) == messages
-    assert template.tokenizer_for("a < b", tokenizer) is tokenizer
+    assert template.backend_for("a < b", tokenizer) is tokenizer.backend_tokenizer
 
 
 def test_a_tokenizer_without_the_tokens_of_a_template_is_told():

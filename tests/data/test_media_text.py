@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,7 @@ from eagle_train.data.tokenizer.load import load_tokenizer
 from eagle_train.train.config import build, load_choice
 from eagle_train.train.evaluate import make_prompt
 from eagle_train.types import Media, MediaPlan, Message
-from tests.data.test_degrade import SPECIAL, conversations, encode, encoder_of, tokenizer_of
+from tests.data.test_degrade import SPECIAL, conversations, encoder_of, tokenizer_of
 
 IMAGE = Media(kind="image", width=8, height=8)
 VIDEO = Media(kind="video", duration=5.0, num_frames=50)
@@ -172,8 +171,8 @@ def test_a_prompt_is_how_training_begins(sample, name):
     """What the model is asked is, id by id, what it was trained to go on from."""
     encoder = make_encoder(name, tokenizer_of("apart"))
     plans, _ = encoder.plan_media(sample.media, 2000)
-    pixels = [torch.zeros(plan.num_tiles, 3, 1, 1, dtype=torch.uint8) for plan in plans]
-    encoded = encode(encoder, sample, plans, [tiles.numpy() for tiles in pixels])
+    pixels = encoder.new_tiles(plans)
+    encoded = encoder.encode(sample, plans, pixels)
     prompt = make_prompt(encoder, sample.messages[:-1], sample.media, plans, pixels)
     assert encoded.input_ids.tolist()[: len(prompt.input_ids)] == prompt.input_ids
     assert encoded.image_positions.tolist() == prompt.image_positions
