@@ -31,7 +31,7 @@ class Place(NamedTuple):
     dtype: torch.dtype
 
 
-@dataclass(frozen=True)  # no slots: with them it takes ten times as long to pickle
+@dataclass(frozen=True)  # no slots: with them it takes three times as long to pickle
 class HandedOver:
     """A row whose tensors lie in a slot, as it travels."""
 
