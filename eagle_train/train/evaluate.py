@@ -21,7 +21,7 @@ from eagle_train.data.loader import RowDataset
 from eagle_train.model.generate import Prompt, generate
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import progress
-from eagle_train.types import MediaPlan, Message, Sample, SampleError
+from eagle_train.types import Media, MediaPlan, Message, Sample, SampleError
 
 log = logging.getLogger(__name__)
 
@@ -136,18 +136,25 @@ def read_question(dataset: RowDataset, number: int) -> Question:
     sample, data = dataset.read(number, layout)
     tiles = dataset.encoder.new_tiles(layout.media)
     dataset.encoder.decode_all(sample.key, sample.media, layout.media, data, tiles)
-    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], layout.media, tiles))
+    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], sample.media, layout.media, tiles))
 
 
-def make_prompt(encoder: Encoder, messages: Sequence[Message], plans: Sequence[MediaPlan], tiles: np.ndarray) -> Prompt:
+def make_prompt(
+    encoder: Encoder,
+    messages: Sequence[Message],
+    media: Sequence[Media],
+    plans: Sequence[MediaPlan],
+    tiles: np.ndarray,
+) -> Prompt:
     """Returns a conversation that ends with a user turn as a prompt.
 
     Args:
+        media: header facts, in reading order.
         plans: frames and tiles of each medium.
         tiles: of all media, (N, 3, S, S) uint8; N may be 0.
     """
     items: list[TextRun | int] = encoder.template.encode_prompt(messages, encoder.tokenizer)
-    ids, _, positions = encoder.lay_out(items, plans)
+    ids, _, positions = encoder.lay_out(items, media, plans)
     return Prompt(ids.tolist(), positions.tolist(), torch.from_numpy(tiles))
 
 

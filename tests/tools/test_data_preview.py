@@ -136,3 +136,14 @@ def test_tokens_spell_the_text_exactly(data):
     tokens = spell(tokenizer, [*half, *ids], [True, *[False] * (len(ids) + 1)])
     assert "".join(token.text for token in tokens).endswith(text)
     assert [index for token in tokens for index in token.ids] == [*half, *ids]
+
+
+def test_what_was_asked_and_what_a_row_has_room_for_are_shown(data, tmp_path):
+    own = ["degrade=ads", "degrade.frames={fps: 4.0, min_frames: 2, max_frames: 64}", "schedule.sft.max_length=110"]
+    page = preview(tmp_path, *overrides(data, tmp_path, *own), "--rows", "40")
+    chosen = re.findall(r"video 1: (\d+) of (\d+) frames \((\d+) of \2 frames asked\)", page)
+    assert chosen and all(2 <= int(got) < int(wish) for got, _, wish in chosen)
+    told = re.findall(r"media: ([\d,]+) tokens of ([\d,]+) that text leaves, ([\d,]+) asked", page)
+    assert told and all(int(used) <= min(int(budget), int(wish)) for used, budget, wish in told)
+    assert any(int(wish) > int(budget) for _, budget, wish in told), "some asked for more"
+    assert "that text leaves" not in preview(tmp_path, *overrides(data, tmp_path), "--rows", "2")

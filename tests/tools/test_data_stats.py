@@ -85,3 +85,18 @@ def test_it_reads_well_without_json(data, tmp_path, capsys, monkeypatch):
     assert "1 rows do not go evenly to 3 ranks" in out
     with pytest.raises(ValueError, match="no stage 'x'"):
         data_tool.main(["stats", *overrides(data, tmp_path), "stage=x"])
+
+
+def test_frames_and_tiles_are_those_that_each_length_of_rows_has_room_for(data, tmp_path, capsys):
+    own = ["degrade=ads", "degrade.frames={fps: 4.0, min_frames: 2, max_frames: 64}", "stage=sft"]
+    own += ["data.tiling._target_=eagle_train.data.tile_grids.ImageAreaPreservation", "+data.tiling.tile_size=32"]
+    told = stats(capsys, *overrides(data, tmp_path, *own), "max_length=70,110,4096")
+    assert list(told["samples"]) == ["sft, 70 tokens", "sft, 110 tokens", "sft, 4,096 tokens"]
+    short, middle, long = (groups["all"] for groups in told["samples"].values())
+    for what in ("image_tiles", "video_frames"):
+        assert short[what]["sum"] < long[what]["sum"] and middle[what]["sum"] <= long[what]["sum"], what
+    assert middle["degraded"]["sum"] > 0 and long["degraded"]["sum"] == 0
+    assert long["degraded"]["count"] == 90 and long["video_frames"]["count"] == 6
+    sources = [plan["sources"].values() for plan in told["plans"]]
+    dropped = [sum(source["dropped"].get("too_long", 0) for source in each) for each in sources]
+    assert dropped[0] > dropped[1] >= dropped[2] == 0, "those that do not fit with the fewest"
