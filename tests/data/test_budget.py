@@ -51,6 +51,7 @@ def test_a_source_without_a_share_has_that_of_the_run(tmp_path):
         ({"max_bad": 0.1}, "unknown key 'max_bad'; did you mean max_bad_share"),
         ({"repeat": -1}, "source s has repeat=-1; it is a number, 0 or more"),
         ({"repeat": "twice"}, "repeat='twice'; it is a number"),
+        ({"repeat": "1/0"}, "repeat='1/0'; it is a number, 0 or more, or a ratio such as 57/158"),
         ({"repeat": None}, "repeat=None; it is a number"),
         ({"repeat": float("nan")}, "repeat=nan"),
         ({"repeat": float("inf")}, "repeat=inf"),
