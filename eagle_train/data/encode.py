@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ import torch
 from eagle_train.data.chat import ChatTemplate, TextRun, encode_run
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
+from eagle_train.data.loss_weights import LossWeight
 from eagle_train.data.media import MediaError
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.videos import decode_frames
@@ -30,7 +31,7 @@ class Encoder:
         frames: how many frames a video gives.
         tile_size: S, side of a tile in pixels.
         tokens_per_tile: visual tokens of one tile after the projector.
-        loss_weight: weight of a supervised token, from their number in the sample (see `loss_weights`).
+        loss_weight: weights of a sample's tokens, from which of them are supervised.
     """
 
     template: ChatTemplate
@@ -40,7 +41,7 @@ class Encoder:
     frames: FrameRate
     tile_size: int
     tokens_per_tile: int
-    loss_weight: Callable[[int], float]
+    loss_weight: LossWeight
 
     @cached_property
     def between_frames(self) -> list[int]:
@@ -105,8 +106,7 @@ class Encoder:
             SampleError: if nothing is supervised.
         """
         ids, targets, positions = self.lay_out(self.template.encode(sample.messages, self.tokenizer), plans)
-        num_targets = sum(targets[1:])
-        if num_targets == 0:
+        if not any(targets[1:]):
             raise SampleError(sample.key, "no_answer", "no token of an answer is supervised")
         # Through numpy: torch.tensor takes five times as long over a list.
         input_ids = torch.from_numpy(np.array(ids, dtype=np.int64))
@@ -125,7 +125,7 @@ class Encoder:
             source=sample.source,
             input_ids=input_ids,
             labels=labels,
-            loss_weights=supervised.float() * self.loss_weight(num_targets),
+            loss_weights=self.loss_weight(supervised),
             image_positions=torch.from_numpy(np.array(positions, dtype=np.int64)),
             pixels=tiles,
         )
