@@ -123,10 +123,25 @@ def test_images_prompts_loss_and_sharding_are_those_of_eagle2(name, zero_stage):
     assert data["tile_size"] == tiling["tile_size"] == 448 and tiling["_target_"].endswith("ImageAreaPreservation")
     assert (tiling["min_tiles"], tiling["max_tiles"], tiling["thumbnail"]) == (1, 12, True)
     assert data["loss_weight"]["path"] == "eagle_train.data.loss_weights.square_root"
-    assert config["chat_template"]["system"] == "You are an AI assistant whose name is Eagle-Next."
-    assert config["chat_template"]["prefix"]["assistant"] == "<|im_start|>assistant\n"
+    template = config["chat_template"]
+    assert template["system"] == "You are a helpful assistant."
+    assert template["prefix"]["assistant"] == "<|im_start|>assistant\n" and template["media"]["prefix"] == "<img>"
+    frames = {"eagle2.5-8b": "Frame {number} sample at {seconds:.2f}s: "}
+    assert template["media"]["frame"] == frames.get(name, "Frame {number} sampled at {seconds:.2f} seconds: ")
     assert config["engine"]["zero_stage"] == zero_stage and config["engine"]["activation_checkpointing"]
     assert config["tokenizer"] == config["llm"]["pretrained"]
+
+
+def test_long_stages_fit_media_to_their_rows_and_others_do_not():
+    for name in STAGES:
+        config = load_config([f"+experiment={name}"])
+        assert config["degrade"]["_target_"].endswith("EachByItself")
+        for stage, found in config["schedule"].items():
+            if found["max_length"] < 32768:
+                assert "degrade" not in found, stage
+                continue
+            assert found["degrade"]["_target_"].endswith("AutomaticDegradeSampling")
+            assert found["degrade"]["frames"]["fps"] == 2.0 and found["degrade"]["tile_caps"] == [12, 8, 6, 4, 2, 1]
 
 
 def test_positions_reach_as_far_as_the_longest_rows():

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from eagle_train.data.encode import Encoder
-from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
 from eagle_train.data.loss_weights import LossWeight
 from eagle_train.data.recipe import load_recipe, recipe_sources
@@ -37,7 +36,6 @@ class DataSettings:
         tile_size: S, side in pixels of the tiles that the loader makes; encoders resize from it.
         images: how images are decoded.
         tiling: how images are cut into tiles.
-        frames: how many frames a video gives.
         loss_weight: weights of a sample's tokens, from which of them are supervised.
         too_long: what becomes of samples that are longer than a row.
         window_rows: rows packed together.
@@ -51,7 +49,6 @@ class DataSettings:
     tile_size: int
     images: ImageReader
     tiling: Tiling
-    frames: FrameRate
     loss_weight: LossWeight
     too_long: TooLong
     window_rows: int
@@ -144,9 +141,15 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
     """Returns what lays samples out as tokens.
 
     Raises:
-        ConfigError: if the tokenizer has more tokens than the LLM has embeddings.
+        ConfigError: if the tokenizer has more tokens than the LLM has embeddings, or lacks one of the template's.
     """
     tokenizer = load_tokenizer(config["tokenizer"])
+    template = build(config["chat_template"])
+    if missing := template.missing_tokens(tokenizer):
+        raise ConfigError(
+            f"the tokenizer at {config['tokenizer']!r} does not have {', '.join(missing)} of the chat template; add "
+            f"them to it as special tokens, or choose another chat_template"
+        )
     if len(tokenizer) > vocab_size:
         raise ConfigError(
             f"the tokenizer at {config['tokenizer']!r} has {len(tokenizer)} tokens, the LLM {vocab_size} embeddings; "
@@ -154,11 +157,11 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
         )
     data = build(config["data"])
     return Encoder(
-        template=build(config["chat_template"]),
+        template=template,
         tokenizer=tokenizer,
         images=data.images,
         tiling=data.tiling,
-        frames=data.frames,
+        degrade=build(config["degrade"]),
         tile_size=data.tile_size,
         tokens_per_tile=tokens_per_tile,
         loss_weight=data.loss_weight,
