@@ -20,7 +20,7 @@ from eagle_train.data.shards import MANIFEST, expected_shards
 from eagle_train.data.storage import Storage, glob
 from eagle_train.resources import resource_dir
 
-SOURCE_KEYS = ("repeat", "max_bad_share")
+SOURCE_KEYS = ("repeat", "weight", "max_bad_share")
 """What a recipe may say about a source."""
 RATIO = re.compile(r"[0-9]+/[1-9][0-9]*")
 """A repeat as counts: 57/158 takes 57 of every 158 samples."""
