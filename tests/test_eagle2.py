@@ -108,7 +108,7 @@ def test_stages_have_the_published_hyperparameters(name):
         assert found["learning_rates"] == {"mixture": rest, "projector": rate, "llm": rest}
         assert (found["max_length"], found["rows_per_step"], found["tokens_per_step"]) == (tokens, rows, None)
         # of the published scripts, the papers do not say
-        assert (found["num_epochs"], found["num_steps"]) == (1, None)
+        assert (found["num_epochs"], found["num_steps"], found["seed"]) == (1, None, 0)
         assert (found["warmup_ratio"], found["min_lr_ratio"], found["weight_decay"]) == (0.03, 0.0, 0.05)
         assert (found["betas"], found["eps"], found["max_grad_norm"]) == ([0.9, 0.999], 1e-8, 1.0)
 
