@@ -54,7 +54,7 @@ def sample(turns, policy, seed):
         source="s",
         input_ids=torch.randint(0, VOCAB, supervised.shape, generator=generator),
         labels=supervised.long(),
-        loss_weights=policy(supervised),
+        loss_weights=torch.from_numpy(policy(supervised.numpy())),
         image_positions=torch.empty(0, dtype=torch.int64),
         pixels=torch.empty(0, 3, 4, 4, dtype=torch.uint8),
     )
