@@ -11,7 +11,8 @@ from eagle_train.train.app import train
 from eagle_train.train.load import export_run, load_model
 from tests.runs import config, gradient_norms, losses, must_run, overrides, rows, run_ranks, start
 
-ROWS = ("schedule.pretrain.rows_per_step=3", "schedule.sft.rows_per_step=4")
+WEIGHTS = "data.loss_weight.path=eagle_train.data.loss_weights.square_root"  # samples weigh unlike their tokens
+ROWS = ("schedule.pretrain.rows_per_step=3", "schedule.sft.rows_per_step=4", WEIGHTS)
 
 pytestmark = pytest.mark.slow
 

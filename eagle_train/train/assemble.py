@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import nn
 
 from eagle_train.data.encode import Encoder
 from eagle_train.data.images import ImageReader
+from eagle_train.data.loss_weights import LossWeight
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.storage import Storage
 from eagle_train.data.tiling import Tiling
@@ -35,7 +36,7 @@ class DataSettings:
         tile_size: S, side in pixels of the tiles that the loader makes; encoders resize from it.
         images: how images are decoded.
         tiling: how images are cut into tiles.
-        loss_weight: weight of a supervised token, from their number in its sample.
+        loss_weight: weights of a sample's tokens, from which of them are supervised.
         too_long: what becomes of samples that are longer than a row.
         window_rows: rows packed together.
         storage: how shards are read.
@@ -50,7 +51,7 @@ class DataSettings:
     tile_size: int
     images: ImageReader
     tiling: Tiling
-    loss_weight: Callable[[int], float]
+    loss_weight: LossWeight
     too_long: TooLong
     window_rows: int
     max_bad_share: float
