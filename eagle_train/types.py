@@ -15,7 +15,7 @@ IGNORE_INDEX = -100
 """Label of a position without loss; the default of `torch.nn.functional.cross_entropy`."""
 
 Role = Literal["system", "user", "assistant"]
-MediaKind = Literal["image", "video"]
+MediaKind = Literal["image", "video", "document"]
 
 
 class SampleError(ValueError):
@@ -49,26 +49,39 @@ REASONS = (
     "too_long",  # longer than a row
     "length_mismatch",  # encoded length differs from the planned one
     "quarantined",  # its key is on the run's quarantine list
+    "empty_clip",  # a video's start and end have none of its frames between them
 )
 """Why a sample is left out. The ledger's files hold places in this tuple: append, never change the order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Media:
-    """Header facts of one image or video; the encoded bytes stay in their shard."""
+    """Header facts of one image, video or document; the encoded bytes stay in their shard.
+
+    A document is a list of page images. A video is one file, part of one (a clip), or a list of frame images.
+    """
 
     kind: MediaKind
-    member: str
-    """Extension of the tar member that holds the bytes, for example `0.png`."""
+    member: str = ""
+    """Extension of the tar member that holds the bytes, for example `0.png`; empty where `members` hold them."""
+    members: tuple[str, ...] = ()
+    """Of a list of frames or pages: one tar member each, in order."""
     width: int = 0
-    """Pixels: of an image as stored, of a video as shown (after its rotation metadata); 0 where not probed yet."""
+    """Pixels: of an image as stored, of a video as shown (after its rotation metadata), of a list those of its largest
+    image as stored; 0 where not probed yet."""
     height: int = 0
     orientation: int = 1
     """EXIF orientation of an image, 1 to 8; from 5 on, width and height change places when it is turned upright."""
+    start: float = 0.0
+    """Seconds from the first frame of the file to the clip; 0 with an `end` of 0 for a whole file."""
+    end: float = 0.0
     duration: float = 0.0
-    """Seconds; 0 for an image."""
+    """Seconds of the clip; 0 for an image or a document."""
     num_frames: int = 1
-    """Frames of the video (container's count or estimate); 1 for an image."""
+    """Frames of the clip (container's count or estimate), or pages of the document; 1 for an image."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", tuple(self.members))  # a table gives a list
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,9 +108,10 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaPlan:
-    """How one image or video enters the sequence; decided from its header alone."""
+    """How one image, video or document enters the sequence; decided from its header alone."""
 
     num_frames: int = 1
+    """Frames of a video or pages of a document that enter; 1 for an image."""
     rows: int = 1
     cols: int = 1
     thumbnail: bool = False

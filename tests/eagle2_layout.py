@@ -25,7 +25,7 @@ QWEN_7B = {
     "num_key_value_heads": 4,
 }
 TINY_LLM = {
-    "vocab_size": 517,
+    "vocab_size": 525,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,

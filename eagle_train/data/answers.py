@@ -10,6 +10,7 @@ from itertools import accumulate
 from tokenizers import Encoding
 
 from eagle_train.data.chat import ChatTemplate
+from eagle_train.data.literals import MARK
 from eagle_train.types import Message, Sample
 
 
@@ -55,18 +56,24 @@ class AnswerCounter:
         self._closing = frozenset(index for index, token in added.items() if not token.rstrip)
         self._opening = frozenset(index for index, token in added.items() if not token.lstrip)
         self._num_start = len(template.encode((), tokenizer)[0].ids)
-        # As a call of `tokenizer` sets it.
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = tokenizer.split_special_tokens
+        self._tokenizer = tokenizer
+        self._backend = called(tokenizer)
 
     def count(self, conversations: Iterable[Sequence[Message]]) -> list[list[AnswerEnd]]:
         """Returns the ends of all answers of each conversation."""
-        laid_out = [lay_out_text(self._template, messages) for messages in conversations]
-        texts = list(dict.fromkeys(run.text for runs in laid_out for run in runs))  # prompts are in many of them
-        encoded = dict(zip(texts, self._backend.encode_batch(texts, add_special_tokens=False), strict=True))
+        marked = (self._template.mark(messages, self._tokenizer) for messages in conversations)
+        laid_out = [lay_out_text(self._template, messages) for messages in marked]
+        texts = dict.fromkeys(run.text for runs in laid_out for run in runs)  # prompts are in many of them
+        encoded: dict[str, Encoding] = {}
+        for same in ([text for text in texts if MARK not in text], [text for text in texts if MARK in text]):
+            if same:
+                encodings = self._backend_for(same[0]).encode_batch(same, add_special_tokens=False)
+                encoded |= zip(same, encodings, strict=True)
         return [self._count(runs, encoded) for runs in laid_out]
+
+    def _backend_for(self, text: str):
+        """Returns what tokenizes a text of `render`, with marks or without."""
+        return called(self._template.tokenizer_for(text, self._tokenizer)) if MARK in text else self._backend
 
     def _count(self, runs: Sequence[Run], encoded: Mapping[str, Encoding]) -> list[AnswerEnd]:
         """Returns the ends of all answers of one conversation."""
@@ -79,7 +86,7 @@ class AnswerCounter:
                 here = self._tokens_up_to(run, end, encoding)
                 if here is None:
                     spans = [span for span in run.learnt if span[0] < end]
-                    alone = self._backend.encode(run.text[:end], add_special_tokens=False)
+                    alone = self._backend_for(run.text).encode(run.text[:end], add_special_tokens=False)
                     here, learnt_here = len(alone), count_learnt(alone, spans)[-1]
                 else:
                     learnt_here = learnt[sum(start < end for start, _ in run.learnt)]
@@ -102,6 +109,15 @@ class AnswerCounter:
             return None
         ids = encoding.ids
         return place if ids[place - 1] in self._closing or ids[place] in self._opening else None
+
+
+def called(tokenizer):
+    """Returns what a fast transformers tokenizer wraps, set as a call of it without options sets it."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
 
 
 def lay_out_text(template: ChatTemplate, messages: Sequence[Message]) -> list[Run]:

@@ -18,8 +18,8 @@ from typing import Any
 from eagle_train.data.annotations import read_annotation
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.index import read_record
-from eagle_train.data.placeholders import MediaRef, media_kind
-from eagle_train.data.schemas import Record, parse_record, to_canonical
+from eagle_train.data.placeholders import MediaRef
+from eagle_train.data.schemas import Record, parse_record, stored_names, to_canonical
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.shards import MAX_MEMBER_BYTES, scan_shard, write_shards
 from eagle_train.data.storage import open_shard
@@ -190,7 +190,7 @@ def from_record(key: str, data: bytes | Any, read: ReadMedia) -> Good | SampleEr
             except (ValueError, RecursionError) as error:
                 raise SampleError(key, "bad_record", f"the line is no JSON: {error}") from error
         record = parse_record(data, key=key)
-        return _assemble(key, record, [read(ref, key) for ref in record.media])
+        return _assemble(key, record, [read(file, key) for ref in record.media for file in ref.files])
     except SampleError as error:
         return error
 
@@ -240,17 +240,14 @@ def _from_members(key: str, origin: str, reader: ShardReader, members: Sequence[
     try:
         record = read_record(reader, origin, members)
         record = Record(record.messages, record.media, {"origin": origin} | record.meta)
-        return _assemble(key, record, [reader.read(by_name[ref.ref]) for ref in record.media])
+        return _assemble(key, record, [reader.read(by_name[name]) for ref in record.media for name in ref.paths])
     except SampleError as error:
         return error
 
 
 def _assemble(key: str, record: Record, contents: Sequence[bytes]) -> Good:
-    """Returns the sample as it is written: `contents[i]` are the bytes of its i-th medium."""
-    names = []
-    for i, ref in enumerate(record.media):
-        suffix = ref.ref.rpartition(".")[2].lower()
-        names.append(f"{i}.{suffix if media_kind(ref.ref) else ref.kind}")
+    """Returns the sample as it is written: `contents[i]` are the bytes of its i-th file."""
+    names = stored_names(record.media)
     canonical = to_canonical(record, names)
     try:
         json.dumps(canonical, ensure_ascii=False).encode()

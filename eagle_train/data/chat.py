@@ -7,9 +7,11 @@ end token. So no length arithmetic is needed, and none can be wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from eagle_train.data.literals import literals_of
+from eagle_train.data.media_text import MediaText
 from eagle_train.types import Message, Role
 
 
@@ -41,11 +43,19 @@ class ChatTemplate:
     """System prompt of samples that bring none."""
     media_first: bool = False
     """True: a turn's media come before its text, each followed by a newline, and the text is stripped."""
-    media_prefix: str = ""
-    """Text before every image or video frame."""
-    media_suffix: str = ""
+    after_media: str | None = None
+    """Text between a medium and what follows it in its turn, instead of the newline that records have there; None: what
+    the record has."""
+    strip: bool = False
+    """True: spaces and newlines at both ends of a turn are no part of it."""
+    media: MediaText = field(default_factory=MediaText)
+    """The text that belongs to media, and is laid out with them."""
     image_token: str | None = None
     """Token that fills the image positions; None: the padding or end token (its embedding is replaced)."""
+    special_tokens: Sequence[str] = ()
+    """Names that the tokenizer must hold as tokens, besides `content_tokens`; their ids are nowhere else."""
+    content_tokens: Sequence[str] = ()
+    """Special tokens that samples may write, such as `<box>`; all others in their text are ordinary text."""
     keep_user_text: bool = True
     """False: only the media of user turns stay (LLaVA's `plain` template of stage 1)."""
     stop: Sequence[str] = field(default_factory=tuple)
@@ -70,30 +80,53 @@ class ChatTemplate:
         for turn in turns:
             learnt = turn.role == "assistant"
             items[-1] += [(self.prefix[turn.role], False), (self.answer_prefix if learnt else "", True)]
-            for part in media_to_front(turn.content) if self.media_first else turn.content:
+            for part, is_own in self._parts(turn.content):
                 if isinstance(part, int):
-                    items[-1].append((self.media_prefix, False))
-                    items += [part, [(self.media_suffix, False)]]
+                    items += [part, []]
                 elif self.keep_user_text or turn.role != "user":
-                    items[-1].append((part, learnt))
+                    items[-1].append((part, learnt and is_own))
             items[-1] += [(self.suffix[turn.role], learnt), (self.separator, False)]
             if learnt:
                 ends.append((len(items) - 1, len(items[-1])))
         return items, ends
 
+    def _parts(self, content: Sequence[str | int]) -> Iterator[tuple[str | int, bool]]:
+        """Yields text and media of a turn in their order, and whether the text is the turn's own."""
+        parts = media_to_front(content) if self.media_first else list(content)
+        if self.strip:
+            parts = strip_ends(parts)
+        for place, part in enumerate(parts):
+            after = place > 0 and isinstance(parts[place - 1], int)
+            if not after or self.after_media is None:
+                yield part, True
+            else:
+                yield self.after_media, False
+                yield part.removeprefix("\n") if isinstance(part, str) else part, True
+        if parts and isinstance(parts[-1], int) and self.after_media and not self.strip:
+            yield self.after_media, False
+
     def encode(self, messages: Sequence[Message], tokenizer) -> list[TextRun | int]:
         """Returns the token ids and targets of `messages`, with media indices where media stand.
 
-        The first run is the start of the conversation.
+        The first run is the start of the conversation. Special tokens that the messages name are ordinary text, but for
+        `content_tokens`.
 
         Args:
             tokenizer: a fast transformers tokenizer (offsets are needed).
         """
-        return self._encode_items(self.render(messages), tokenizer)
+        return self._encode_items(self.render(self.mark(messages, tokenizer)), tokenizer)
+
+    def mark(self, messages: Sequence[Message], tokenizer) -> Sequence[Message]:
+        """Returns the messages with the names of special tokens marked as text, see `literals`."""
+        return literals_of(tokenizer, tuple(self.content_tokens)).mark(messages)
+
+    def tokenizer_for(self, text: str, tokenizer):
+        """Returns the tokenizer for a text of `render` with marks."""
+        return literals_of(tokenizer, tuple(self.content_tokens)).tokenizer_for(text)
 
     def encode_prompt(self, messages: Sequence[Message], tokenizer) -> list[TextRun | int]:
         """Returns `messages` encoded so that the model continues with the assistant's answer."""
-        items = self.render(messages)
+        items = self.render(self.mark(messages, tokenizer))
         items[-1].append((self.prefix["assistant"], False))
         return self._encode_items(items, tokenizer)
 
@@ -101,7 +134,17 @@ class ChatTemplate:
         """Returns the start and what `render` gives, encoded."""
         ids = tokenizer.encode("" if self.start is None else self.start, add_special_tokens=self.start is None)
         start = TextRun(ids, [False] * len(ids))
-        return [start, *(item if isinstance(item, int) else encode_run(item, tokenizer) for item in items)]
+        found: list[TextRun | int] = [start]
+        for item in items:
+            if not isinstance(item, int):
+                item = encode_run(item, self.tokenizer_for("".join(text for text, _ in item), tokenizer))
+            found.append(item)
+        return found
+
+    def missing_tokens(self, tokenizer) -> list[str]:
+        """Returns the special tokens of the template that the tokenizer does not have."""
+        names = [*self.special_tokens, *self.content_tokens, *([self.image_token] if self.image_token else [])]
+        return [name for name in dict.fromkeys(names) if tokenizer.backend_tokenizer.token_to_id(name) is None]
 
     def stop_ids(self, tokenizer) -> list[int]:
         """Returns the ids of the tokens that end an answer."""
@@ -134,3 +177,13 @@ def media_to_front(content: Sequence[str | int]) -> list[str | int]:
     text = "".join(part for part in content if isinstance(part, str)).strip()
     front: list[str | int] = [piece for part in media for piece in (part, "\n")]
     return [*front, text] if text else front[:-1]
+
+
+def strip_ends(parts: Sequence[str | int]) -> list[str | int]:
+    """Returns a turn without the spaces and newlines that it begins and ends with, and without empty texts."""
+    kept = list(parts)
+    if kept and isinstance(kept[0], str):
+        kept[0] = kept[0].lstrip()
+    if kept and isinstance(kept[-1], str):
+        kept[-1] = kept[-1].rstrip()
+    return [part for part in kept if part != ""]

@@ -9,10 +9,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from eagle_train.data.chat import ChatTemplate, TextRun, encode_run
-from eagle_train.data.frames import FrameRate
+from eagle_train.data.chat import ChatTemplate, TextRun
+from eagle_train.data.degrade import Candidate, Degrade
 from eagle_train.data.images import ImageReader
+from eagle_train.data.interleave import interleave
 from eagle_train.data.media import MediaError
+from eagle_train.data.media_costs import MediaCosts, candidates
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.videos import decode_frames
 from eagle_train.types import IGNORE_INDEX, EncodedSample, Media, MediaPlan, Sample, SampleError
@@ -27,7 +29,7 @@ class Encoder:
         tokenizer: a fast transformers tokenizer.
         images: how images are decoded.
         tiling: how images are cut.
-        frames: how many frames a video gives.
+        degrade: how many frames and tiles the media of a sample get.
         tile_size: S, side of a tile in pixels.
         tokens_per_tile: visual tokens of one tile after the projector.
         loss_weight: weight of a supervised token, from their number in the sample (see `loss_weights`).
@@ -37,16 +39,15 @@ class Encoder:
     tokenizer: object
     images: ImageReader
     tiling: Tiling
-    frames: FrameRate
+    degrade: Degrade
     tile_size: int
     tokens_per_tile: int
     loss_weight: Callable[[int], float]
 
     @cached_property
-    def between_frames(self) -> list[int]:
-        """Token ids between two frames of a video: the media suffix and the next prefix."""
-        pieces = [(self.template.media_suffix, False), (self.template.media_prefix, False)]
-        return encode_run(pieces, self.tokenizer).ids
+    def media_costs(self) -> MediaCosts:
+        """Counts the tokens of media."""
+        return MediaCosts(self.template.media, self.tokenizer, self.tokens_per_tile)
 
     @cached_property
     def image_id(self) -> int:
@@ -57,23 +58,31 @@ class Encoder:
             if (index := next((index for index in unread if index is not None), None)) is None:
                 raise ValueError("the tokenizer has neither a padding nor an end token; set chat_template.image_token")
             return index
-        if (index := self.tokenizer.convert_tokens_to_ids(token)) is None:
+        if (index := self.tokenizer.backend_tokenizer.token_to_id(token)) is None:
             raise ValueError(f"the tokenizer has no image token {token!r}; set chat_template.image_token")
         return index
 
-    def plan_media(self, media: Media) -> MediaPlan:
-        """Returns the frames and tiles of one image or video, from its header.
+    def candidates(self, media: Sequence[Media]) -> list[Candidate]:
+        """Returns what a policy must know of the media of a sample.
 
         Raises:
-            MediaError: if `images` refuses it.
+            MediaError: if `images` refuses one.
         """
-        if media.kind == "image":
-            return self.tiling.plan(*self.images.size(media))
-        return MediaPlan(num_frames=self.frames.num_frames(media.duration, media.num_frames))
+        return candidates(media, self.images, self.tiling, self.media_costs)
 
-    def media_length(self, plan: MediaPlan) -> int:
-        """Returns the tokens one image or video adds to the text of its sample."""
-        return plan.num_tiles * self.tokens_per_tile + (plan.num_frames - 1) * len(self.between_frames)
+    def plan_media(self, media: Sequence[Media], budget: int | None = None) -> tuple[tuple[MediaPlan, ...], int]:
+        """Returns the frames and tiles of all media of a sample, from their headers, and the tokens that they add.
+
+        Args:
+            media: in reading order.
+            budget: tokens that text leaves to them; None: no limit. The smallest plans may be longer.
+
+        Raises:
+            MediaError: if `images` refuses one.
+        """
+        asking = self.candidates(media)
+        plans = self.degrade.plan(asking, budget)
+        return tuple(plans), sum(each.tokens(plan) for each, plan in zip(asking, plans, strict=True))
 
     def decode(self, key: str, media: Media, plan: MediaPlan, data: bytes) -> torch.Tensor:
         """Returns the tiles (N, 3, S, S) uint8 of one image or video.
@@ -104,7 +113,8 @@ class Encoder:
         Raises:
             SampleError: if nothing is supervised.
         """
-        ids, targets, positions = self.lay_out(self.template.encode(sample.messages, self.tokenizer), plans)
+        items = self.template.encode(sample.messages, self.tokenizer)
+        ids, targets, positions = self.lay_out(items, sample.media, plans)
         num_targets = sum(targets[1:])
         if num_targets == 0:
             raise SampleError(sample.key, "no_answer", "no token of an answer is supervised")
@@ -130,26 +140,16 @@ class Encoder:
             pixels=tiles,
         )
 
-    def lay_out(self, items: Sequence[TextRun | int], plans: Sequence[MediaPlan]):
-        """Returns ids, targets and image positions of text runs with the media put between them.
-
-        A video is its frames one after another, each between the template's media prefix and suffix; the
-        first prefix and the last suffix belong to the text around.
-        """
-        ids: list[int] = []
-        targets: list[bool] = []
-        positions: list[int] = []
-        for item in items:
-            if isinstance(item, TextRun):
-                ids += item.ids
-                targets += item.is_target
-                continue
-            plan = plans[item]
-            per_frame = plan.num_tiles // plan.num_frames * self.tokens_per_tile
-            for frame in range(plan.num_frames):
-                if frame:
-                    ids += self.between_frames
-                positions += range(len(ids), len(ids) + per_frame)
-                ids += [self.image_id] * per_frame
-            targets += [False] * (len(ids) - len(targets))
-        return ids, targets, positions
+    def lay_out(
+        self, items: Sequence[TextRun | int], media: Sequence[Media], plans: Sequence[MediaPlan]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns ids (T,) int64, targets (T,) bool and image positions (M,) int64 of text runs and media between."""
+        return interleave(
+            items,
+            media,
+            plans,
+            strings=self.template.media,
+            tokenizer=self.tokenizer,
+            tokens_per_tile=self.tokens_per_tile,
+            image_id=self.image_id,
+        )

@@ -1,8 +1,12 @@
-"""How many frames of a video enter the sequence, from its header alone."""
+"""Which frames of a video enter the sequence, and when they are shown: pure functions of its header facts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
+
+from eagle_train.types import Media
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,3 +26,51 @@ class FrameRate:
         """Returns the number of frames for a video of `duration` seconds that has `available` frames."""
         wanted = max(self.min_frames, min(self.max_frames, round(duration * self.fps)))
         return max(1, min(wanted, available))
+
+
+def frame_indices(total: int, num_frames: int) -> list[int]:
+    """Returns which of `total` frames or pages are taken: evenly spaced, the first and the last among them.
+
+    Of more than there are, some come twice; a single one is the first.
+
+    Raises:
+        ValueError: if either number is less than 1.
+
+    Source: Eagle 2.5's `round(linspace(0, total - 1, n))`, halves to the even number.
+    """
+    if total < 1 or num_frames < 1:
+        raise ValueError(f"{num_frames} of {total} frames; both numbers must be at least 1")
+    return np.round(np.linspace(0, total - 1, num_frames)).astype(int).tolist()
+
+
+def label_seconds(media: Media, num_frames: int) -> list[float]:
+    """Returns what the labels of the chosen frames say: seconds from the start of the clip, 0 for the first frame."""
+    seconds = media.duration / media.num_frames
+    return [index * seconds for index in frame_indices(media.num_frames, num_frames)]
+
+
+def shown_seconds(media: Media, num_frames: int) -> list[float]:
+    """Returns the times at which the chosen frames are shown, in seconds from the first frame of the file.
+
+    Each is in the middle of its share of the clip, so that a frame is found whatever the rounding of timestamps, and
+    what a video of variable rate shows is well defined: the frame at that time, not the one of that number.
+    """
+    seconds = media.duration / media.num_frames
+    return [media.start + (index + 0.5) * seconds for index in frame_indices(media.num_frames, num_frames)]
+
+
+def clip_bounds(start: float, end: float, duration: float) -> tuple[float, float]:
+    """Returns the part of start to end that a file of `duration` seconds has; an `end` of 0 is the end of the file.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    first, last = max(0.0, start), min(end or duration, duration)
+    if not first < last:
+        raise ValueError(f"the clip from {start} s to {end or duration} s has nothing of a file of {duration} s")
+    return first, last
+
+
+def clip_frames(start: float, end: float, duration: float, num_frames: int) -> int:
+    """Returns the frames of a part of a file of `duration` seconds and `num_frames` frames; at least 1."""
+    return max(1, round(num_frames * (end - start) / duration))

@@ -26,7 +26,7 @@ from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import DamagedTable, read_metadata, write_table
 from eagle_train.types import Media, Sample, SampleError
 
-INDEX_VERSION = "2"
+INDEX_VERSION = "3"
 TEXT_MEMBERS = frozenset({"json", "txt"})
 BLOCK = 512
 """Bytes; tar headers start at multiples of it."""
@@ -35,9 +35,12 @@ MEDIA = pa.struct(
     [
         ("kind", pa.string()),
         ("member", pa.string()),
+        ("members", pa.list_(pa.string())),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("orientation", pa.int8()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
         ("duration", pa.float64()),
         ("num_frames", pa.int32()),
     ]
@@ -177,7 +180,7 @@ def probe_sample(reader: ShardReader, row: Row, hash_text: Callable[[bytes], obj
     """
     record = read_record(reader, row.key, row.members, hash_text)
     by_name = {member.name: member for member in row.members}
-    row.media = [probe_medium(reader, row.key, ref, by_name[ref.ref]) for ref in record.media]
+    row.media = [probe_medium(reader, row.key, ref, [by_name[name] for name in ref.paths]) for ref in record.media]
     return record
 
 

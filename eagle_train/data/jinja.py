@@ -7,17 +7,18 @@ import json
 from eagle_train.data.chat import ChatTemplate
 
 NUMBER = "{number}"
+IMAGES = "['image', 'image_url']"
+"""Types of parts that are images, in Jinja."""
 
 
-def to_jinja(template: ChatTemplate, *, image: str, images: str, placeholder: str) -> str:
+def to_jinja(template: ChatTemplate, placeholder: str) -> str:
     """Returns the `chat_template.jinja` that gives the text of `template`, before images are expanded.
 
     A message's content is a string, or a list of parts of type text and image, as the OpenAI interface has them.
+    Names of special tokens in a text are not marked as text: a Jinja template has no way to.
 
     Args:
-        image: text before the only image of a conversation.
-        images: text before each of several, with `{number}`.
-        placeholder: what stands for an image's tokens and the strings around them; the program's processor knows it.
+        placeholder: what stands for an image's tokens and its prefix and suffix; the program's processor knows it.
 
     Raises:
         ValueError: if the template moves or drops parts of a turn.
@@ -27,7 +28,7 @@ def to_jinja(template: ChatTemplate, *, image: str, images: str, placeholder: st
     lines = [
         "{%- set images = namespace(total=0, seen=0) -%}",
         "{%- for message in messages if message['content'] is not string -%}",
-        "{%- for part in message['content'] if part['type'] in ['image', 'image_url'] -%}",
+        f"{{%- for part in message['content'] if part['type'] in {IMAGES} -%}}",
         "{%- set images.total = images.total + 1 -%}{%- endfor -%}{%- endfor -%}",
         f"{{%- set prefix = {quoted(dict(template.prefix))} -%}}",
         f"{{%- set suffix = {quoted(dict(template.suffix))} -%}}",
@@ -40,19 +41,41 @@ def to_jinja(template: ChatTemplate, *, image: str, images: str, placeholder: st
         "{%- for message in messages -%}",
         "{{- prefix[message['role']] -}}",
         "{%- if message['role'] == 'assistant' -%}" + literal(template.answer_prefix) + "{%- endif -%}",
-        "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}",
-        "{%- for part in message['content'] -%}",
-        "{%- if part['type'] == 'text' -%}{{- part['text'] -}}",
-        "{%- elif part['type'] in ['image', 'image_url'] -%}{%- set images.seen = images.seen + 1 -%}",
-        "{%- if images.total == 1 -%}" + label(image) + "{%- else -%}" + label(images) + "{%- endif -%}",
-        literal(placeholder),
-        "{%- else -%}{{- raise_exception('this template has no place for a part of type ' ~ part['type']) -}}",
-        "{%- endif -%}{%- endfor -%}{%- endif -%}",
+        "{%- set parts = [{'type': 'text', 'text': message['content']}] if message['content'] is string",
+        " else message['content'] -%}",
+        *turn(template, placeholder),
         "{{- suffix[message['role']] -}}" + literal(template.separator),
         "{%- endfor -%}",
         "{%- if add_generation_prompt -%}{{- prefix['assistant'] -}}{%- endif -%}",
     ]
     return "\n".join(line for line in lines if line) + "\n"
+
+
+def turn(template: ChatTemplate, placeholder: str) -> list[str]:
+    """Returns the Jinja that writes the `parts` of a turn."""
+    after = literal(template.after_media or "")
+    follows = f"{{%- if after.image -%}}{after}{{%- endif -%}}" if after else ""
+    strip, first_newline = "", ""
+    if template.strip:
+        strip = "{%- set text = text.lstrip() if loop.first else text -%}"
+        strip += "{%- set text = text.rstrip() if loop.last else text -%}"
+    if template.after_media is not None:
+        first_newline = "{%- set text = text[1:] if after.image and text.startswith('\\n') else text -%}"
+    return [
+        "{%- set after = namespace(image=false) -%}",
+        "{%- for part in parts -%}",
+        "{%- if part['type'] == 'text' -%}{%- set text = part['text'] -%}",
+        strip,
+        "{%- if " + ("text" if template.strip else "true") + " -%}" + follows + first_newline,
+        "{{- text -}}{%- set after.image = false -%}{%- endif -%}",
+        f"{{%- elif part['type'] in {IMAGES} -%}}",
+        follows + "{%- set images.seen = images.seen + 1 -%}{%- set after.image = true -%}",
+        "{%- if images.total == 1 -%}" + label(template.media.image) + "{%- else -%}",
+        label(template.media.images) + "{%- endif -%}" + literal(placeholder),
+        "{%- else -%}{{- raise_exception('this template has no place for a part of type ' ~ part['type']) -}}",
+        "{%- endif -%}{%- endfor -%}",
+        "" if template.strip else follows,
+    ]
 
 
 def quoted(value: str | dict[str, str]) -> str:

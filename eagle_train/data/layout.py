@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,7 @@ class Layout:
     """Everything that decides how many tokens a sample takes.
 
     Args:
-        encoder: template, tokenizer, tiling, frames.
+        encoder: template, tokenizer, tiling, and the policy for frames and tiles.
         max_length: tokens of a row.
         too_long: what becomes of longer samples.
         text: tokenizer and template, and their fingerprint.
@@ -71,11 +70,11 @@ class SampleLayout:
     media: tuple[MediaPlan, ...]
     num_answers: int
     num_frames: int = 0
-    """Frames of all videos."""
+    """Frames of all videos and pages of all documents."""
     lost_turns: int = 0
     """Turns (questions and answers) that do not fit the row."""
     lost_tokens: int = 0
-    """Tokens of these, media included."""
+    """Tokens of these, and of their media where all had the fewest frames and tiles."""
 
     @property
     def num_tiles(self) -> int:
@@ -101,7 +100,10 @@ class Summary:
 
 
 def lay_out(key: str, ends: Sequence[AnswerEnd], media: Sequence[Media], layout: Layout) -> SampleLayout:
-    """Returns the layout of a sample, shortened to whole turns if it is too long and the policy allows it.
+    """Returns the layout of a sample.
+
+    Text is paid first, whole; media get what is left of the row. A sample that is too long even with the fewest frames
+    and tiles is shortened to whole turns if `layout.too_long` allows it; their media then share what is left.
 
     Args:
         key: named in errors.
@@ -111,25 +113,31 @@ def lay_out(key: str, ends: Sequence[AnswerEnd], media: Sequence[Media], layout:
     Raises:
         SampleError: `too_long` or `no_answer`, if nothing of it can be trained on.
     """
-    plans = tuple(layout.encoder.plan_media(medium) for medium in media)
-    before = [0, *accumulate(layout.encoder.media_length(plan) for plan in plans)]
-    lengths = [end.num_tokens + before[end.num_media] for end in ends]
-    fits = lengths[-1] <= layout.max_length
-    stay = len(ends) if fits else layout.too_long.num_answers(lengths, layout.max_length)
-    if stay == 0:
-        detail = f"{lengths[-1]} tokens, {lengths[0]} up to the first answer, a row has {layout.max_length}"
-        raise SampleError(key, "too_long", f"{detail}; raise max_length, or see data.too_long")
+    room, stay, lost = layout.max_length, len(ends), 0
+
+    def plan(end: AnswerEnd, budget: int) -> tuple[tuple[MediaPlan, ...], int]:
+        return layout.encoder.plan_media(media[: end.num_media], budget)
+
+    plans, tokens = plan(ends[-1], room - ends[-1].num_tokens)
+    if ends[-1].num_tokens + tokens > room:
+        smallest = [end.num_tokens + plan(end, 0)[1] for end in ends]
+        stay = layout.too_long.num_answers(smallest, room)
+        if stay == 0:
+            detail = f"{smallest[-1]} tokens with the fewest frames and tiles, {smallest[0]} up to the first answer"
+            raise SampleError(key, "too_long", f"{detail}, a row has {room}; raise max_length, or see data.too_long")
+        plans, tokens = plan(ends[stay - 1], room - ends[stay - 1].num_tokens)
+        lost = smallest[-1] - smallest[stay - 1]
     end = ends[stay - 1]
     if end.num_targets == 0:
         raise SampleError(key, "no_answer", "no token of an answer is supervised under this template")
     return SampleLayout(
-        num_tokens=lengths[stay - 1],
+        num_tokens=end.num_tokens + tokens,
         num_targets=end.num_targets,
-        media=plans[: end.num_media],
-        num_frames=sum(p.num_frames for p, m in zip(plans[: end.num_media], media, strict=False) if m.kind == "video"),
+        media=plans,
+        num_frames=sum(p.num_frames for p, m in zip(plans, media, strict=False) if m.kind != "image"),
         num_answers=stay,
         lost_turns=2 * (len(ends) - stay),  # each an answer with its question
-        lost_tokens=lengths[-1] - lengths[stay - 1],
+        lost_tokens=lost,
     )
 
 

@@ -33,7 +33,7 @@ from eagle_train.data.share_work import share_work
 from eagle_train.data.tables import read_made, write_table
 from eagle_train.types import Message
 
-LENGTHS_VERSION = f"{INDEX_VERSION}.3"
+LENGTHS_VERSION = f"{INDEX_VERSION}.4"
 """A row is a row of the index."""
 BATCH_CHARACTERS = 1 << 18
 COLUMNS = tuple(item.name for item in fields(AnswerEnd))

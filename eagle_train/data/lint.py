@@ -28,6 +28,7 @@ KINDS: Mapping[str, Kind] = {
     "missing_media": Kind(True, "add the file, correct its path or media_root, or leave the record out"),
     "unreadable_image": Kind(True, "download it again, or convert it to PNG or JPEG"),
     "unreadable_video": Kind(True, "download it again, or transcode it to H.264 in mp4"),
+    "empty_clip": Kind(True, "correct start and end, in seconds of the file"),
     "placeholder_mismatch": Kind(True, "give every image and video one <image> or <video>, and no other"),
     "no_answer": Kind(True, "add the answers, or leave the record out"),
     "length_mismatch": Kind(True, "the file and its header disagree: convert it anew, and build the index again"),

@@ -30,6 +30,8 @@ CHUNK = 500
 """Records of an annotation that are one job."""
 LONG_TEXT = 200
 """Characters from which on the same text with other media is worth a look; short questions repeat by nature."""
+TOLD_APART_BY = ("width", "height", "start", "end")
+"""Facts of the media that tell samples of equal text apart, beside the size of their files."""
 LEAST_SIDE, MOST_ASPECT = 8, 64
 
 
@@ -118,7 +120,7 @@ def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dic
     try:
         record = read_record(reader, row["key"], list(members.values()))
         findings = [*check_texts(record, checks.texts), *count_tokens(record, checks)]
-        named = {ref.ref for ref in record.media}
+        named = {path for ref in record.media for path in ref.paths}
         if unused := sorted(name for name in members if media_kind(name) and name not in named):
             findings.append(Finding("unused_media", ", ".join(unused)))
         sizes = [(medium["width"], medium["height"]) for medium in row["media"] if medium["kind"] == "image"]
@@ -130,7 +132,16 @@ def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dic
         part.add(key, [Finding(reason, short(getattr(error, "detail", str(error))))])
         return
     # Media are the same if their files are equally long and the pictures equally large: no byte of them is read.
-    media = [(members[m["member"]].size, m["width"], m["height"]) for m in row["media"]]
+    media = [
+        (
+            sum(members[name].size for name in m["members"] or [m["member"]]),
+            m["width"],
+            m["height"],
+            m["start"],
+            m["end"],
+        )
+        for m in row["media"]
+    ]
     part.add(key, findings, **hashes(record, media))
 
 
@@ -151,7 +162,7 @@ def lint_records(checks: Checks, chunk: tuple[int, list[bytes | Any]]) -> Part:
             if isinstance(data, dict) and "id" in data:
                 key, ident = f"{key}, id {short(str(data['id']))}", hashed(str(data["id"]))
             record = parse_record(data, key=key)
-            part.media |= {ref.ref for ref in record.media}
+            part.media |= {path for ref in record.media for path in ref.paths}
             findings = [*check_texts(record, checks.texts), *count_tokens(record, checks)]
             found, media = check_files(record, checks, key)
             part.add(key, [*findings, *found], ident=ident, **hashes(record, media))
@@ -163,21 +174,21 @@ def lint_records(checks: Checks, chunk: tuple[int, list[bytes | Any]]) -> Part:
 def check_files(record: Record, checks: Checks, key: str) -> tuple[list[Finding], list[tuple]]:
     """Returns the findings on the media files of a record, and what tells each from others.
 
-    That is bytes, width and height, or the path where there is no picture.
+    That is bytes, width, height and bounds of a clip, or the path where there is no picture.
     """
     findings, media, sizes = [], [], []
     contents: dict[str, bytes] = {}
-    for ref in record.media:
+    for ref, file in [(medium, file) for medium in record.media for file in medium.files]:
         try:
-            contents[ref.ref] = data = read_media_file(ref, checks.media_root, key)
-            probe = probe_image if ref.kind == "image" else probe_video
+            contents[file.ref] = data = read_media_file(file, checks.media_root, key)
+            probe = probe_image if file.kind == "image" else probe_video
             width, height = probe(data)[:2]
-            media.append((len(data), width, height))
+            media.append((len(data), width, height, ref.start, ref.end))
             if ref.kind == "image":
                 sizes.append((width, height))
         except (SampleError, MediaError) as error:
-            media.append((ref.ref,))
-            findings.append(Finding(error.reason, short(f"{ref.ref}: {error.detail}")))
+            media.append((file.ref,))
+            findings.append(Finding(error.reason, short(f"{file.ref}: {error.detail}")))
     findings += check_sizes(sizes)
     if checks.images is not None and not any(f.kind.startswith(("missing", "unreadable")) for f in findings):
         findings += decode_all(record, checks.images, contents.__getitem__)
@@ -194,14 +205,14 @@ def check_sizes(sizes: Iterable[tuple[int, int]]) -> Iterator[Finding]:
 
 def decode_all(record: Record, images: ImageReader, read: Callable[[str], bytes]) -> Iterator[Finding]:
     """Yields a finding for each medium of a record that cannot be decoded; of videos two frames are."""
-    for ref in record.media:
+    for file in (file for ref in record.media for file in ref.files):
         try:
-            if ref.kind == "image":
-                images.decode(read(ref.ref))
+            if file.kind == "image":
+                images.decode(read(file.ref))
             else:
-                decode_frames(read(ref.ref), 2)
+                decode_frames(read(file.ref), 2)
         except MediaError as error:
-            yield Finding(error.reason, short(f"{ref.ref}: {error}"))
+            yield Finding(error.reason, short(f"{file.ref}: {error}"))
 
 
 def count_tokens(record: Record, checks: Checks) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Images and videos as annotations name them, and where in a conversation they go: placeholders, slots, messages."""
+"""Media as annotations name them, and where in a conversation they go: placeholders, slots, messages."""
 
 from __future__ import annotations
 
@@ -11,15 +11,34 @@ from eagle_train.types import MediaKind, Message, Role, SampleError
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2"})
 VIDEO_SUFFIXES = frozenset({"mp4", "avi", "mov", "mkv", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp"})
 
-PLACEHOLDER = re.compile(r"<(image|video)(?:-(\d{1,6}))?>")
+PLACEHOLDER = re.compile(r"<(image|video|document)(?:-(\d{1,6}))?>")
 
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """An image or video as the annotation names it: a path, or a tar member's extension."""
+    """An image, video or document as the annotation names it."""
 
     kind: MediaKind
-    ref: str
+    ref: str = ""
+    """A path, or a tar member's extension; empty where `refs` name its files."""
+    refs: tuple[str, ...] = ()
+    """Of a list of frames or pages, in order: paths of images, or extensions of tar members."""
+    start: float = 0.0
+    """Seconds from the first frame of a video file to a clip of it; 0 with an `end` of 0 for the whole file."""
+    end: float = 0.0
+    """Seconds; 0 for the end of the file."""
+    fps: float | None = None
+    """Frames per second of `refs`, where it is told."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Its files, in order."""
+        return self.refs or (self.ref,)
+
+    @property
+    def files(self) -> tuple[MediaRef, ...]:
+        """Each of its files as a medium: itself, or the images that it is a list of."""
+        return tuple(MediaRef("image", path) for path in self.refs) or (self,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +46,7 @@ class Slot:
     """A place for a listed medium: number `number` (from 1) of the list `name`, or the next one of it."""
 
     name: str
-    """`image`, `video`, or `media` (the canonical record's common list)."""
+    """`image`, `video`, `document`, or `media` (the canonical record's common list)."""
     number: int | None = None
 
 
@@ -49,13 +68,16 @@ def place_listed(turns: Sequence[Turn], listed: Listed) -> tuple[list[Turn], Lis
     """Returns the turns with slots in place of the placeholders, and the lists that the slots take from.
 
     Without any placeholder the media go before the first user turn's text, each followed by a newline.
-    LLaVA-Video writes `<image>` for videos: accepted where only videos are listed.
+    LLaVA-Video writes `<image>` for videos: accepted where only videos are listed. `<document>` is a placeholder only
+    where documents are listed; elsewhere prompts use it as a tag.
 
     Args:
         turns: turns whose parts are all text, one of them the user's.
         listed: the media, at least one.
     """
-    placed: list[Turn] = [(role, [piece for text in content for piece in _split(text)]) for role, content in turns]
+    placed: list[Turn] = [
+        (role, [piece for text in content for piece in _split(text, "document" in listed)]) for role, content in turns
+    ]
     names = {part.name for _, content in placed for part in content if isinstance(part, Slot)}
     if not names:
         first = next(content for role, content in placed if role == "user")
@@ -66,13 +88,15 @@ def place_listed(turns: Sequence[Turn], listed: Listed) -> tuple[list[Turn], Lis
     return placed, listed
 
 
-def _split(text: str) -> list[Part]:
+def _split(text: str, has_documents: bool) -> list[Part]:
     """Returns the text with slots in place of its placeholders."""
     if "<" not in text:
         return [text]
     pieces: list[Part] = []
     end = 0
     for match in PLACEHOLDER.finditer(text):
+        if match[1] == "document" and not has_documents:
+            continue
         pieces += [text[end : match.start()], Slot(match[1], int(match[2]) if match[2] else None)]
         end = match.end()
     return [*pieces, text[end:]]

@@ -1,32 +1,78 @@
-"""What an image or video in a shard says about itself, from as few of its bytes as tell it."""
+"""What an image, video or document in a shard says about itself, from as few of its bytes as tell it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from eagle_train.data.frames import clip_bounds, clip_frames
 from eagle_train.data.image_headers import Header, read_header
 from eagle_train.data.images import probe_image
 from eagle_train.data.media import MediaError
-from eagle_train.data.schemas import MediaRef
+from eagle_train.data.placeholders import MediaRef
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.videos import probe_video
 from eagle_train.types import Media, SampleError
 
 HEAD_BYTES = 1 << 16
+DEFAULT_FPS = 1.0
+"""Frames per second of a video that is given as images, where nothing tells it: what caption sets mostly extract."""
 
 
-def probe_medium(reader: ShardReader, key: str, ref: MediaRef, member: Member) -> Media:
-    """Returns the header facts of one image or video.
+def probe_medium(reader: ShardReader, key: str, ref: MediaRef, members: Sequence[Member]) -> Media:
+    """Returns the header facts of one image, video or document.
+
+    Args:
+        members: its files in order, one for each of `ref.paths`.
 
     Raises:
-        SampleError: if it is unreadable.
+        SampleError: if it is unreadable, or a clip has nothing of its file.
     """
+    if ref.refs:
+        return probe_list(reader, key, ref, members)
+    (member,) = members
     try:
         if ref.kind == "image":
             width, height, orientation = probe_member(reader, member)
             return Media(kind="image", member=member.name, width=width, height=height, orientation=orientation)
-        width, height, duration, num_frames = probe_video(reader.read(member))
+        facts = probe_video(reader.read(member))
     except MediaError as error:
         raise SampleError(key, error.reason, f"{member.name}: {error}") from error
-    return Media(kind="video", member=member.name, width=width, height=height, duration=duration, num_frames=num_frames)
+    media = Media(kind="video", member=member.name, **facts._asdict())
+    return cut_clip(media, ref.start, ref.end, key) if ref.start or ref.end else media
+
+
+def probe_list(reader: ShardReader, key: str, ref: MediaRef, members: Sequence[Member]) -> Media:
+    """Returns the header facts of frames or pages that are images; see `probe_medium`."""
+    sizes = []
+    for member in members:
+        try:
+            sizes.append(probe_member(reader, member)[:2])
+        except MediaError as error:
+            raise SampleError(key, error.reason, f"{member.name}: {error}") from error
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    return Media(
+        kind=ref.kind,
+        members=tuple(member.name for member in members),
+        width=width,
+        height=height,
+        duration=len(members) / (ref.fps or DEFAULT_FPS) if ref.kind == "video" else 0.0,
+        num_frames=len(members),
+    )
+
+
+def cut_clip(media: Media, start: float, end: float, key: str) -> Media:
+    """Returns the facts of a clip of a video file, from those of the file.
+
+    Raises:
+        SampleError: `empty_clip`.
+    """
+    try:
+        start, end = clip_bounds(start, end, media.duration)
+    except ValueError as error:
+        raise SampleError(key, "empty_clip", f"{media.member}: {error}; correct the annotation") from error
+    frames = clip_frames(start, end, media.duration, media.num_frames)
+    return replace(media, start=start, end=end, duration=end - start, num_frames=frames)
 
 
 def probe_member(reader: ShardReader, member: Member) -> Header:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from eagle_train.data.annotations import read_annotation
 from eagle_train.data.archives import clean_name
 from eagle_train.data.index import shard_identity
-from eagle_train.data.schemas import NO_MEDIA
+from eagle_train.data.media_fields import NO_MEDIA
 
 SPLIT = "split.json"
 NOTED_FOLDERS = 20

@@ -14,7 +14,7 @@ from eagle_train.data.layout import Layout
 from eagle_train.data.lengths import ensure_lengths
 from eagle_train.data.media import MediaError
 from eagle_train.data.tables import read_table
-from eagle_train.types import Media
+from eagle_train.types import Media, MediaPlan
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 MEASURED = (
@@ -24,12 +24,18 @@ MEASURED = (
     "answers",
     "images",
     "videos",
+    "documents",
     "tiles",
+    "degraded",
     "image_width",
     "image_height",
+    "image_tiles",
     "video_frames",
+    "document_pages",
 )
-"""What is measured: of each sample, but for the last three, which are of each medium (pixels, frames taken)."""
+"""What is measured: of each sample, but for the last five, which are of each medium (pixels, tiles and frames chosen).
+
+A sample is degraded (1, not 0) if a row of its length leaves less to its media than they ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +125,32 @@ def shard_stats(shard: Path, index_dir: Path | None, layout: Layout) -> Stats:
             continue
         media = [Media(**row) for row in rows]
         try:
-            plans = [encoder.plan_media(medium) for medium in media]
+            asked, _ = encoder.plan_media(media)
+            plans, media_tokens = encoder.plan_media(media, layout.max_length - num_tokens[-1])
         except MediaError:  # larger than the run's policy allows
             continue
-        images = [medium for medium in media if medium.kind == "image"]
+        kinds = [medium.kind for medium in media]
         sample = {
             "text_tokens": num_tokens[-1],
-            "tokens": num_tokens[-1] + sum(encoder.media_length(plan) for plan in plans),
+            "tokens": num_tokens[-1] + media_tokens,
             "supervised_tokens": num_targets[-1],
             "answers": len(num_tokens),
-            "images": len(images),
-            "videos": len(media) - len(images),
+            "images": kinds.count("image"),
+            "videos": kinds.count("video"),
+            "documents": kinds.count("document"),
             "tiles": sum(plan.num_tiles for plan in plans),
+            "degraded": int(plans != asked),
         }
         for name, value in sample.items():
             found[name].append(value)
-        found["image_width"] += [medium.width for medium in images]
-        found["image_height"] += [medium.height for medium in images]
-        found["video_frames"] += [p.num_frames for p, m in zip(plans, media, strict=True) if m.kind == "video"]
+        for medium, plan in zip(media, plans, strict=True):
+            for name, value in medium_stats(medium, plan).items():
+                found[name].append(value)
     return {name: Distribution.of(numbers) for name, numbers in found.items()}
+
+
+def medium_stats(medium: Media, plan: MediaPlan) -> dict[str, int]:
+    """Returns what is measured of one medium."""
+    if medium.kind == "image":
+        return {"image_width": medium.width, "image_height": medium.height, "image_tiles": plan.num_tiles}
+    return {"video_frames" if medium.kind == "video" else "document_pages": plan.num_frames}

@@ -22,8 +22,12 @@ LARGEST_ASPECT = 64
 class Tiling(Protocol):
     """How an image becomes tiles of S x S pixels."""
 
-    def plan(self, width: int, height: int) -> MediaPlan:
-        """Returns the tiles of an image of this size (pixels)."""
+    def plan(self, width: int, height: int, max_tiles: int | None = None) -> MediaPlan:
+        """Returns the tiles of an image of this size (pixels).
+
+        Args:
+            max_tiles: how many it may have; None: as many as the tiling gives at most.
+        """
 
     def cut(self, image: Image.Image, plan: MediaPlan, tile_size: int) -> torch.Tensor:
         """Returns the tiles (N, 3, S, S) uint8 of an RGB `image`."""
@@ -41,9 +45,9 @@ class PadToSquare:
     def __init__(self, colour: Sequence[int] = (122, 116, 104)) -> None:
         self.colour = tuple(colour)
 
-    def plan(self, width: int, height: int) -> MediaPlan:
+    def plan(self, width: int, height: int, max_tiles: int | None = None) -> MediaPlan:
         """Returns one tile, whatever the size."""
-        del width, height
+        del width, height, max_tiles
         return MediaPlan()
 
     def cut(self, image: Image.Image, plan: MediaPlan, tile_size: int) -> torch.Tensor:
@@ -68,9 +72,9 @@ class CentreCrop:
     Source: Eagle 1's stage 1, whose scripts set no `image_aspect_ratio`.
     """
 
-    def plan(self, width: int, height: int) -> MediaPlan:
+    def plan(self, width: int, height: int, max_tiles: int | None = None) -> MediaPlan:
         """Returns one tile, whatever the size."""
-        del width, height
+        del width, height, max_tiles
         return MediaPlan()
 
     def cut(self, image: Image.Image, plan: MediaPlan, tile_size: int) -> torch.Tensor:

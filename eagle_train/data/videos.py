@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -18,8 +19,17 @@ QUARTER_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3:
 """Display matrix of a video, in quarter turns counterclockwise."""
 
 
-def probe_video(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int, float, int]:
-    """Returns (width, height, duration, num_frames) of a video.
+class VideoFacts(NamedTuple):
+    """What the headers of a video file tell."""
+
+    width: int
+    height: int
+    duration: float
+    num_frames: int
+
+
+def probe_video(data: bytes, *, max_pixels: int = MAX_PIXELS) -> VideoFacts:
+    """Returns the header facts of a video.
 
     Width and height are pixels as shown, after rotation metadata (non-square pixels are not stretched).
     Duration is in seconds, 0 where nothing tells it. The number of frames is the container's count, or the
@@ -44,7 +54,7 @@ def probe_video(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int,
         if count <= 0 or seconds <= 0:
             packets, packet_seconds = _measure_packets(data, max_pixels)
             count, seconds = (count if count > 0 else packets), (seconds if seconds > 0 else packet_seconds)
-        return width, height, seconds, max(1, count)
+        return VideoFacts(width, height, seconds, max(1, count))
 
 
 def decode_frames(data: bytes, num_frames: int, *, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import TextStreamer
 
+from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
 from eagle_train.data.images import probe_image
 from eagle_train.data.media import MediaError
 from eagle_train.data.videos import probe_video
-from eagle_train.model.generate import generate
+from eagle_train.model.generate import Prompt, generate
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.evaluate import make_prompt
 from eagle_train.train.load import load_model
-from eagle_train.types import Media, Message
+from eagle_train.types import Media, MediaPlan, Message
 
 
 def main(arguments: list[str]) -> int:
@@ -30,16 +32,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--image", type=Path, action="append", default=[], help="may be given several times")
     parser.add_argument("--video", type=Path, action="append", default=[])
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-length", type=int, help="tokens of prompt and answer; default: the model's")
     options = parser.parse_intermixed_args(arguments)
     media, data = read_media(options.image, options.video)
     model, encoder = load_model(options.model)
-    plans = [encoder.plan_media(medium) for medium in media]
-    tiles = [encoder.decode(m.member, m, plan, d) for m, plan, d in zip(media, plans, data, strict=True)]
+    room = (options.max_length or model.llm.config.max_position_embeddings) - options.max_new_tokens
     messages: list[Message] = []
     for question in [options.question] if options.question else ask():
-        shown = tuple(range(len(media))) if not messages else ()
-        messages.append(Message(role="user", content=(*shown, question)))
-        answer = reply(model, encoder, messages, plans, tiles, options.max_new_tokens)
+        first = not messages
+        messages.append(Message(role="user", content=(*range(len(media) if first else 0), question)))
+        if first:
+            plans = plan(encoder, messages, media, room)
+            tiles = [encoder.decode(m.member, m, p, content) for m, p, content in zip(media, plans, data, strict=True)]
+        prompt = make_prompt(encoder, messages, media, plans, tiles)
+        answer = reply(model, encoder, prompt, options.max_new_tokens)
         messages.append(Message(role="assistant", content=(answer,)))
     return 0
 
@@ -78,11 +84,31 @@ def read_media(images: list[Path], videos: list[Path]) -> tuple[list[Media], lis
     return media, data
 
 
-def reply(model: VisionLanguageModel, encoder: Encoder, messages, plans, tiles, max_new_tokens: int) -> str:
-    """Prints the answer to a conversation as it comes, and returns it."""
+def plan(encoder: Encoder, messages: Sequence[Message], media: Sequence[Media], room: int) -> tuple[MediaPlan, ...]:
+    """Returns the frames and tiles of the media of a first turn, as in training: within what its text leaves.
+
+    Args:
+        room: tokens of the prompt.
+
+    Raises:
+        ValueError: if they do not fit with the fewest frames and tiles.
+    """
+    items = encoder.template.encode_prompt(messages, encoder.tokenizer)
+    text = sum(len(item.ids) for item in items if isinstance(item, TextRun))
+    plans, tokens = encoder.plan_media(media, room - text)
+    if text + tokens > room:
+        raise ValueError(
+            f"the prompt has {text + tokens} tokens with the fewest frames and tiles, and there is room for {room}; "
+            f"give fewer files, or raise --max-length"
+        )
+    return plans
+
+
+def reply(model: VisionLanguageModel, encoder: Encoder, prompt: Prompt, max_new_tokens: int) -> str:
+    """Prints the answer to a prompt as it comes, and returns it."""
     ids = generate(
         model,
-        [make_prompt(encoder, messages, plans, tiles)],
+        [prompt],
         max_new_tokens=max_new_tokens,
         stop_ids=encoder.template.stop_ids(encoder.tokenizer),
         pad_id=encoder.image_id,

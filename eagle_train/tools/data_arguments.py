@@ -212,7 +212,7 @@ def stage_rows(config: Mapping[str, Any], name: str, stage: Stage, encoder: Enco
 
 
 def plain_encoder(values: Mapping[str, str]) -> Encoder:
-    """Returns an encoder of `tokenizer=` and `chat_template=`; the rest is that of `configs/data/default.yaml`."""
+    """Returns an encoder of `tokenizer=` and `chat_template=`; the rest is `data/default` and `degrade/none`."""
     check_given = {"tokenizer", "chat_template"} - values.keys()
     if check_given:
         raise ValueError(f"{sorted(check_given)} must be given to count tokens; or give +experiment=NAME")
@@ -222,7 +222,7 @@ def plain_encoder(values: Mapping[str, str]) -> Encoder:
         tokenizer=load_tokenizer(values["tokenizer"]),
         images=data.images,
         tiling=data.tiling,
-        frames=data.frames,
+        degrade=build(load_choice("degrade", "none")),
         tile_size=data.tile_size,
         tokens_per_tile=whole(values, "tokens_per_tile", TOKENS_PER_TILE),
         loss_weight=data.loss_weight,

@@ -30,9 +30,9 @@ from eagle_train.tools.data_arguments import (
     whole,
 )
 from eagle_train.tools.pages import write_page
-from eagle_train.tools.stats_view import COLUMNS, brief, show
+from eagle_train.tools.stats_view import COLUMNS, NAMES, brief, show
 from eagle_train.track.console import progress
-from eagle_train.train.stage_data import describe
+from eagle_train.train.stage_data import describe_layout, fingerprint
 
 HELP = """Lengths, media and shares of data sets, and a simulated plan, without decoding a pixel or a model's weights.
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = plain_rows(values, lengths_of(values) or [4096])
     found = make_stats(rows, whole(values, "ranks", RANKS), whole(values, "workers", 1))
     if options.html:
-        print(write_page(options.html, "stats.html.jinja", **found, columns=COLUMNS, brief=brief))
+        print(write_page(options.html, "stats.html.jinja", **found, columns=COLUMNS, names=NAMES, brief=brief))
     if options.json:
         print(json.dumps(found))
     elif not options.html:
@@ -97,13 +97,11 @@ def make_stats(rows: Sequence[Rows], ranks: int, workers: int) -> dict[str, Any]
     Raises:
         ValueError: if a shard cannot be indexed.
     """
-    # Lengths and media do not depend on the length of rows: what stage and sources share is measured once.
+    # Lengths and media may not depend on the length of rows: what stage and sources share is measured once.
     alike: dict[tuple, list[int]] = {}
     for number, each in enumerate(rows):
-        tiling = repr(describe(each.layout.encoder.tiling))
-        kind = (each.layout.text.fingerprint, tiling, *(source.name for source in each.sources))
-        alike.setdefault(kind, []).append(number)
-    names = {group[0]: ", ".join(dict.fromkeys(rows[number].name for number in group)) for group in alike.values()}
+        alike.setdefault(measured_by(each), []).append(number)
+    names = {group[0]: name_of([rows[number] for number in group]) for group in alike.values()}
     stats = {number: {source.name: no_stats() for source in rows[number].sources} for number in names}
     works = [work for work in make_works([each.sources for each in rows]) if work.shard.exists()]
     wanted = Wanted(layouts=[each.layout for each in rows], measured=frozenset(stats))
@@ -118,6 +116,21 @@ def make_stats(rows: Sequence[Rows], ranks: int, workers: int) -> dict[str, Any]
         "samples": {names[number]: describe_samples(measured) for number, measured in stats.items()},
         "plans": [describe_plan(each, ranks) for each in rows],
     }
+
+
+def measured_by(rows: Rows) -> tuple:
+    """Returns what the lengths and media of samples depend on."""
+    layout = rows.layout
+    parts = {name: part for name, part in describe_layout(layout).items() if name not in ("max_length", "too_long")}
+    length = layout.max_length if layout.encoder.degrade.by_budget else None
+    return (fingerprint(parts), length, *(source.name for source in rows.sources))
+
+
+def name_of(alike: Sequence[Rows]) -> str:
+    """Returns the name of rows that are measured as one."""
+    names = ", ".join(dict.fromkeys(rows.name for rows in alike))
+    layout = alike[0].layout
+    return f"{names}, {layout.max_length:,} tokens" if layout.encoder.degrade.by_budget else names
 
 
 def describe_samples(stats: Mapping[str, Stats]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from eagle_train.data.encode import Encoder
 from eagle_train.data.layout import SampleLayout
 from eagle_train.data.loader import RowDataset, RowTask
 from eagle_train.data.stream import Step
-from eagle_train.types import IGNORE_INDEX, MediaPlan, PackedBatch
+from eagle_train.types import IGNORE_INDEX, Media, MediaPlan, PackedBatch
 
 TILE = 160
 """Longest side of a tile on the page, in pixels."""
@@ -113,7 +113,10 @@ def view_row(
     samples, tile = [], 0
     for place, use in enumerate(used):
         layout = catalog.sizes(use.shard).layout(use.index)
-        samples.append(view_sample(encoder, batch, place, layout, batch.pixels[tile : tile + layout.num_tiles]))
+        media = [Media(**medium) for medium in catalog.index_row(use.shard, use.index)["media"]][: len(layout.media)]
+        chosen = tuple(choices(encoder, media, layout, max_length))
+        pixels = batch.pixels[tile : tile + layout.num_tiles]
+        samples.append(view_sample(encoder, batch, place, layout, chosen, pixels))
         tile += layout.num_tiles
     return RowView(
         number=batch.row,
@@ -129,11 +132,17 @@ def view_row(
 
 
 def view_sample(
-    encoder: Encoder, batch: PackedBatch, place: int, layout: SampleLayout, pixels: torch.Tensor
+    encoder: Encoder,
+    batch: PackedBatch,
+    place: int,
+    layout: SampleLayout,
+    chosen: tuple[str, ...],
+    pixels: torch.Tensor,
 ) -> SampleView:
     """Returns what to show of the sample that is number `place` of a row.
 
     Args:
+        chosen: what was decided for it, in words.
         pixels: (N, 3, S, S) uint8, its tiles.
     """
     start, end = batch.cu_seqlens[place : place + 2].tolist()
@@ -147,7 +156,7 @@ def view_sample(
         num_tokens=end - start,
         num_learnt=sum(learnt),
         weight=float(batch.loss_weights[start:end].sum()),
-        choices=tuple(choices(layout)),
+        choices=chosen,
         parts=tuple(split_parts(encoder, ids.tolist(), learnt, positions, layout.media, pixels)),
     )
 
@@ -165,16 +174,35 @@ def learnt_tokens(ids: torch.Tensor, labels: torch.Tensor, key: str) -> list[boo
     return [False, *asked.tolist()]
 
 
-def choices(layout: SampleLayout) -> Iterator[str]:
-    """Yields what was decided for a sample, in words."""
-    for number, plan in enumerate(layout.media, 1):
-        parts = [f"{plan.num_frames} frames"] if plan.num_frames > 1 else []
-        parts += [f"{plan.rows} x {plan.cols} tiles"] if plan.rows * plan.cols > 1 else []
-        parts += ["thumbnail"] if plan.thumbnail else []
-        if parts:
-            yield f"medium {number}: {', '.join(parts)}"
+def choices(encoder: Encoder, media: Sequence[Media], layout: SampleLayout, max_length: int) -> Iterator[str]:
+    """Yields what was decided for a sample, in words: of what it asked for, within which budget.
+
+    Args:
+        media: header facts of those that stay.
+        max_length: tokens of a row.
+    """
+    asked, asked_tokens = encoder.plan_media(media)
+    tokens = sum(
+        candidate.tokens(plan) for candidate, plan in zip(encoder.candidates(media), layout.media, strict=True)
+    )
+    if encoder.degrade.by_budget and media:
+        budget = max_length - (layout.num_tokens - tokens)
+        yield f"media: {tokens:,} tokens of {budget:,} that text leaves, {asked_tokens:,} asked"
+    for number, (medium, plan, wish) in enumerate(zip(media, layout.media, asked, strict=True), 1):
+        words, wished = in_words(medium, plan), in_words(medium, wish)
+        if words or wished:
+            more = f" ({wished or 'one tile'} asked)" if plan != wish else ""
+            yield f"{medium.kind} {number}: {words or 'one tile'}{more}"
     if layout.lost_turns:
         yield f"cut to fit: {layout.lost_turns} turns, {layout.lost_tokens:,} tokens lost"
+
+
+def in_words(medium: Media, plan: MediaPlan) -> str:
+    """Returns the frames and tiles of a plan in words; nothing for a single tile."""
+    unit = "pages" if medium.kind == "document" else "frames"
+    parts = [f"{plan.num_frames} of {medium.num_frames} {unit}"] if medium.kind != "image" else []
+    parts += [f"{plan.rows} x {plan.cols} tiles"] if plan.rows * plan.cols > 1 else []
+    return ", ".join([*parts, "thumbnail"] if plan.thumbnail else parts)
 
 
 def split_parts(

@@ -12,6 +12,14 @@ from rich.table import Table
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 BAR = 32
 """Characters of the longest bar."""
+NAMES = {
+    "image_width": "width of images",
+    "image_height": "height of images",
+    "image_tiles": "tiles of images",
+    "video_frames": "frames of videos",
+    "document_pages": "pages of documents",
+}
+"""Of what is measured per medium."""
 COLUMNS = ["mean", "min", "p1", "p5", "p25", "p50", "p75", "p95", "p99", "max"]
 
 
@@ -21,8 +29,9 @@ def show(stats: Mapping[str, Any], console: Console) -> None:
         for source, measured in groups.items():
             if source == "all" or len(groups) == 1:
                 console.print(percentiles(f"{name}: {source}", measured))
-                for what in ("tokens", "supervised_tokens"):
-                    console.print(histogram(what, measured[what]["histogram"]))
+                for what in ("tokens", "supervised_tokens", "image_tiles", "video_frames", "document_pages"):
+                    if measured[what].get("sum"):
+                        console.print(histogram(what, measured[what]["histogram"]))
         if len(groups) > 1:
             console.print(lengths_by_source(groups))
     for plan in stats["plans"]:
@@ -37,8 +46,7 @@ def percentiles(title: str, measured: Mapping[str, Mapping[str, float]]) -> Tabl
         table.add_column(column, justify="right")
     for what, found in measured.items():
         if found.get("sum"):
-            name = {"image_width": "width of images", "image_height": "height", "video_frames": "frames of videos"}
-            table.add_row(name.get(what, what.replace("_", " ")), *(brief(found[key]) for key in ["sum", *COLUMNS]))
+            table.add_row(NAMES.get(what, what.replace("_", " ")), *(brief(found[key]) for key in ["sum", *COLUMNS]))
     return table
 
 
@@ -61,7 +69,8 @@ def lengths_by_source(groups: Mapping[str, Mapping[str, Mapping[str, float]]]) -
 
 def histogram(title: str, bins: Sequence[tuple[int, int, int]]) -> Table:
     """Returns a bar per bin."""
-    table = Table(title=f"{title.replace('_', ' ')} per sample", title_justify="left", box=None, show_header=False)
+    title = NAMES.get(title, f"{title.replace('_', ' ')} per sample")
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
     table.add_column(justify="right")
     table.add_column(no_wrap=True)
     table.add_column(justify="right")

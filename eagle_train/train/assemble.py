@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from eagle_train.data.encode import Encoder
-from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.storage import Storage
@@ -38,7 +37,6 @@ class DataSettings:
         tile_size: S, side in pixels of the tiles that the loader makes; encoders resize from it.
         images: how images are decoded.
         tiling: how images are cut into tiles.
-        frames: how many frames a video gives.
         loss_weight: weight of a supervised token, from their number in its sample.
         too_long: what becomes of samples that are longer than a row.
         window_rows: rows packed together.
@@ -52,7 +50,6 @@ class DataSettings:
     tile_size: int
     images: ImageReader
     tiling: Tiling
-    frames: FrameRate
     loss_weight: Callable[[int], float]
     too_long: TooLong
     window_rows: int
@@ -155,9 +152,15 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
     """Returns what lays samples out as tokens.
 
     Raises:
-        ConfigError: if the tokenizer has more tokens than the LLM has embeddings.
+        ConfigError: if the tokenizer has more tokens than the LLM has embeddings, or lacks one of the template's.
     """
     tokenizer = load_tokenizer(config["tokenizer"], config["new_tokens"])
+    template = build(config["chat_template"])
+    if missing := template.missing_tokens(tokenizer):
+        raise ConfigError(
+            f"the tokenizer at {config['tokenizer']!r} does not have {', '.join(missing)} of the chat template; list "
+            f"them in new_tokens, or choose another chat_template"
+        )
     if len(tokenizer) > vocab_size:
         raise ConfigError(
             f"the tokenizer at {config['tokenizer']!r} has {len(tokenizer)} tokens, the LLM {vocab_size} embeddings; "
@@ -165,11 +168,11 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
         )
     data = build(config["data"])
     return Encoder(
-        template=build(config["chat_template"]),
+        template=template,
         tokenizer=tokenizer,
         images=data.images,
         tiling=data.tiling,
-        frames=data.frames,
+        degrade=build(config["degrade"]),
         tile_size=data.tile_size,
         tokens_per_tile=tokens_per_tile,
         loss_weight=data.loss_weight,

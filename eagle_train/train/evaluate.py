@@ -21,7 +21,7 @@ from eagle_train.data.loader import RowDataset
 from eagle_train.model.generate import Prompt, generate
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import progress
-from eagle_train.types import MediaPlan, Message, Sample, SampleError
+from eagle_train.types import Media, MediaPlan, Message, Sample, SampleError
 
 log = logging.getLogger(__name__)
 
@@ -136,22 +136,27 @@ def read_question(dataset: RowDataset, number: int) -> Question:
     sample, data = dataset.read(number, layout)
     media = zip(sample.media, layout.media, data, strict=True)
     tiles = [dataset.encoder.decode(sample.key, medium, plan, content) for medium, plan, content in media]
-    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], layout.media, tiles))
+    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], sample.media, layout.media, tiles))
 
 
 def make_prompt(
-    encoder: Encoder, messages: Sequence[Message], plans: Sequence[MediaPlan], tiles: Sequence[torch.Tensor]
+    encoder: Encoder,
+    messages: Sequence[Message],
+    media: Sequence[Media],
+    plans: Sequence[MediaPlan],
+    tiles: Sequence[torch.Tensor],
 ) -> Prompt:
     """Returns a conversation that ends with a user turn as a prompt.
 
     Args:
+        media: header facts, in reading order.
         plans: frames and tiles of each medium.
         tiles: of each medium, (N_i, 3, S, S) uint8.
     """
     items: list[TextRun | int] = encoder.template.encode_prompt(messages, encoder.tokenizer)
-    ids, _, positions = encoder.lay_out(items, plans)
+    ids, _, positions = encoder.lay_out(items, media, plans)
     pixels = torch.cat(list(tiles)) if tiles else torch.empty(0, 3, encoder.tile_size, encoder.tile_size).byte()
-    return Prompt(ids, positions, pixels)
+    return Prompt(ids.tolist(), positions.tolist(), pixels)
 
 
 def grey(question: Question) -> Question:

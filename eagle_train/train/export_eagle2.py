@@ -75,14 +75,15 @@ def old_names(carried: Carried) -> dict[str, bool]:
 
 def check_tokens(encoder: Encoder) -> None:
     """Raises ValueError unless the strings around and in the places of visual tokens are those of the layout."""
-    missing = [text for text in (IMAGE_TOKEN, IMAGE_START, IMAGE_END) if text not in encoder.tokenizer.get_vocab()]
-    if missing:
-        raise ValueError(f"the tokenizer lacks {missing}, which the released layout needs; list them in new_tokens")
-    if encoder.template.image_token != IMAGE_TOKEN:
+    template = encoder.template
+    strings = (template.media.prefix, template.image_token, template.media.suffix)
+    if strings != (IMAGE_START, IMAGE_TOKEN, IMAGE_END):
         raise ValueError(
-            f"the released layout fills the places of visual tokens with {IMAGE_TOKEN}, this model with "
-            f"{encoder.template.image_token}; set chat_template.image_token='{IMAGE_TOKEN}'"
+            f"the released layout writes an image as {IMAGE_START}{IMAGE_TOKEN}...{IMAGE_END}; the chat template "
+            f"has the prefix, image_token and suffix {strings}; choose chat_template=eagle2"
         )
+    if missing := [text for text in strings if text not in encoder.tokenizer.get_vocab()]:
+        raise ValueError(f"the tokenizer lacks {missing}, which the released layout needs; list them in new_tokens")
 
 
 def head_prefix(known: Layout) -> str:
@@ -105,7 +106,7 @@ def write_files(exported: Exported, out: Path, *, pooling_head: bool) -> None:
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     generation = eagle2_files.generation_config(encoder.template.stop_ids(tokenizer), ids)
     write_json(out / "generation_config.json", carried.read_json("generation_config.json") | generation)
-    jinja = to_jinja(encoder.template, image="", images="", placeholder=PLACEHOLDER)
+    jinja = to_jinja(encoder.template, PLACEHOLDER)
     (out / "chat_template.jinja").write_text(jinja)
     if config["model_type"] == eagle2_config.NEW:  # the older generation has no processor
         for name, ours in processor_files(exported).items():

@@ -12,8 +12,7 @@ from torch import nn
 
 from eagle_train.model.checkpoints import eagle2, eagle2_config
 from eagle_train.model.checkpoints.eagle2 import CONVNEXT, HEAD, SIGLIP, TOWERS, Layout, Tower
-from eagle_train.model.checkpoints.eagle2_config import LLMS
-from eagle_train.model.checkpoints.eagle2_files import IMAGE_END, IMAGE_START, IMAGE_TOKEN
+from eagle_train.model.checkpoints.eagle2_config import LLMS, NEW, OLD
 from eagle_train.model.checkpoints.files import read_weights
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.vlm import VisionLanguageModel
@@ -24,15 +23,9 @@ from eagle_train.train.released import Imported, read_original, write_import, wr
 
 MIXTURES = {1: "eagle2_siglip", 2: "eagle2_move"}
 """By number of towers."""
-TEMPLATE = {
-    "system": "You are a helpful assistant.",
-    "media_prefix": IMAGE_START,
-    "media_suffix": IMAGE_END,
-    "image_token": IMAGE_TOKEN,
-}
-"""ChatML as the released models are asked."""
+TEMPLATES = {OLD: "eagle2", NEW: "eagle2_5"}
+"""By generation: the prompts of Eagle 2's model cards, and of the processor that Eagle 2.5's repositories have."""
 TIED_HEAD = "llm.lm_head.weight"
-IMAGE_AREA_PRESERVATION = "eagle_train.data.tile_grids.ImageAreaPreservation"
 LAYOUT = "layout.json"
 """File of an import that tells which of several names the release has; see `Layout`."""
 
@@ -54,8 +47,9 @@ def import_config(folder: Path, experiment: str | None = None) -> dict[str, Any]
         f"mixture={MIXTURES[len(sizes)]}",
         "projector=eagle2",
         "llm=toy",
-        "chat_template=chatml",
-        "schedule=eagle1",
+        f"chat_template={TEMPLATES.get(original.get('model_type'), TEMPLATES[NEW])}",
+        "data=eagle2",
+        "schedule=eagle1",  # any: an import has none
         "name=imported",
         "tokenizer=imported",
     ]
@@ -63,6 +57,8 @@ def import_config(folder: Path, experiment: str | None = None) -> dict[str, Any]
     encoders = config["mixture"]["encoders"]
     if encoders.keys() != sizes.keys():
         raise ValueError(f"{folder} has the encoders {list(sizes)}, {experiment} {list(encoders)}; choose another one")
+    encoders = {name: node | sizes[name] for name, node in encoders.items()}
+    tile_size = encoders[SIGLIP.name]["image_size"]
     vocab_size = eagle2_config.read_vocab_size(shapes)
     return config | {
         "name": folder.resolve().name,
@@ -70,29 +66,20 @@ def import_config(folder: Path, experiment: str | None = None) -> dict[str, Any]
         "new_tokens": [],
         "mixture": config["mixture"]
         | {
-            "encoders": {name: node | sizes[name] for name, node in encoders.items()},
+            "encoders": encoders,
             "fold": {SIGLIP.name: eagle2_config.read_fold(original)},
         },
         "projector": config["projector"] | eagle2_config.read_projector(shapes),
         "llm": {"_target_": config["llm"]["_target_"]} | eagle2_config.read_llm(original, vocab_size, tied=known.tied),
-        "chat_template": config["chat_template"] | ({} if experiment else TEMPLATE),
-        "data": config["data"] | ({} if experiment else read_data(original, encoders, sizes)),
+        "data": config["data"] if experiment else with_tiles(config["data"], original, tile_size),
     }
 
 
-def read_data(
-    original: Mapping[str, Any], encoders: Mapping[str, Any], sizes: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Returns how images are cut, as `data` settings.
-
-    Args:
-        encoders: nodes of our config.
-        sizes: what the release tells of them.
-    """
-    tile_size = (encoders[SIGLIP.name] | sizes[SIGLIP.name])["image_size"]
+def with_tiles(data: Mapping[str, Any], original: Mapping[str, Any], tile_size: int) -> dict[str, Any]:
+    """Returns `data` settings whose images are cut as a release says, into tiles of `tile_size` pixels."""
     least, most, thumbnail = eagle2_config.read_tiles(original)
-    tiling = {"min_tiles": least, "max_tiles": most, "thumbnail": thumbnail}
-    return {"tile_size": tile_size, "tiling": {"_target_": IMAGE_AREA_PRESERVATION, "tile_size": tile_size} | tiling}
+    told = {"tile_size": tile_size, "min_tiles": least, "max_tiles": most, "thumbnail": thumbnail}
+    return dict(data) | {"tile_size": tile_size, "tiling": data["tiling"] | told}
 
 
 def import_released(folder: Path, out: Path, config: Mapping[str, Any]) -> Imported:

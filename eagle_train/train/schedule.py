@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from eagle_train.data.chat import ChatTemplate
+from eagle_train.data.degrade import Degrade
 from eagle_train.data.tiling import Tiling
 
 
@@ -29,7 +30,7 @@ class Stage:
         betas, eps: of AdamW.
         max_grad_norm: global gradient norm is clipped to it; null: not clipped.
         seed: of the plan's shuffles, and of the aligner's weights.
-        chat_template, tiling: of this stage; null: those of the run.
+        chat_template, tiling, degrade: of this stage; null: those of the run.
         align: name of the one encoder that sees, through a projector of its own named `aligner`, which is thrown
             away when the stage ends (see `PreAlignment`); null: the whole mixture and its projector see.
     """
@@ -50,6 +51,7 @@ class Stage:
     seed: int = 0
     chat_template: ChatTemplate | None = None
     tiling: Tiling | None = None
+    degrade: Degrade | None = None
     align: str | None = None
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from eagle_train.data.catalog import Catalog, Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.layout import Layout, ensure_layouts
 from eagle_train.data.lengths import TextLayout
+from eagle_train.data.media_text import MediaText
 from eagle_train.data.mixing import asked_shares, repeats
 from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.plan import PlanConfig, PlanTotals, count_rows
@@ -51,7 +52,7 @@ def build_stage_data(
     """Returns the samples and the plan of a stage; ranks share the building of what is missing on disk.
 
     Args:
-        encoder: of the run; a stage may have another template and tiling.
+        encoder: of the run; a stage may have another template, tiling and policy for frames and tiles.
         cache: folder that keeps the totals of plans; None: they are counted.
     """
     settings = build(config["data"])
@@ -123,8 +124,13 @@ def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettin
 
 
 def of_stage(encoder: Encoder, stage: Stage) -> Encoder:
-    """Returns `encoder` with the template and tiling that a stage has of its own."""
-    return replace(encoder, template=stage.chat_template or encoder.template, tiling=stage.tiling or encoder.tiling)
+    """Returns `encoder` with what a stage has of its own: template, tiling, policy for frames and tiles."""
+    return replace(
+        encoder,
+        template=stage.chat_template or encoder.template,
+        tiling=stage.tiling or encoder.tiling,
+        degrade=stage.degrade or encoder.degrade,
+    )
 
 
 def make_layout(encoder: Encoder, max_length: int, too_long: TooLong) -> Layout:
@@ -136,7 +142,8 @@ def make_layout(encoder: Encoder, max_length: int, too_long: TooLong) -> Layout:
         text=TextLayout(
             template=encoder.template,
             tokenizer=encoder.tokenizer,
-            fingerprint=fingerprint([tokenizer_hash(encoder), asdict(encoder.template)]),
+            # Text lengths do not depend on what is laid out with media.
+            fingerprint=fingerprint([tokenizer_hash(encoder), asdict(replace(encoder.template, media=MediaText()))]),
         ),
         fingerprint="",
     )
@@ -151,7 +158,7 @@ def describe_layout(layout: Layout) -> dict[str, Any]:
         "chat_template": asdict(encoder.template),
         "tiling": describe(encoder.tiling),
         "images": repr(encoder.images),
-        "frames": asdict(encoder.frames),
+        "degrade": describe(encoder.degrade),
         "tile_size": encoder.tile_size,
         "tokens_per_tile": encoder.tokens_per_tile,
         "max_length": layout.max_length,

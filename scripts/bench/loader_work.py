@@ -12,6 +12,7 @@ import torch
 
 from eagle_train.data.chat import ChatTemplate
 from eagle_train.data.collate import pack
+from eagle_train.data.degrade import EachByItself
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader, probe_image
@@ -55,7 +56,7 @@ def make_encoder(tokenizer: str | Path, *, tile_size: int, tokens_per_tile: int,
         tokenizer=load.load_tokenizer(str(tokenizer), load.default_cache()),
         images=ImageReader(),
         tiling=PadToSquare(),
-        frames=FrameRate(),
+        degrade=EachByItself(frames=FrameRate()),
         tile_size=tile_size,
         tokens_per_tile=tokens_per_tile,
         loss_weight=per_token,

@@ -9,6 +9,7 @@ from PIL import Image
 
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source
+from eagle_train.data.degrade import EachByItself
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
@@ -69,7 +70,7 @@ def encoder(data):
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
         tiling=PadToSquare(),
-        frames=FrameRate(),
+        degrade=EachByItself(frames=FrameRate()),
         tile_size=16,
         tokens_per_tile=4,
         loss_weight=per_token,

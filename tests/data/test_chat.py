@@ -87,7 +87,7 @@ def test_mask_covers_exactly_answers_and_end_tokens(name, make):
         learnt += wanted
         covered += got
     around = len(template.answer_prefix + template.suffix["assistant"])
-    assert len(learnt) == sum(len(answer) + around for answer in ANSWERS)
+    assert len(learnt) == sum(len(answer.strip() if template.strip else answer) + around for answer in ANSWERS)
     assert covered
 
 
@@ -121,7 +121,8 @@ def test_prompt_is_a_prefix_of_the_training_text(name):
     prompt = render_text(template.render(CONVERSATION[:1]), template.prefix["assistant"])
     full = render_text(template.render(CONVERSATION[:2]), "")
     assert full.startswith(prompt)
-    assert full[len(prompt) :].startswith(template.answer_prefix + ANSWERS[0])
+    answer = ANSWERS[0].strip() if template.strip else ANSWERS[0]
+    assert full[len(prompt) :].startswith(template.answer_prefix + answer)
 
 
 def render_text(items, more):

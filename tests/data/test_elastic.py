@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from eagle_train.data.balance import CostModel
+from eagle_train.data.degrade import EachByItself
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
@@ -50,7 +51,7 @@ def stages(data):
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
         tiling=PadToSquare(),
-        frames=FrameRate(max_frames=4),
+        degrade=EachByItself(frames=FrameRate(max_frames=4)),
         tile_size=16,
         tokens_per_tile=4,
         loss_weight=square_root,

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from eagle_train.data.catalog import Source
+from eagle_train.data.degrade import EachByItself
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader, probe_image
@@ -42,7 +43,7 @@ def encoder(data):
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
         tiling=OneTilePerColumn(),
-        frames=FrameRate(),
+        degrade=EachByItself(frames=FrameRate()),
         tile_size=16,
         tokens_per_tile=4,
         loss_weight=per_token,

@@ -1,10 +1,13 @@
 """A template as Jinja gives the text that the template gives, whatever the text holds."""
 
+from dataclasses import replace
+
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from eagle_train.data.chat import ChatTemplate
 from eagle_train.data.jinja import to_jinja
+from eagle_train.data.media_text import MediaText
 from eagle_train.types import Message
 
 CHATML = ChatTemplate(
@@ -30,10 +33,10 @@ def raise_exception(message):
     raise ValueError(message)
 
 
-def rendered(template, messages, *, image="", images="", **more):
+def rendered(template, messages, **more):
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = raise_exception
-    text = to_jinja(template, image=image, images=images, placeholder="<image>")
+    text = to_jinja(template, "<image>")
     return environment.from_string(text).render(messages=messages, **more)
 
 
@@ -60,13 +63,34 @@ def image_turn(*parts):
 
 
 def test_images_are_labelled_when_there_are_several_and_count_through_all_turns():
-    labels = {"image": "", "images": "<image {number}>"}
-    one = rendered(PLAIN, [image_turn(None, "What?")], **labels)
-    assert one == "<s>USER: <image>What? "
-    several = rendered(PLAIN, [image_turn(None, "a", None), image_turn("b", None)], **labels)
+    template = replace(PLAIN, media=MediaText(images="<image {number}>"))
+    assert rendered(template, [image_turn(None, "What?")]) == "<s>USER: <image>What? "
+    several = rendered(template, [image_turn(None, "a", None), image_turn("b", None)])
     assert several == "<s>USER: <image 1><image>a<image 2><image> USER: b<image 3><image> "
-    always = rendered(PLAIN, [image_turn(None)], image="<image {number}>", images="<image {number}>")
-    assert always == "<s>USER: <image 1><image> "
+    always = replace(PLAIN, media=MediaText(image="<image {number}>"))
+    assert rendered(always, [image_turn(None)]) == "<s>USER: <image 1><image> "
+
+
+@pytest.mark.parametrize("after_media", [None, "", "\n"])
+@pytest.mark.parametrize("strip", [False, True])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (None, "\nWhat? "),
+        (None, "What?"),
+        (" \n", None, None, "\n\nboth? \n"),
+        ("Before ", None),
+        (None, " \n"),
+        ("\nno image\n",),
+    ],
+)
+def test_what_stands_around_media_is_that_of_the_template(after_media, strip, parts):
+    template = replace(PLAIN, after_media=after_media, strip=strip)
+    numbers = iter(range(9))
+    message = Message(role="user", content=tuple(next(numbers) if part is None else part for part in parts))
+    items = template.render([message])
+    expected = "<s>" + "".join("<image>" if isinstance(i, int) else "".join(text for text, _ in i) for i in items)
+    assert rendered(template, [image_turn(*parts)]) == expected
 
 
 def test_a_part_without_a_place_is_an_error():
@@ -78,4 +102,4 @@ def test_a_part_without_a_place_is_an_error():
 def test_templates_that_move_or_drop_parts_are_refused(change):
     template = ChatTemplate(prefix=PLAIN.prefix, suffix=PLAIN.suffix, **change)
     with pytest.raises(ValueError, match="cannot be written as Jinja"):
-        to_jinja(template, image="", images="", placeholder="<image>")
+        to_jinja(template, "<image>")

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import (
     AutoTokenizer,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from eagle_train.__main__ import main
+from eagle_train.data.media_text import medium_texts, places
 from eagle_train.data.tokenizer.added import write_tokenizer
 from eagle_train.model.checkpoints.files import read_weights, same, write_weights
 from eagle_train.train.app import train
@@ -23,7 +25,7 @@ from eagle_train.train.config import load_config
 from eagle_train.train.export_eagle2 import export_released
 from eagle_train.train.load import CARRIED, export_run, load_model, read_config
 from eagle_train.train.released_eagle2 import HEAD, import_config, import_released
-from eagle_train.types import Message
+from eagle_train.types import Media, Message
 from tests.eagle1_layout import random_weights
 from tests.eagle2_layout import (
     ALONE,
@@ -36,7 +38,8 @@ from tests.eagle2_layout import (
 )
 from tests.runs import overrides
 
-TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>")
+SPECIAL = ("<img>", "</img>", "<IMG_CONTEXT>", "<box>", "</box>", "<quad>", "</quad>", "<ref>", "</ref>")
+TOKENS = (*SPECIAL, "<interval>", "</interval>", "<|im_start|>", "<|im_end|>")
 POOLING_KEYS = 11
 EMBEDDINGS = "language_model.model.embed_tokens.weight"
 CODE = "class Eagle2_5_VLConfig: ...\n"
@@ -116,7 +119,7 @@ def test_import_and_export_give_back_every_bit(release, tmp_path):
     assert done.strays == []
     original, written = (json.loads((f / "config.json").read_text()) for f in (release, tmp_path / "back"))
     llm = "text_config" if "text_config" in original else "llm_config"
-    assert written[llm]["vocab_size"] == 517, "of the tensors; the release claims 151936"
+    assert written[llm]["vocab_size"] == 525, "of the tensors; the release claims 151936"
     written[llm]["vocab_size"] = original[llm]["vocab_size"]
     written["image_token_index"] = original.get("image_token_index")
     for name, value in original.items():
@@ -222,36 +225,33 @@ def test_the_exported_folder_has_what_vllm_and_transformers_read(plain, tmp_path
 CHAT = [
     Message(role="user", content=("Look: ", 0, "\nWhat is it?")),
     Message(role="assistant", content=("A cat.",)),
-    Message(
-        role="user",
-        content=(
-            1,
-            'And "this"? {% a %} {{ b }}',
-        ),
-    ),
+    Message(role="user", content=(1, 'And "this"? {% a %} {{ b }}')),
 ]
 
 
-@pytest.mark.parametrize("system", [None, "Be brief."])
-def test_the_chat_template_gives_the_text_that_the_formatter_gives(plain, tmp_path, system):
-    imported(plain, tmp_path / "ours")
+@pytest.mark.parametrize("generation", [new_config, old_config])
+@pytest.mark.parametrize("chat", [CHAT, CHAT[:1], [Message(role="system", content=("Be brief.",)), *CHAT]])
+def test_the_chat_template_gives_the_text_that_the_formatter_gives(data, tmp_path, generation, chat):
+    release = write_release(tmp_path / "r", generation(TINY_LLM), random_weights(released_shapes(TINY_LLM)), data)
+    imported(release, tmp_path / "ours")
     export_released(tmp_path / "ours", tmp_path / "back")
     _, encoder = load_model(tmp_path / "ours")
-    messages = [*([Message(role="system", content=(system,))] if system else []), *CHAT]
-    image = "<img>" + "<IMG_CONTEXT>" * 8 + "</img>"
-    pieces = [
-        "".join(text for text, _ in item) if not isinstance(item, int) else "<IMG_CONTEXT>" * 8
-        for item in encoder.template.render(messages)
+    template, num_images = encoder.template, sum(isinstance(part, int) for m in chat for part in m.content)
+    media = [Media(kind="image", member=f"{i}.png") for i in range(num_images)]
+    images = [
+        ("<IMG_CONTEXT>" * 8).join(medium_texts(template.media, medium, place, 1))  # two tiles of four tokens
+        for medium, place in zip(media, places(media), strict=True)
     ]
-    expected = "".join(pieces) + encoder.template.prefix["assistant"]
-    parts = [{"role": m.role, "content": [openai(part) for part in m.content]} for m in messages]
+    pieces = [images[i] if isinstance(i, int) else "".join(text for text, _ in i) for i in template.render(chat)]
+    expected = "".join(pieces) + template.prefix["assistant"]
+    assert expected.count("<IMG_CONTEXT>") == 8 * num_images > 0
+    parts = [{"role": m.role, "content": [openai(part) for part in m.content]} for m in chat]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers and vLLM
-    template = environment.from_string((tmp_path / "back/chat_template.jinja").read_text())
-    rendered = template.render(messages=parts, add_generation_prompt=True)
-    assert rendered.replace("<image>", image) == expected  # as vLLM expands an image of two tiles of four tokens
+    jinja = environment.from_string((tmp_path / "back/chat_template.jinja").read_text())
+    rendered = jinja.render(messages=parts, add_generation_prompt=True)
+    assert rendered.replace("<image>", "<img>" + "<IMG_CONTEXT>" * 8 + "</img>") == expected  # as vLLM expands it
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "back")
     assert tokenizer.apply_chat_template(parts, tokenize=False, add_generation_prompt=True) == rendered
-    assert "helpful assistant" in rendered or system
 
 
 def openai(part):
@@ -293,7 +293,7 @@ def test_the_commands_choose_the_family_and_say_what_is_kept_apart(plain, tmp_pa
     assert main(["import", str(plain), str(tmp_path / "ours")]) == 0
     said = capsys.readouterr().out
     assert "encoders siglip" in said and f"not used by the model: {POOLING_KEYS} tensors (head)" in said
-    assert read_config(tmp_path / "ours")["llm"]["vocab_size"] == 517
+    assert read_config(tmp_path / "ours")["llm"]["vocab_size"] == 525
     assert main(["export", str(tmp_path / "ours"), "--layout", "eagle2", "--out", str(tmp_path / "back")]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(tmp_path / "back") and said.err == ""
@@ -311,7 +311,16 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(plain, data, tmp_path
     imported(plain, tmp_path / "ours")
     for path in (data / "tokenizer").iterdir():
         shutil.copy(path, tmp_path / "ours" / path.name)
-    with pytest.raises(ValueError, match=r"lacks \['<IMG_CONTEXT>', '<img>', '</img>'\].*new_tokens"):
+    with pytest.raises(ValueError, match=r"does not have <img>, </img>, .* list them in new_tokens"):
+        export_released(tmp_path / "ours", tmp_path / "back")
+
+
+def test_prompts_of_another_layout_are_refused(plain, tmp_path):
+    imported(plain, tmp_path / "ours")
+    config = yaml.safe_load((tmp_path / "ours/config.yaml").read_text())
+    config["chat_template"]["media"]["prefix"] = "<start>"
+    (tmp_path / "ours/config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"has the prefix, image_token and suffix \('<start>'"):
         export_released(tmp_path / "ours", tmp_path / "back")
 
 
@@ -332,15 +341,15 @@ def test_the_text_config_of_an_export_is_that_of_the_release(plain, tmp_path):
     (tmp_path / "ours" / CARRIED / "config.json").unlink()
     export_released(tmp_path / "ours", tmp_path / "back")
     written = json.loads((tmp_path / "back/config.json").read_text())["text_config"]
-    expected = text_config(TINY_LLM, tied=False, vocab_size=517)
+    expected = text_config(TINY_LLM, tied=False, vocab_size=525)
     assert {name: written[name] for name in expected} == expected
 
 
 def test_a_model_that_was_trained_here_leaves_in_the_released_layout_and_comes_back(data, tmp_path, capsys):
     run = tmp_path / "run"
     kept = [o for o in overrides(data, run) if not o.startswith("mixture.")]
-    tokens = ",".join(f"'{token}'" for token in TOKENS[:3])
-    own = [f"new_tokens=[{tokens}]", "llm.vocab_size=515", "+chat_template.image_token='<IMG_CONTEXT>'"]
+    tokens = ",".join(f"'{token}'" for token in TOKENS)
+    own = [f"new_tokens=[{tokens}]", "llm.vocab_size=525", "chat_template=eagle2"]
     short = ["schedule.pretrain.num_steps=1", "schedule.sft.num_steps=1"]
     assert train(load_config([*kept, "mixture=toy_eagle2", "projector=eagle2", *own, *short]))
     assert main(["export", str(run), "--layout", "eagle2"]) == 0

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from eagle_train.data.degrade import EachByItself
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
@@ -23,7 +24,7 @@ def encoder(data):
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
         tiling=PadToSquare(),
-        frames=FrameRate(),
+        degrade=EachByItself(frames=FrameRate()),
         tile_size=16,
         tokens_per_tile=4,
         loss_weight=per_token,
@@ -49,7 +50,7 @@ def test_a_tokenizer_whose_file_asks_for_truncation_is_the_same_before_and_after
         ({"too_long": KeepTurns()}, "too_long"),
         ({"tiling": CentreCrop()}, "tiling"),
         ({"tokens_per_tile": 5}, "tokens_per_tile"),
-        ({"frames": FrameRate(fps=1.0)}, "frames"),
+        ({"degrade": EachByItself(frames=FrameRate(fps=1.0))}, "degrade"),
     ],
 )
 def test_whatever_lengths_depend_on_is_in_the_fingerprint(encoder, changes, part):

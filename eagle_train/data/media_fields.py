@@ -1,0 +1,137 @@
+"""The media of an annotation as its fields give them: files, clips of files, and lists of frames or pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eagle_train.data.json_fields import bad_record, objects, text
+from eagle_train.data.placeholders import Listed, MediaRef, media_kind
+from eagle_train.types import MediaKind
+
+MEDIA_KEYS: Mapping[str, MediaKind] = {
+    "image": "image", "images": "image", "image_list": "image", "video": "video", "videos": "video",
+    "video_list": "video", "document": "document", "documents": "document", "document_list": "document",
+}  # fmt: skip
+MEDIA_LISTS = (*MEDIA_KEYS, "data", "media")
+NO_MEDIA = frozenset({"", "none", "nan"})
+"""What some sets (Cambrian) write for "no image"."""
+
+FILE_FIELDS = ("path", "video", "member", "url")
+LIST_FIELDS = ("frames", "pages", "images", "image_list", "members")
+START_FIELDS = ("start", "start_time", "video_start")
+END_FIELDS = ("end", "end_time", "video_end")
+KNOWN_FIELDS = frozenset({*FILE_FIELDS, *LIST_FIELDS, *START_FIELDS, *END_FIELDS, "fps", "kind"})
+
+
+def listed_media(record: Mapping[str, Any], key: str) -> tuple[Listed, set[str]]:
+    """Returns the media that a record lists beside the conversation, and the keys that list them.
+
+    Raises:
+        SampleError: `bad_record` for what is no medium, or two lists of one kind.
+    """
+    used = {name for name in MEDIA_LISTS if name in record}
+    found = [(name, MEDIA_KEYS[name], record[name]) for name in MEDIA_KEYS if name in used]
+    # Eagle 2.5: [{"type": "image", "image_list": [...]}, {"type": "video", "video_list": [...]}]
+    for group in objects(record["data"], key, "data") if "data" in used else ():
+        found += [(f"data.{name}", kind, group[name]) for name, kind in MEDIA_KEYS.items() if name in group]
+    listed: Listed = {}
+    for name, kind, value in found:
+        if refs := read_media(value, kind, key, name):
+            if kind in listed:
+                raise bad_record(
+                    key, f"more than one list of {kind}s: {', '.join(n for n, k, _ in found if k == kind)}"
+                )
+            listed[kind] = refs
+    for medium in objects(record["media"], key, "media") if "media" in used else ():
+        if medium.get("kind") not in ("image", "video", "document"):
+            raise bad_record(key, f"media kind {medium.get('kind')!r}; known are 'image', 'video' and 'document'")
+        listed.setdefault("media", []).append(read_medium(medium, medium["kind"], key, "media member"))
+    return listed, used
+
+
+def read_media(value: Any, kind: MediaKind, key: str, name: str) -> list[MediaRef]:
+    """Returns the media of one field: one of them, a list, or nothing in any of its spellings.
+
+    A list of image paths is one video (its frames) or one document (its pages); a list of such lists is several.
+
+    Args:
+        value: of the field `name`.
+
+    Raises:
+        SampleError: `bad_record`.
+    """
+    if value is None or value != value or (isinstance(value, str) and value.strip().lower() in NO_MEDIA):
+        return []  # NaN is the one JSON value that differs from itself
+    if not isinstance(value, list):
+        return [read_medium(value, kind, key, name)]
+    if kind != "image" and value and all(isinstance(item, str) and media_kind(item) == "image" for item in value):
+        return [read_medium(value, kind, key, name)]
+    return [read_medium(item, kind, key, name) for item in value]
+
+
+def read_medium(value: Any, kind: MediaKind, key: str, name: str) -> MediaRef:
+    """Returns one medium: a path, a list of image paths, or an object with either and a clip's bounds or a rate.
+
+    Raises:
+        SampleError: `bad_record`.
+    """
+    if not isinstance(value, Mapping):
+        return _reference(kind, value, key, name)
+    if "lmdb_file" in value:
+        raise bad_record(key, f"{name} is a value of the LMDB {value['lmdb_file']!r}; write it to a file and name that")
+    if unknown := sorted(map(str, value.keys() - KNOWN_FIELDS)):
+        raise bad_record(key, f"{name} has the keys {unknown}; known are {sorted(KNOWN_FIELDS)}")
+    places = [field for field in (*FILE_FIELDS, *LIST_FIELDS) if value.get(field) is not None]
+    if len(places) != 1:
+        raise bad_record(key, f"{name} holds {repr(value)[:80]}; it names its file, frames or pages in one field")
+    ref = _reference(kind, value[places[0]], key, name)
+    start, end = _bound(value, START_FIELDS, key, name), _bound(value, END_FIELDS, key, name)
+    fps = _bound(value, ("fps",), key, name)
+    if (start is not None or end is not None) and (kind != "video" or ref.refs):
+        raise bad_record(key, f"{name} has a start or an end; only a video file has clips")
+    if fps is not None and (kind != "video" or not ref.refs or fps <= 0):
+        raise bad_record(key, f"{name} has fps {fps}; it is the rate, above 0, of frames that are given as images")
+    if end is not None and end <= (start or 0.0):
+        raise bad_record(key, f"{name} is a clip from {start or 0.0} s to {end} s; the end must be after the start")
+    return MediaRef(kind, ref.ref, refs=ref.refs, start=start or 0.0, end=end or 0.0, fps=fps)
+
+
+def medium_fields(ref: MediaRef, members: Sequence[str]) -> dict[str, Any]:
+    """Returns the canonical json of a medium that is stored as `members`; `read_medium` reads it back."""
+    if ref.refs:
+        rate = {} if ref.fps is None else {"fps": ref.fps}
+        return {"kind": ref.kind, "members": list(members), **rate}
+    (member,) = members
+    bounds = {name: value for name, value in (("start", ref.start), ("end", ref.end)) if value}
+    return {"kind": ref.kind, "member": member, **bounds}
+
+
+def _reference(kind: MediaKind, value: Any, key: str, name: str) -> MediaRef:
+    """Returns a medium that is given by a path or a list of image paths alone."""
+    if isinstance(value, list) and kind != "image" and value:
+        return MediaRef(kind, refs=tuple(_path(item, key, name) for item in value))
+    if kind == "document":
+        raise bad_record(key, f"{name} holds {repr(value)[:80]}; a document is the list of its pages as image files")
+    return MediaRef(kind, _path(value, key, name))
+
+
+def _path(value: Any, key: str, name: str) -> str:
+    """Returns `value` if it is a path."""
+    if not isinstance(value, str) or not value.strip():
+        raise bad_record(key, f"{name} holds {repr(value)[:80]}; media are named by path strings")
+    return text(value, key, name)
+
+
+def _bound(value: Mapping[str, Any], fields: Sequence[str], key: str, name: str) -> float | None:
+    """Returns the number in the one of `fields` that is given, if any."""
+    given = [(field, value[field]) for field in fields if value.get(field) is not None]
+    if not given:
+        return None
+    field, number = given[0]
+    if len(given) > 1 or type(number) not in (int, float) or not math.isfinite(number) or number < 0:
+        raise bad_record(
+            key, f"{name} has {dict(given)}; {field} is one number, at least 0 (seconds, or frames a second)"
+        )
+    return float(number)
