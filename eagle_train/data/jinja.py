@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from string import Formatter
 
 from eagle_train.data.chat import ChatTemplate
 
-NUMBER = "{number}"
 IMAGES = "['image', 'image_url']"
 """Types of parts that are images, in Jinja."""
 
@@ -90,5 +90,5 @@ def literal(text: str) -> str:
 
 def label(text: str) -> str:
     """Returns the Jinja that writes a label with the image's number."""
-    first, *others = text.split(NUMBER)
-    return literal(first) + "".join("{{- images.seen -}}" + literal(other) for other in others)
+    pieces = Formatter().parse(text)  # (text, name of the field behind it or None, ...)
+    return "".join(literal(before) + ("{{- images.seen -}}" if name else "") for before, name, _, _ in pieces)

@@ -67,8 +67,8 @@ def test_images_are_labelled_when_there_are_several_and_count_through_all_turns(
     assert rendered(template, [image_turn(None, "What?")]) == "<s>USER: <image>What? "
     several = rendered(template, [image_turn(None, "a", None), image_turn("b", None)])
     assert several == "<s>USER: <image 1><image>a<image 2><image> USER: b<image 3><image> "
-    always = replace(PLAIN, media=MediaText(image="<image {number}>"))
-    assert rendered(always, [image_turn(None)]) == "<s>USER: <image 1><image> "
+    always = replace(PLAIN, media=MediaText(image="{{<image {number}>}}"))
+    assert rendered(always, [image_turn(None)]) == "<s>USER: {<image 1>}<image> "
 
 
 @pytest.mark.parametrize("after_media", [None, "", "\n"])
