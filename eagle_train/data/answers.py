@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 
-from eagle_train.data.chat import ChatTemplate
+from eagle_train.data.chat import ChatTemplate, backend_of
 from eagle_train.data.literals import MARK
+from eagle_train.data.offsets import num_begun, num_ended
 from eagle_train.types import Message, Sample
 
 
@@ -57,7 +57,7 @@ class AnswerCounter:
         self._opening = frozenset(index for index, token in added.items() if not token.lstrip)
         self._num_start = len(template.encode((), tokenizer)[0].ids)
         self._tokenizer = tokenizer
-        self._backend = called(tokenizer)
+        self._backend = backend_of(tokenizer)
 
     def count(self, conversations: Iterable[Sequence[Message]]) -> list[list[AnswerEnd]]:
         """Returns the ends of all answers of each conversation."""
@@ -71,9 +71,9 @@ class AnswerCounter:
                 encoded |= zip(same, encodings, strict=True)
         return [self._count(runs, encoded) for runs in laid_out]
 
-    def _backend_for(self, text: str):
+    def _backend_for(self, text: str) -> Tokenizer:
         """Returns what tokenizes a text of `render`, with marks or without."""
-        return called(self._template.tokenizer_for(text, self._tokenizer)) if MARK in text else self._backend
+        return self._template.backend_for(text, self._tokenizer) if MARK in text else self._backend
 
     def _count(self, runs: Sequence[Run], encoded: Mapping[str, Encoding]) -> list[AnswerEnd]:
         """Returns the ends of all answers of one conversation."""
@@ -111,15 +111,6 @@ class AnswerCounter:
         return place if ids[place - 1] in self._closing or ids[place] in self._opening else None
 
 
-def called(tokenizer):
-    """Returns what a fast transformers tokenizer wraps, set as a call of it without options sets it."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = tokenizer.split_special_tokens
-    return backend
-
-
 def lay_out_text(template: ChatTemplate, messages: Sequence[Message]) -> list[Run]:
     """Returns the text runs of a conversation, those between its media."""
     items, ends = template.render_answers(messages)
@@ -151,33 +142,6 @@ def count_learnt(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> list[i
         counted = max(first, num_begun(encoding, end))
         counts.append(counts[-1] + counted - first)
     return counts
-
-
-def num_begun(encoding: Encoding, place: int) -> int:
-    """Returns how many tokens start before the character at `place`."""
-    num_tokens = len(encoding)
-    if not num_tokens or encoding.token_to_chars(num_tokens - 1)[0] < place:
-        return num_tokens
-    number = encoding.char_to_token(place)
-    if number is None:  # in no token: a space that was stripped
-        return bisect_left(range(num_tokens), place, key=lambda index: encoding.token_to_chars(index)[0])
-    # Several tokens may share characters, such as the bytes of one.
-    while number < num_tokens and encoding.token_to_chars(number)[0] < place:
-        number += 1
-    while number and encoding.token_to_chars(number - 1)[0] >= place:
-        number -= 1
-    return number
-
-
-def num_ended(encoding: Encoding, place: int) -> int:
-    """Returns how many tokens end before the character at `place`; a token of no width covers the one it stands at."""
-    number = num_begun(encoding, place)
-    while number:
-        start, end = encoding.token_to_chars(number - 1)
-        if max(end, start + 1) <= place:
-            break
-        number -= 1
-    return number
 
 
 def first_answers(sample: Sample, count: int) -> Sample:

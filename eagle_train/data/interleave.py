@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eagle_train.data.chat import TextRun
+from eagle_train.data.chat import TextRun, backend_of
 from eagle_train.data.media_text import MediaText, medium_texts, places
 from eagle_train.types import Media, MediaPlan
 
@@ -39,8 +39,8 @@ def interleave(
     targets: list[np.ndarray] = []
     for item in items:
         if isinstance(item, TextRun):
-            ids.append(np.asarray(item.ids, np.int64))
-            targets.append(np.asarray(item.is_target, bool))
+            ids.append(item.ids)
+            targets.append(item.is_target)
             continue
         plan = plans[item]
         texts = medium_texts(strings, media[item], where[item], plan.num_frames)
@@ -54,7 +54,7 @@ def interleave(
 
 def medium_ids(texts: Sequence[str], frame_tokens: int, tokenizer) -> np.ndarray:
     """Returns (t,) int64: the ids of texts, each tokenized on its own, with `frame_tokens` of `VISUAL` between two."""
-    encode = tokenizer.backend_tokenizer.encode
+    encode = backend_of(tokenizer).encode
     visual = np.full(frame_tokens, VISUAL)
     parts = []
     for text in texts:

@@ -39,19 +39,17 @@ class Literals:
 
     def mark(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Returns the messages with a mark inside every name of a special token."""
-        return [replace(m, content=tuple(map(self._mark, joined(m.content)))) for m in messages]
+        return [self._mark(message) for message in messages]
 
-    def _mark(self, part: str | int) -> str | int:
-        if isinstance(part, int) or not self._name.search(part):
-            return part
-        return self._start.sub(rf"\1{MARK}", part)
-
-    def tokenizer_for(self, text: str):
-        """Returns the tokenizer that takes the marks out, if `text` has any."""
-        return self._marked if MARK in text else self._tokenizer
+    def _mark(self, message: Message) -> Message:
+        if not self._name.search("".join([part for part in message.content if isinstance(part, str)])):
+            return message
+        parts = (self._start.sub(rf"\1{MARK}", p) if isinstance(p, str) else p for p in joined(message.content))
+        return replace(message, content=tuple(parts))
 
     @cached_property
-    def _marked(self):
+    def marked_tokenizer(self):
+        """The tokenizer that takes the marks out."""
         tokenizer = copy.deepcopy(self._tokenizer)
         backend = tokenizer.backend_tokenizer
         steps = [normalizers.Replace(MARK, ""), *([backend.normalizer] if backend.normalizer else [])]

@@ -11,6 +11,8 @@ import re
 
 import numpy as np
 
+from eagle_train.data.chat import backend_of
+
 DIGITS = re.compile("[0-9]+")
 MIXED = re.compile("[0-9][^0-9\0]|[^0-9\0][0-9]")
 """In tokens joined by zero characters."""
@@ -82,8 +84,7 @@ class NumberCosts:
         if (count := self._counts.get(text)) is None:
             if len(self._counts) >= MAX_KEPT:
                 self._counts.clear()
-            backend = self._tokenizer.backend_tokenizer
-            count = self._counts[text] = len(backend.encode(text, add_special_tokens=False))
+            count = self._counts[text] = len(backend_of(self._tokenizer).encode(text, add_special_tokens=False))
         return count
 
     def _adds_up(self, probe: str) -> bool:

@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
         messages.append(Message(role="user", content=(*range(len(media) if first else 0), question)))
         if first:
             plans = plan(encoder, messages, media, room)
-            tiles = [encoder.decode(m.member, m, p, content) for m, p, content in zip(media, plans, data, strict=True)]
+            tiles = encoder.new_tiles(plans)
+            encoder.decode_all("question", media, plans, data, tiles)
         prompt = make_prompt(encoder, messages, media, plans, tiles)
         answer = reply(model, encoder, prompt, options.max_new_tokens)
         messages.append(Message(role="assistant", content=(answer,)))

@@ -134,8 +134,8 @@ def read_question(dataset: RowDataset, number: int) -> Question:
     shard, index = dataset.catalog.locate(number)
     layout = dataset.catalog.sizes(shard).layout(index)
     sample, data = dataset.read(number, layout)
-    media = zip(sample.media, layout.media, data, strict=True)
-    tiles = [dataset.encoder.decode(sample.key, medium, plan, content) for medium, plan, content in media]
+    tiles = dataset.encoder.new_tiles(layout.media)
+    dataset.encoder.decode_all(sample.key, sample.media, layout.media, data, tiles)
     return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], sample.media, layout.media, tiles))
 
 
@@ -144,19 +144,18 @@ def make_prompt(
     messages: Sequence[Message],
     media: Sequence[Media],
     plans: Sequence[MediaPlan],
-    tiles: Sequence[torch.Tensor],
+    tiles: np.ndarray,
 ) -> Prompt:
     """Returns a conversation that ends with a user turn as a prompt.
 
     Args:
         media: header facts, in reading order.
         plans: frames and tiles of each medium.
-        tiles: of each medium, (N_i, 3, S, S) uint8.
+        tiles: of all media, (N, 3, S, S) uint8; N may be 0.
     """
     items: list[TextRun | int] = encoder.template.encode_prompt(messages, encoder.tokenizer)
     ids, _, positions = encoder.lay_out(items, media, plans)
-    pixels = torch.cat(list(tiles)) if tiles else torch.empty(0, 3, encoder.tile_size, encoder.tile_size).byte()
-    return Prompt(ids.tolist(), positions.tolist(), pixels)
+    return Prompt(ids.tolist(), positions.tolist(), torch.from_numpy(tiles))
 
 
 def grey(question: Question) -> Question:

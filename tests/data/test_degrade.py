@@ -5,7 +5,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -231,17 +230,12 @@ def test_planned_tokens_are_encoded_tokens(encoder, sample, max_length, too_long
         return
     assert (planned.lost_turns > 0) == (least > max_length)
     kept = first_answers(sample, planned.num_answers)
-    pixels = [np.zeros((plan.num_tiles, 3, 1, 1), np.uint8) for plan in planned.media]
-    encoded = encode(encoder, kept, planned.media, pixels)
+    encoded = encoder.encode(kept, planned.media, encoder.new_tiles(planned.media))
     assert len(encoded.input_ids) == planned.num_tokens <= max_length
     assert len(encoded.pixels) == planned.num_tiles
     assert int((encoded.loss_weights > 0).sum()) == planned.num_targets > 0
     shown = [plan.num_frames for plan, medium in zip(planned.media, kept.media, strict=True) if medium.kind != "image"]
     assert planned.num_frames == sum(shown)
-
-
-def encode(encoder, sample, plans, pixels):
-    return encoder.encode(sample, plans, [torch.from_numpy(tiles) for tiles in pixels])
 
 
 def test_both_ways_of_counting_are_tested():
