@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from PIL import Image
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -294,6 +295,10 @@ def test_the_commands_choose_the_family_and_say_what_is_kept_apart(plain, tmp_pa
     said = capsys.readouterr().out
     assert "encoders siglip" in said and f"not used by the model: {POOLING_KEYS} tensors (head)" in said
     assert read_config(tmp_path / "ours")["llm"]["vocab_size"] == 525
+    Image.new("RGB", (100, 40), "red").save(tmp_path / "red.png")
+    asked = ["chat", str(tmp_path / "ours"), "What is it?", "--image", str(tmp_path / "red.png")]
+    assert main([*asked, "--max-new-tokens", "3"]) == 0, "the image is cut into tiles"
+    capsys.readouterr()
     assert main(["export", str(tmp_path / "ours"), "--layout", "eagle2", "--out", str(tmp_path / "back")]) == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(tmp_path / "back") and said.err == ""
