@@ -28,6 +28,7 @@ HOME_OF = {
     "av": "data/videos.py",
     "fsspec": "data/storage.py",
     "simplejpeg": "data/turbo_jpeg.py",
+    "liger_kernel": "model/loss.py",
 }
 EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, videos.py decodes
 

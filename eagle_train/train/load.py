@@ -23,7 +23,7 @@ from eagle_train.train.zero import read_zero_weights
 CONFIG = "config.yaml"
 CARRIED = "released"
 """Folder in an import with what the model has no use for: unused tensors and the original `config.json`."""
-MODEL_KEYS = ("name", "mixture", "projector", "llm", "chat_template", "data", "loss_chunk")
+MODEL_KEYS = ("name", "mixture", "projector", "llm", "chat_template", "data", "loss")
 
 
 def load_model(path: Path) -> tuple[VisionLanguageModel, Encoder]:
