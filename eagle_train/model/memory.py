@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ def activation_bytes(model: nn.Module, row: PackedBatch, *, num_targets: int) ->
         num_targets: positions with loss.
     """
     hooks = [p.register_post_accumulate_grad_hook(forget_gradient) for p in model.parameters() if p.requires_grad]
-    with GpuKernels(num_targets), LiveBytes("meta") as live:
+    with GpuKernels(num_targets), LiveBytes("meta", known=[*model.parameters(), *model.buffers()]) as live:
         loss = model(row).sum()
         # `loss.backward()` is a function of torch too: while it runs, `GpuKernels` would be suspended, and layers
         # would be recomputed with other kernels than they were run with.
@@ -84,11 +84,13 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         device: kind of device whose tensors count: `cpu`, `meta`, ...
+        known: tensors that do not count, nor views of them.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, known: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.device = device
+        self.known = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in known)}
         self.now = 0
         """Bytes that are alive."""
         self.peak = 0
@@ -106,7 +108,7 @@ class LiveBytes(TorchDispatchMode):
     def note(self, storage: torch.UntypedStorage) -> None:
         """Counts a storage until it is freed."""
         key, num_bytes = id(storage), storage.nbytes()
-        if key in self.storages:
+        if key in self.storages or key in self.known:
             return
         self.storages[key] = weakref.ref(storage, lambda _: self.forget(key, num_bytes))
         self.now += num_bytes
