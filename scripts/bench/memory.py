@@ -180,7 +180,7 @@ def main() -> None:
     state = state_bytes(model, config, args.ranks)
     held = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in state.items())
     loss = build(config["loss"])
-    print(f"per rank of {args.ranks}: {held}; weights {weight_dtype(config)}, loss {type(loss).__name__}")
+    print(f"per rank of {args.ranks}: {held}; weights {weight_dtype(config)}, loss {type(loss).__name__}", flush=True)
     chosen = [ways(args.micro_batch)[place] for place in args.ways]
     results = [asdict(way) | {"rows": run_way(config, way, args)} for way in chosen]
     print(json.dumps(facts | {"arguments": vars(args), "results": results}))
