@@ -28,6 +28,7 @@ HOME_OF = {
     "av": "data/videos.py",
     "fsspec": "data/storage.py",
     "simplejpeg": "data/turbo_jpeg.py",
+    "liger_kernel": "model/loss.py",
 }
 EXTRA_HOMES = {"av": {"data/video_frames.py", "data/toy/video.py"}}  # videos.py opens them, these decode and encode
 

@@ -34,7 +34,7 @@ def test_two_ranks_equal_one(data, one_rank, tmp_path):
 
 
 # Every weight is sharded, and ranks compute the losses of a row in unlike numbers of pieces.
-SHARDED = ("engine=zero3", "engine.persistence_threshold=0", "loss_chunk=16")
+SHARDED = ("engine=zero3", "engine.persistence_threshold=0", "loss.chunk=16")
 ZERO = {1: ("engine=zero2", "engine.zero_stage=1"), 2: ("engine=zero2",), 3: SHARDED}
 
 

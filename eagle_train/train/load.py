@@ -23,7 +23,7 @@ from eagle_train.train.zero import read_zero_weights
 CONFIG = "config.yaml"
 CARRIED = "released"
 """Folder in an import with what the model has no use for: unused tensors and the original `config.json`."""
-MODEL_KEYS = ("name", "new_tokens", "mixture", "projector", "llm", "chat_template", "data", "degrade", "loss_chunk")
+MODEL_KEYS = ("name", "new_tokens", "mixture", "projector", "llm", "chat_template", "data", "degrade", "loss")
 
 OLDER = {"new_tokens": []}
 """Values of keys that configs written before there were such keys do not have."""

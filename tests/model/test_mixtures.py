@@ -117,8 +117,7 @@ def test_activation_checkpointing_changes_nothing(kind):
     for saving in (False, True):
         fused = shaken(mixture(kind)).train()
         if saving:
-            for encoder in fused.encoders.values():
-                encoder.set_activation_checkpointing()
+            fused.set_activation_checkpointing(fused.encoders.values())
         fused(pixels()).square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in fused.named_parameters()})
     for name, gradient in gradients[0].items():
