@@ -20,7 +20,7 @@ class GeometryError(ValueError):
         self.argument = argument
 
 
-def whole_grid(image_size: int, patch_size: int, *, name: str, multiple: int = 1) -> int:
+def whole_grid(image_size: int, patch_size: int, *, name: str, multiple: int = 1, argument: str = "image_size") -> int:
     """Returns the side of the grid of patches that an image makes.
 
     Args:
@@ -28,6 +28,7 @@ def whole_grid(image_size: int, patch_size: int, *, name: str, multiple: int = 1
         patch_size: side of a patch in pixels.
         name: of the encoder, for the error.
         multiple: the grid's side must be a whole multiple of it.
+        argument: the constructor argument that gives `image_size`, for the error.
 
     Raises:
         GeometryError: if the patches do not fill the image, or not a multiple of `multiple` of them.
@@ -38,7 +39,7 @@ def whole_grid(image_size: int, patch_size: int, *, name: str, multiple: int = 1
         return steps * multiple
     sizes = sorted({max(steps, 1) * step, (steps + 1) * step}, key=lambda size: abs(size - image_size))
     patches = f"{patch_size} px patches" if multiple == 1 else f"groups of {multiple} patches of {patch_size} px"
-    raise GeometryError(f"{name}: {image_size} px is no whole number of {patches}", nearest=sizes)
+    raise GeometryError(f"{name}: {image_size} px is no whole number of {patches}", nearest=sizes, argument=argument)
 
 
 def leading_encoder(sizes: Mapping[str, tuple[int, int]]) -> str:

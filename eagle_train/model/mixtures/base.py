@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from eagle_train.model.encoders.base import Resize, VisionEncoder, aligned
-from eagle_train.model.geometry import leading_encoder
 
 
 class Mixture(nn.Module, ABC):
@@ -147,9 +146,3 @@ def to_grid(features: torch.Tensor, grid: int, resample: Resize) -> torch.Tensor
     if features.shape[-1] == grid:
         return features
     return resample(features.float(), grid).to(features.dtype)
-
-
-def common_grid(encoders: Mapping[str, VisionEncoder]) -> int:
-    """Returns the side of the grid that suits all encoders best; see `leading_encoder`."""
-    leader = leading_encoder({name: (encoder.input_size, encoder.grid) for name, encoder in encoders.items()})
-    return encoders[leader].grid

@@ -1,7 +1,8 @@
-"""The encoder configs have exactly the published parameters and shapes, counted on the meta device."""
+"""The encoder and mixture configs have exactly the published parameters and shapes, counted on the meta device."""
 
 import pytest
 import torch
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from eagle_train.model.encoders.base import aligned, antialiased
 from eagle_train.train.config import build, load_config, options
@@ -18,6 +19,11 @@ PUBLISHED = {  # parameters, channels, grid
     "dinov2_l_518": (304_367_616, 1024, 37),
     "dinov3_l_512": (303_079_424, 1024, 32),
     "cradio_v4_so400m_512": (431_238_384, 1152, 32),
+    "cradio_v4_so400m_448": (431_238_384, 1152, 28),
+    "siglip_so400m_448": (413_327_088, 1152, 32),
+    "siglip2_so400m_448": (413_327_088, 1152, 32),
+    "siglip2_so400m_512": (413_018_352 + (32**2 - 24**2) * 1152, 1152, 32),  # more positions
+    "convnext_xxl_512": (843_391_872, 3072, 16),
 }
 
 
@@ -42,8 +48,45 @@ def test_parameters_and_shape_are_the_published_ones(option):
 
 
 def test_released_weights_see_aligned_pixels_and_their_successors_antialiased_ones():
-    for name in ("clip_l14_336", "convnext_xxl_1024", "sam_l_1024", "eva02_l_det_1024"):
+    for name in ("clip_l14_336", "convnext_xxl_1024", "convnext_xxl_512", "sam_l_1024", "eva02_l_det_1024"):
         assert built(name).resize is aligned
     for name in ("clip_l14_448", "sam_l_1024_neck", "pix2struct_l_1024", "dinov2_l_518"):
         assert built(name).resize is antialiased
     assert built("sam_l_1024").fresh and not built("sam_l_1024_neck").fresh
+
+
+def test_siglip_without_its_pooling_head_has_the_published_parameters():
+    encoder = built("siglip_so400m_448")
+    with torch.device("meta"):
+        config = SiglipVisionConfig(**encoder.vit.config.to_dict() | {"vision_use_head": True})
+        published = sum(parameter.numel() for parameter in SiglipVisionModel(config).parameters())
+    assert encoder.not_built == {"head": 15_238_352}
+    assert published == 413_327_088 + 15_238_352
+
+
+def test_clip_statistics_for_convnext_and_halves_for_siglip():
+    assert (built("siglip_so400m_448").mean, built("siglip_so400m_448").std) == ((0.5,) * 3, (0.5,) * 3)
+    convnext = built("convnext_xxl_512")
+    assert convnext.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert convnext.std == (0.26862954, 0.26130258, 0.27577711)
+
+
+EAGLE2 = {  # tokens per tile, channels, parameters of the connector by hidden size of the LLM
+    "eagle2_siglip": (256, 4608, {896: 4_942_592, 1536: 9_449_472, 3584: 29_376_512}),
+    "eagle2_siglip2": (256, 4608, {}),
+    "eagle2_move": (256, 7680, {3584: 40_392_704, 5120: 65_561_600}),
+    "eagle2_cradio": (196, 4608, {}),
+}
+
+
+@pytest.mark.parametrize("option", EAGLE2)
+def test_eagle2_mixtures_and_connectors_have_the_published_sizes(option):
+    config = load_config(["+experiment=toy", f"mixture={option}", "projector=eagle2"])
+    tokens, channels, connectors = EAGLE2[option]
+    with torch.device("meta"):
+        mixture = build(config["mixture"])
+        tile = torch.zeros(2, 3, 448, 448, dtype=torch.uint8)
+        assert mixture(tile).shape == (2, tokens, channels)
+        for hidden_size, wanted in connectors.items():
+            projector = build(config["projector"], in_channels=channels, hidden_size=hidden_size)
+            assert sum(parameter.numel() for parameter in projector.parameters()) == wanted
