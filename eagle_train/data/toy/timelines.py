@@ -15,7 +15,7 @@ from PIL import Image
 from eagle_train.data.toy.draw import BACKGROUNDS, INKS, Canvas, jitter
 from eagle_train.data.toy.scenes import Question
 
-FRAMES_PER_SECOND = 4
+FRAMES_PER_SECOND = 2
 SIDES = (40, 64)
 """Shortest and longest side of a frame, pixels."""
 TYPES = ("first_colour", "colour_at", "direction", "flashes")
@@ -85,13 +85,15 @@ def random_move(rng: random.Random, *, motion: Motion | None = None) -> Move:
 
 
 def random_flashes(rng: random.Random, *, count: int | None = None) -> Flashes:
-    """Returns one to four flashes with two to four dark seconds before and after each."""
-    starts, now = [], 0
-    for _ in range(count or rng.randint(1, 4)):
-        now += rng.randint(2, 4)
-        starts.append(now)
-        now += 2
-    return Flashes(ink=rng.choice(tuple(INKS)), starts=tuple(starts), duration=now + rng.randint(2, 4))
+    """Returns one to four flashes with at least two dark seconds around each.
+
+    How long the clip is, 18 to 24 seconds, tells nothing about their number.
+    """
+    count, duration = count or rng.randint(1, 4), rng.randint(18, 24)
+    spare = duration - 4 * count - 2  # seconds; 2 lit and 2 dark ones per flash, and 2 dark ones before them all
+    before = sorted(rng.randint(0, spare) for _ in range(count))
+    starts = tuple(2 + 4 * number + extra for number, extra in enumerate(before))
+    return Flashes(ink=rng.choice(tuple(INKS)), starts=starts, duration=duration)
 
 
 def heldout_question(question_type: str, ordinal: int, rng: random.Random) -> tuple[Timeline, Question]:

@@ -72,6 +72,7 @@ def test_a_lamp_lights_up_as_often_as_it_is_said(count):
     assert not lit[0] and not lit[-1] and rises == list(scene.starts)
     assert asked(scene, "flashes").answer == str(len(rises))
     assert all(lit[start + 1] for start in rises)  # for two seconds: one frame a second shows all flashes
+    assert 18 <= scene.duration <= 24  # whatever the count
 
 
 def test_clips_have_the_frames_of_their_seconds():
