@@ -126,7 +126,7 @@ class EncodedSample:
     """(N, 3, S, S) uint8, in the order of their positions; N may be 0."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: with them it takes three times as long to pickle
 class SampleUse:
     """One planned sample of a row and what became of it; the ledger's unit. A bad one has zero of everything."""
 

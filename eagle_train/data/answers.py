@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -10,6 +9,7 @@ from itertools import accumulate
 from tokenizers import Encoding
 
 from eagle_train.data.chat import ChatTemplate
+from eagle_train.data.offsets import num_begun, num_ended
 from eagle_train.types import Message, Sample
 
 
@@ -135,33 +135,6 @@ def count_learnt(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> list[i
         counted = max(first, num_begun(encoding, end))
         counts.append(counts[-1] + counted - first)
     return counts
-
-
-def num_begun(encoding: Encoding, place: int) -> int:
-    """Returns how many tokens start before the character at `place`."""
-    num_tokens = len(encoding)
-    if not num_tokens or encoding.token_to_chars(num_tokens - 1)[0] < place:
-        return num_tokens
-    number = encoding.char_to_token(place)
-    if number is None:  # in no token: a space that was stripped
-        return bisect_left(range(num_tokens), place, key=lambda index: encoding.token_to_chars(index)[0])
-    # Several tokens may share characters, such as the bytes of one.
-    while number < num_tokens and encoding.token_to_chars(number)[0] < place:
-        number += 1
-    while number and encoding.token_to_chars(number - 1)[0] >= place:
-        number -= 1
-    return number
-
-
-def num_ended(encoding: Encoding, place: int) -> int:
-    """Returns how many tokens end before the character at `place`; a token of no width covers the one it stands at."""
-    number = num_begun(encoding, place)
-    while number:
-        start, end = encoding.token_to_chars(number - 1)
-        if max(end, start + 1) <= place:
-            break
-        number -= 1
-    return number
 
 
 def first_answers(sample: Sample, count: int) -> Sample:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from eagle_train.data.index import index_path, index_stem, sample_key
 from eagle_train.data.layout import COUNTS, SampleLayout, Summary, layout_path
 from eagle_train.data.locations import Location, file_name, shown
-from eagle_train.data.tables import read_table
+from eagle_train.data.tables import Rows, read_table
 from eagle_train.data.too_long import Shortened
 from eagle_train.types import MediaPlan, SampleError
 
@@ -88,16 +88,17 @@ class Sizes:
         """(n,) int32."""
         self.num_tiles: np.ndarray = columns["num_tiles"]
         """(n,) int32."""
-        self._columns = columns
         self._table = table
+        self._rows = Rows(table.select([*COUNTS, "media"]))
 
     def __len__(self) -> int:
         return len(self.num_tokens)
 
     def layout(self, row: int) -> SampleLayout:
         """Returns the layout of a usable sample."""
-        media = tuple(MediaPlan(**plan) for plan in self._table["media"][row].as_py())
-        return SampleLayout(media=media, **{name: int(self._columns[name][row]) for name in COUNTS[:2] + COUNTS[3:]})
+        values = self._rows[row]
+        del values["num_tiles"]  # the media tell
+        return SampleLayout(**values | {"media": tuple(MediaPlan(**plan) for plan in values["media"])})
 
     def errors(self) -> Iterator[tuple[int, str, str]]:
         """Yields (row, reason, detail) of the samples that cannot be used; quarantined ones are not among them."""
@@ -120,7 +121,7 @@ class Catalog:
     shards: Sequence[CatalogShard]
     layout: str
     _sizes: dict[int, Sizes] = field(default_factory=dict, repr=False, compare=False)
-    _indexes: dict[int, pa.Table] = field(default_factory=dict, repr=False, compare=False)
+    _indexes: dict[int, Rows] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -156,21 +157,23 @@ class Catalog:
         shards = np.searchsorted(self.starts, numbers, side="right") - 1
         return np.bincount(self.shard_sources[shards], minlength=len(self.sources))
 
+    def layout_of(self, number: int) -> SampleLayout:
+        """Returns the layout of a usable sample."""
+        shard, row = self.locate(number)
+        return self.sizes(shard).layout(row)
+
     def sizes(self, shard: int) -> Sizes:
         """Returns the sizes of a shard's samples."""
         return recall(self._sizes, shard, self._map_sizes)
 
     def index_row(self, shard: int, row: int) -> dict:
         """Returns the index row of a sample, see `index.SCHEMA`."""
-        return recall(self._indexes, shard, self._map_index).slice(row, 1).to_pylist()[0]
+        return recall(self._indexes, shard, self._map_index)[row]
 
     def key(self, shard: int, row: int) -> str:
         """Returns the key that names a sample everywhere."""
         here = self.shards[shard]
-        if here.lost:
-            key = f"sample {row} of {here.summary.num_samples}"
-        else:
-            key = recall(self._indexes, shard, self._map_index)["key"][row].as_py()
+        key = f"sample {row} of {here.summary.num_samples}" if here.lost else self.index_row(shard, row)["key"]
         return sample_key(self.sources[here.source].name, here.location, key)
 
     def source_sizes(self) -> list[int]:
@@ -226,9 +229,9 @@ class Catalog:
         here = self.shards[shard]
         return Sizes(read_table(layout_path(index_stem(here.location, here.index_dir), self.layout)), here.quarantined)
 
-    def _map_index(self, shard: int) -> pa.Table:
+    def _map_index(self, shard: int) -> Rows:
         here = self.shards[shard]
-        return read_table(index_path(here.location, here.index_dir))
+        return Rows(read_table(index_path(here.location, here.index_dir)))
 
 
 def recall(known: dict[int, T], number: int, make: Callable[[int], T]) -> T:

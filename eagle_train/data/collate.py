@@ -20,6 +20,7 @@ def pack(
     row: int = -1,
     uses: Sequence[SampleUse] = (),
     allocate: Allocate = torch.empty,
+    pixels: torch.Tensor | None = None,
 ) -> PackedBatch:
     """Returns the samples laid end to end as one row; without samples, an empty row of weight zero.
 
@@ -30,12 +31,14 @@ def pack(
         row: its number in the stage.
         uses: what became of every planned sample.
         allocate: gives the memory of the larger tensors.
+        pixels: (N, 3, S, S) uint8, the samples' tiles where they were decoded end to end; None: they are copied.
     """
     lengths = [len(sample.input_ids) for sample in samples] or [1]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     tiles = [sample.pixels for sample in samples if len(sample.pixels)]
     offset_positions = [s.image_positions + int(start) for s, start in zip(samples, starts, strict=False)]
-    no_tile = torch.zeros(1, 3, tile_size, tile_size, dtype=torch.uint8)
+    if pixels is None or not tiles:
+        pixels = join(tiles or [torch.zeros(1, 3, tile_size, tile_size, dtype=torch.uint8)], allocate)
     return PackedBatch(
         input_ids=join([s.input_ids for s in samples] or [torch.full((1,), filler_id)], allocate),
         labels=join([s.labels for s in samples] or [torch.full((1,), IGNORE_INDEX)], allocate),
@@ -44,7 +47,7 @@ def pack(
         cu_seqlens=join([torch.from_numpy(starts.astype(np.int32))], allocate),
         max_seqlen=max(lengths),
         image_positions=join(offset_positions or [torch.empty(0, dtype=torch.int64)], allocate),
-        pixels=join(tiles or [no_tile], allocate),
+        pixels=pixels,
         num_images=sum(len(t) for t in tiles),
         num_tokens=sum(lengths) if samples else 0,
         keys=tuple(sample.key for sample in samples),

@@ -57,12 +57,18 @@ class RowDataset(Dataset):
 
     def make(self, task: RowTask, allocate: Allocate) -> PackedBatch:
         """Returns a row with its larger tensors in memory from `allocate`."""
+        numbers = task.samples.tolist()
+        layouts = [self.catalog.layout_of(number) for number in numbers]
+        side = self.encoder.tile_size
+        pixels = allocate((sum(layout.num_tiles for layout in layouts), 3, side, side), dtype=torch.uint8)
+        tiles = pixels.numpy()
         samples, errors, uses = [], [], []
-        for number in task.samples.tolist():
+        filled = 0
+        for number, layout in zip(numbers, layouts, strict=True):
             shard, index = self.catalog.locate(number)
-            layout = self.catalog.sizes(shard).layout(index)
             try:
-                samples.append(self.encode(number, layout))
+                samples.append(self.encode(number, layout, tiles[filled : filled + layout.num_tiles]))
+                filled += layout.num_tiles  # only now: the next sample takes the place of a bad one
                 uses.append(use(shard, index, layout))
             except SampleError as error:
                 errors.append((self.catalog.source_of(shard).name, error))
@@ -73,20 +79,23 @@ class RowDataset(Dataset):
             row=task.row,
             uses=uses,
             filler_id=self.encoder.image_id,
-            tile_size=self.encoder.tile_size,
+            tile_size=side,
             allocate=allocate,
+            pixels=pixels[:filled],
         )
 
-    def encode(self, number: int, layout: SampleLayout) -> EncodedSample:
+    def encode(self, number: int, layout: SampleLayout, tiles: np.ndarray) -> EncodedSample:
         """Returns sample `number` encoded.
+
+        Args:
+            tiles: (N, 3, S, S) uint8, where its tiles are decoded to.
 
         Raises:
             SampleError: if it cannot be read or decoded, or its length is not the planned one.
         """
         sample, data = self.read(number, layout)
-        media = zip(sample.media, layout.media, data, strict=True)
-        pixels = [self.encoder.decode(sample.key, medium, plan, content) for medium, plan, content in media]
-        encoded = self.encoder.encode(sample, layout.media, pixels)
+        self.encoder.decode_all(sample.key, sample.media, layout.media, data, tiles)
+        encoded = self.encoder.encode(sample, layout.media, tiles)
         if len(encoded.input_ids) != layout.num_tokens:
             detail = f"planned {layout.num_tokens} tokens, encoded {len(encoded.input_ids)}; rebuild the index"
             raise SampleError(sample.key, "length_mismatch", detail)

@@ -58,12 +58,12 @@ def redacted(text: str, location: Location) -> str:
 
 def file_name(location: Location) -> str:
     """Returns the last part of a location, without the query of a URL."""
-    return Path(location).name if isinstance(location, Path) else shown(location).rstrip("/").rpartition("/")[2]
+    return location.name if isinstance(location, Path) else shown(location).rstrip("/").rpartition("/")[2]
 
 
 def stem(location: Location) -> str:
     """Returns the last part of a location without its last suffix: `train-0001` of `s3://bucket/train-0001.tar`."""
-    return Path(file_name(location)).stem
+    return location.stem if isinstance(location, Path) else Path(file_name(location)).stem
 
 
 def parent(location: Location) -> Location:

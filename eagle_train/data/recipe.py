@@ -32,7 +32,7 @@ class DatasetCard:
         schema: shape of the published records, in words; what may be read is listed in `schemas`.
         select: which records of the recipe's annotation are its own: globs by field, see `split.Selector`; null: all
             that no card before it takes.
-        build: how `data build` makes it: a `_target_` called with `out=<folder of the shards>`.
+        build: what `data build` makes it from: a `_target_` that gives `pieces.Records` for each shard.
         index_dir: where the indexes are, relative to the data root; null: beside the shards; of a URL: in `index/`.
     """
 

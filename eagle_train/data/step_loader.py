@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import signal
@@ -182,13 +183,15 @@ class Workers:
 
 
 def set_up_worker(worker: int) -> None:
-    """Keeps a worker to one thread, and leaves signals to its parent, which ends it in good order.
+    """Keeps a worker to one thread and its own garbage, and leaves signals to its parent, which ends it in good order.
 
     Schedulers signal every process of a job: a worker that died of SIGTERM at once would take the parent's save
     with it. A worker whose parent is gone ends by itself; one whose parent has forgotten it, after a while.
     """
     del worker
     torch.set_num_threads(1)
+    # What it inherits stays: to look for garbage in all of it takes long, again and again, and would copy its pages.
+    gc.freeze()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_SECONDS))

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -64,6 +65,35 @@ def read_made(make: Callable[[], Path]) -> pa.Table:
     except DamagedTable:
         path.unlink(missing_ok=True)
         return read_table(make())
+
+
+class Rows:
+    """The rows of a table as `to_pylist` gives them, one at a time and in a third of the time of a slice.
+
+    Args:
+        table: without nulls inside of lists and structs.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        batches = table.combine_chunks().to_batches()
+        self._columns = {name: _getter(batches[0][name]) for name in table.column_names} if batches else {}
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {name: get(row) for name, get in self._columns.items()}
+
+
+def _getter(array: pa.Array) -> Callable[[int], Any]:
+    """Returns what gives single values of a column; what is looked up for every value is looked up here."""
+    kind = array.type
+    if pa.types.is_list(kind) and not array.null_count:
+        offsets, get = array.offsets.to_numpy(), _getter(array.values)
+        return lambda row: [get(place) for place in range(offsets[row], offsets[row + 1])]
+    if pa.types.is_struct(kind) and not array.null_count:
+        parts = [(part.name, _getter(array.field(place))) for place, part in enumerate(kind)]
+        return lambda row: {name: get(row) for name, get in parts}
+    if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not array.null_count:
+        return array.to_numpy().item
+    return lambda row: array[row].as_py()
 
 
 def read_metadata(path: Path) -> dict[bytes, bytes]:

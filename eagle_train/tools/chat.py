@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
     media, data = read_media(options.image, options.video)
     model, encoder = load_model(options.model)
     plans = [encoder.plan_media(medium) for medium in media]
-    tiles = [encoder.decode(m.member, m, plan, d) for m, plan, d in zip(media, plans, data, strict=True)]
+    tiles = encoder.new_tiles(plans)
+    encoder.decode_all("question", media, plans, data, tiles)
     messages: list[Message] = []
     for question in [options.question] if options.question else ask():
         shown = tuple(range(len(media))) if not messages else ()

@@ -45,6 +45,8 @@ class DataSettings:
         max_bad_share: share of a source that may be bad before the run stops with the list.
         num_workers: loader processes per rank; the result does not depend on it.
         prefetch: rows that each of them makes ahead.
+        index_workers: processes per rank that build missing indexes before a stage; null: as many as `num_workers`,
+            which have nothing to do then, but at least 1.
     """
 
     tile_size: int
@@ -57,6 +59,7 @@ class DataSettings:
     max_bad_share: float
     num_workers: int
     prefetch: int
+    index_workers: int | None
     storage: Storage
     quarantine: str | None
 

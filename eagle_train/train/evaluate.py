@@ -166,24 +166,21 @@ def read_question(dataset: RowDataset, number: int, max_frames: int | None = Non
     sample, data = dataset.read(number, layout)
     limit = max_frames or max((plan.num_frames for plan in layout.media), default=1)
     plans = tuple(replace(plan, num_frames=min(plan.num_frames, limit)) for plan in layout.media)
-    media = zip(sample.media, plans, data, strict=True)
-    tiles = [dataset.encoder.decode(sample.key, medium, plan, content) for medium, plan, content in media]
+    tiles = dataset.encoder.new_tiles(plans)
+    dataset.encoder.decode_all(sample.key, sample.media, plans, data, tiles)
     return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], plans, tiles), plans)
 
 
-def make_prompt(
-    encoder: Encoder, messages: Sequence[Message], plans: Sequence[MediaPlan], tiles: Sequence[torch.Tensor]
-) -> Prompt:
+def make_prompt(encoder: Encoder, messages: Sequence[Message], plans: Sequence[MediaPlan], tiles: np.ndarray) -> Prompt:
     """Returns a conversation that ends with a user turn as a prompt.
 
     Args:
         plans: frames and tiles of each medium.
-        tiles: of each medium, (N_i, 3, S, S) uint8.
+        tiles: of all media, (N, 3, S, S) uint8; N may be 0.
     """
     items: list[TextRun | int] = encoder.template.encode_prompt(messages, encoder.tokenizer)
     ids, _, positions = encoder.lay_out(items, plans)
-    pixels = torch.cat(list(tiles)) if tiles else torch.empty(0, 3, encoder.tile_size, encoder.tile_size).byte()
-    return Prompt(ids, positions, pixels)
+    return Prompt(ids.tolist(), positions.tolist(), torch.from_numpy(tiles))
 
 
 def grey(question: Question) -> Question:

@@ -84,7 +84,7 @@ def prepare(
     progress("building what the peers need")
     if importlib.util.find_spec("streaming") and not (paths.mds / "index.json").exists():
         write_mds(paths)
-    if importlib.util.find_spec("megatron.energon") and not (paths.shards / ".nv-meta" / "dataset.yaml").exists():
+    if importlib.util.find_spec("megatron") and not (paths.shards / ".nv-meta" / "dataset.yaml").exists():
         prepare_energon(paths.shards)
     return paths
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import webdataset
 from loader_data import Paths, members
-from loader_work import Task, Work, parse_sample
+from loader_work import ONE_TILE, Task, Work, parse_sample
 
 PACKAGES = {"webdataset": "webdataset", "energon": "megatron-energon", "mosaic": "mosaicml-streaming"}
 """The distribution of each peer."""
@@ -162,6 +162,7 @@ def bare(task: Task, warm_up_seconds: float, seconds: float, limit: int = 500) -
 
     def loop(first: int) -> None:
         torch.set_num_threads(1)
+        tile = work.encoder.new_tiles([ONE_TILE])
         ready.wait()
         number, start, cpu, end = first, None, 0.0, time.perf_counter() + warm_up_seconds
         while True:
@@ -170,7 +171,7 @@ def bare(task: Task, warm_up_seconds: float, seconds: float, limit: int = 500) -
                 if start is not None:
                     break
                 number, start, cpu, end = first, now, time.process_time(), now + seconds
-            work.bare(*held[number % len(held)])
+            work.bare(*held[number % len(held)], tile)
             number += 1
         # Scaled to the asked time: the last sample ends a little after it.
         results.put(((number - first) * seconds / (now - start), time.process_time() - cpu))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from eagle_train.data.chat import ChatTemplate
 from eagle_train.data.collate import pack
@@ -35,10 +35,10 @@ def media_of(image: bytes) -> Media:
 class BlankEncoder(Encoder):
     """An encoder that decodes nothing: every image is one black tile. What is left is the loader's own cost."""
 
-    def decode(self, key: str, media: Media, plan: MediaPlan, data: bytes) -> torch.Tensor:
-        """Returns zeros (1, 3, S, S) uint8."""
+    def decode(self, key: str, media: Media, plan: MediaPlan, data: bytes, out: np.ndarray) -> None:
+        """Writes zeros into `out` (1, 3, S, S) uint8."""
         del key, media, plan, data
-        return torch.zeros(1, 3, self.tile_size, self.tile_size, dtype=torch.uint8)
+        out.fill(0)
 
 
 def make_encoder(tokenizer: str | Path, *, tile_size: int, tokens_per_tile: int, template: str, blank: bool) -> Encoder:
@@ -77,16 +77,21 @@ class Work:
 
     encoder: Encoder
 
-    def bare(self, sample: Sample, image: bytes) -> None:
-        """Decodes, resizes and tokenizes, nothing else."""
-        self.encoder.decode(sample.key, media_of(image), ONE_TILE, image)
+    def bare(self, sample: Sample, image: bytes, tile: np.ndarray) -> None:
+        """Decodes, resizes and tokenizes, nothing else.
+
+        Args:
+            tile: (1, 3, S, S) uint8, memory for the result.
+        """
+        self.encoder.decode(sample.key, media_of(image), ONE_TILE, image, tile)
         self.encoder.template.encode(sample.messages, self.encoder.tokenizer)
 
     def encode(self, key: str, image: bytes, record: bytes) -> EncodedSample:
         """Returns a sample of its two members' bytes."""
         sample = parse_sample(key, record)
-        tiles = self.encoder.decode(key, media_of(image), ONE_TILE, image)
-        return self.encoder.encode(sample, [ONE_TILE], [tiles])
+        tile = self.encoder.new_tiles([ONE_TILE])
+        self.encoder.decode(key, media_of(image), ONE_TILE, image, tile)
+        return self.encoder.encode(sample, [ONE_TILE], tile)
 
     def join(self, samples: Sequence[EncodedSample]) -> dict[str, Any]:
         """Returns samples laid end to end, as ours are: few large tensors, so workers hand over little.

@@ -2,9 +2,11 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from eagle_train.data.budget import TooManyBadSamples
@@ -16,6 +18,7 @@ from eagle_train.data.index import ensure_index, index_path
 from eagle_train.data.loader import RowDataset, RowTask
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.row_buffers import row_bytes
 from eagle_train.data.shards import scan_shard, write_shards
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import steps
@@ -118,7 +121,8 @@ def test_planned_lengths_are_encoded_lengths(encoder, data):
     for number in range(len(found)):
         shard, row = found.locate(number)
         sizes = found.sizes(shard)
-        sample = dataset.encode(number, sizes.layout(row))
+        layout = sizes.layout(row)
+        sample = dataset.encode(number, layout, encoder.new_tiles(layout.media))
         assert len(sample.input_ids) == sizes.num_tokens[row] > 0
         assert len(sample.pixels) == sizes.num_tiles[row]
         assert (sample.loss_weights > 0).sum() == sizes.num_targets[row]
@@ -139,6 +143,41 @@ def test_an_image_broken_behind_its_header_leaves_its_row_and_is_counted(tmp_pat
         assert sum(use.num_tiles for use in row.uses) == row.num_images
     (error,) = [error for _, (row,) in loaded for _, error in row.errors]
     assert error.reason == "unreadable_image" and error.key == "s/s-000000/broken"
+
+
+@pytest.mark.parametrize(("workers", "slot_bytes"), [(0, 0), (2, 0), (2, row_bytes(256, 4, 16)), (2, 1000)])
+def test_a_bad_sample_gives_its_place_in_the_row_to_the_next(tmp_path, encoder, workers, slot_bytes):
+    bad = {"0.png": corrupt(), "1.png": png(94), "2.png": corrupt(1)}
+    images = {f"{k}.png": png(50 + k) for k in range(3)}
+    samples = [GOOD[0], ("broken", record(), {"0.png": corrupt()}), ("three", record(images=3, shown=3), images)]
+    samples += [("text", record(images=0, shown=0), {}), ("half", record(images=3, shown=3), bad), GOOD[1]]
+    found = catalog(tmp_path / "all", samples, encoder)
+    good = [number for number, (key, _, _) in enumerate(samples) if key not in ("broken", "half")]
+    kept = catalog(tmp_path / "good", [samples[number] for number in good], encoder)
+    wanted = RowDataset(kept, encoder)[RowTask(0, np.arange(len(good)))]
+    nothing = np.array([1, 4])  # no tile is left
+    step = replace(
+        next(steps(found, plan_config(found, max_length=256, rows_per_step=1))),
+        rows=(np.arange(len(samples)), nothing),
+        costs=np.array([2, 1]),
+    )
+    loader = StepLoader(
+        dataset=RowDataset(found, encoder),
+        steps=[step],
+        rank=0,
+        world_size=1,
+        micro_batches=2,
+        num_workers=workers,
+        row_bytes=slot_bytes,
+    )
+    ((_, rows),) = loader
+    row, empty = sorted(rows, key=lambda row: row.row)
+    assert row.num_images == len(row.pixels) == 5 and len(row.keys) == 4 and len(row.errors) == 2
+    for name in ("input_ids", "labels", "loss_weights", "position_ids", "cu_seqlens", "image_positions", "pixels"):
+        assert torch.equal(getattr(row, name), getattr(wanted, name)), name
+    assert [key.rpartition("/")[2] for key in row.keys] == ["good000", "three", "text", "good001"]
+    assert empty.num_images == 0 and empty.pixels.shape == (1, 3, 16, 16) and not empty.pixels.any()
+    assert empty.keys == () and len(empty.errors) == 2
 
 
 def add_source(data, tmp_path, samples):

@@ -49,8 +49,8 @@ def ours(name, chat, tokenizer) -> tuple[list[int], list[bool]]:
     """Returns ids and targets by this project, IMAGE where an image stands."""
     ids, targets = [], []
     for item in template_of(name).encode(parse_record(record_of(chat), key="k").messages, tokenizer):
-        ids += item.ids if isinstance(item, TextRun) else [IMAGE]
-        targets += item.is_target if isinstance(item, TextRun) else [False]
+        ids += item.ids.tolist() if isinstance(item, TextRun) else [IMAGE]
+        targets += item.is_target.tolist() if isinstance(item, TextRun) else [False]
     return ids, targets
 
 

@@ -88,17 +88,20 @@ def test_tiles_show_the_image_as_the_policy_says(encoder):
     data = saved(quarters().transpose(Image.Transpose.ROTATE_90), "png", **TURNED)
     width, height, orientation = probe_image(data)
     media = Media(kind="image", member="0.png", width=width, height=height, orientation=orientation)
-    upright = encoder.decode("k", media, MediaPlan(), data)
-    np.testing.assert_array_equal(upright, PadToSquare().cut(quarters(), MediaPlan(), 16))
-    stored = replace(encoder, images=ImageReader(exif_orientation=False)).decode("k", media, MediaPlan(), data)
-    assert stored.shape == upright.shape and not (stored == upright).all()
+    upright, wanted, stored = (encoder.new_tiles([MediaPlan()]) for _ in range(3))
+    encoder.decode("k", media, MediaPlan(), data, upright)
+    PadToSquare().cut(quarters(), MediaPlan(), wanted)
+    np.testing.assert_array_equal(upright, wanted)
+    replace(encoder, images=ImageReader(exif_orientation=False)).decode("k", media, MediaPlan(), data, stored)
+    assert not (stored == upright).all()
 
 
 def test_an_image_that_is_not_the_one_of_the_index_is_a_bad_sample(encoder):
     media = Media(kind="image", member="0.png", width=SIZE[0], height=SIZE[1])
-    assert len(encoder.decode("k", media, MediaPlan(), saved(quarters()))) == 1
+    tile = encoder.new_tiles([MediaPlan()])
+    encoder.decode("k", media, MediaPlan(), saved(quarters()), tile)
     with pytest.raises(SampleError, match=r"0\.png: \(64, 32\) pixels, the index says \(32, 64\)") as error:
-        encoder.decode("k", replace(media, width=32, height=64), MediaPlan(), saved(quarters()))
+        encoder.decode("k", replace(media, width=32, height=64), MediaPlan(), saved(quarters()), tile)
     assert (error.value.key, error.value.reason) == ("k", "length_mismatch")
 
 

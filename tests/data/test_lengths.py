@@ -100,6 +100,22 @@ def test_lengths_are_those_of_the_encoded_conversations_that_end_there(all_token
     assert sum(map(len, found)) > 100 and sum(end.num_targets > 0 for ends in found for end in ends) > 100
 
 
+@pytest.mark.parametrize("name", ["llama", "bytes", "trimmed"])
+def test_a_run_has_the_tokens_of_a_call_and_targets_are_those_that_touch_learnt_characters(all_tokenizers, name):
+    tokenizer, template, rng = all_tokenizers[name], make_template("vicuna_v1"), random.Random(name)
+    for _ in range(60):
+        messages = random_messages(rng)
+        items = template.encode(messages, tokenizer)[1:]
+        for run, pieces in zip(items, template.render(messages), strict=True):
+            if isinstance(run, int):
+                continue
+            learnt = [is_learnt for text, is_learnt in pieces for _ in text]
+            text = "".join(text for text, _ in pieces)
+            called = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            touched = [any(learnt[start : max(end, start + 1)]) for start, end in called["offset_mapping"]]
+            assert (run.ids.tolist(), run.is_target.tolist()) == (called["input_ids"], touched), text
+
+
 def test_all_templates_are_tested():
     assert len(TEMPLATES) >= 8 and {"plain", "vicuna_v1", "chatml", "llama3"} <= set(TEMPLATES)
 

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from eagle_train.data.tables import DamagedTable, read_made, read_metadata, read_table, write_table
+from eagle_train.data.tables import DamagedTable, Rows, read_made, read_metadata, read_table, write_table
 
 TABLE = pa.table(
     {
@@ -87,3 +87,23 @@ def test_a_failed_write_leaves_nothing_and_names_the_remedy(path):
     with pytest.raises(ValueError, match="set index_dir to a writable folder"):
         write_table(TABLE, path / "below a file")
     assert [file.name for file in path.parent.iterdir()] == ["a.arrow"]
+
+
+def test_single_rows_are_those_of_the_whole_table(path):
+    part = pa.struct(
+        [("name", pa.string()), ("size", pa.int64()), ("sure", pa.bool_()), ("pages", pa.list_(pa.int8()))]
+    )
+    parts = [
+        [{"name": f"{k}", "size": k, "sure": k % 2 == 0, "pages": [k, count]} for k in range(count)]
+        for count in (2, 0, 3)
+    ]
+    columns = {
+        "key": pa.array(["a", None, "c"]),
+        "count": pa.array([3, None, 5], pa.int32()),
+        "seconds": pa.array([0.5, 2.0, 0.0]),
+        "parts": pa.array(parts, pa.list_(part)),
+    }
+    write_table(pa.table(columns), path)
+    table = read_table(path)
+    assert [Rows(table)[row] for row in range(3)] == table.to_pylist()
+    assert [Rows(table.slice(1))[row] for row in range(2)] == table.to_pylist()[1:]

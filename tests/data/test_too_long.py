@@ -121,7 +121,7 @@ def test_what_is_planned_is_what_is_encoded(tmp_path, tokenizer, template, polic
     dataset = RowDataset(found, encoder)
     good = layouts_of(found)
     for number, layout in good.items():
-        sample = dataset.encode(number, layout)
+        sample = dataset.encode(number, layout, encoder.new_tiles(layout.media))
         assert len(sample.input_ids) == layout.num_tokens == lengths_of(found)[number] > 0
         assert len(sample.pixels) == layout.num_tiles
         assert (sample.loss_weights > 0).sum() == layout.num_targets > 0
@@ -174,7 +174,7 @@ def test_media_of_dropped_turns_are_neither_read_nor_decoded(tmp_path, tokenizer
         lambda self, key, medium, *rest: decodes.append(medium.member) or decode(self, key, medium, *rest),
     )
     dataset = RowDataset(found, encoder)
-    encoded = dataset.encode(0, layout)
+    encoded = dataset.encode(0, layout, encoder.new_tiles(layout.media))
     _, contents = dataset.read(0, layout)
     dataset.close()
     assert contents == [png(0), png(1)] and decodes == ["0.png", "1.png"]
@@ -197,7 +197,7 @@ def test_nothing_depends_on_the_padding_token(tmp_path, tokenizer):
     assert tokenizer.pad_token is None
     messages = (Message(role="user", content=(0, "a")), Message(role="assistant", content=("two <unk> cats",)))
     sample = Sample(key="k", source="s", messages=messages, media=(Media(kind="image", member="0.png"),))
-    pixels = [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)]
+    pixels = np.zeros((1, 3, 8, 8), dtype=np.uint8)
     without = make_encoder(tokenizer).encode(sample, [MediaPlan()], pixels)
     padded = copy.deepcopy(tokenizer)
     padded.pad_token = "<unk>"  # as Vicuna's config has it

@@ -107,8 +107,8 @@ def template_of(name):
 def encoded(template, messages, tokenizer):
     ids, targets = [], []
     for item in template.encode(messages, tokenizer):
-        ids += item.ids if isinstance(item, TextRun) else [-200]
-        targets += item.is_target if isinstance(item, TextRun) else [False]
+        ids += item.ids.tolist() if isinstance(item, TextRun) else [-200]
+        targets += item.is_target.tolist() if isinstance(item, TextRun) else [False]
     return ids, targets
 
 
