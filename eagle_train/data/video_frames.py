@@ -105,7 +105,8 @@ class Playback:
 
     def to_image(self, frame: av.VideoFrame) -> Image.Image:
         """Returns the frame as shown, RGB."""
-        image = Image.fromarray(self._reformatter.reformat(frame, format="rgb24").to_ndarray())
+        (plane,) = self._reformatter.reformat(frame, format="rgb24").planes
+        image = Image.frombuffer("RGB", (frame.width, frame.height), plane, "raw", "RGB", plane.line_size, 1)
         turns = quarter_turns(frame)
         return image.transpose(QUARTER_TURNS[turns]) if turns else image
 
@@ -130,9 +131,13 @@ class Playback:
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Yields the frames in the order shown; those before `_exact_from` that no other needs are passed over."""
         context = self._stream.codec_context
+        was_early = False
+        context.skip_frame = "DEFAULT"
         for packet in self._container.demux(self._stream):
             is_early = packet.pts is not None and packet.pts < self._exact_from
-            context.skip_frame = "NONREF" if is_early else "DEFAULT"
+            if is_early != was_early:  # to set it costs as much as a small frame
+                context.skip_frame = "NONREF" if is_early else "DEFAULT"
+                was_early = is_early
             yield from packet.decode()
 
     def _decode(self, after: float = -math.inf) -> av.VideoFrame | None:
