@@ -134,7 +134,8 @@ class Playback:
         was_early = False
         context.skip_frame = "DEFAULT"
         for packet in self._container.demux(self._stream):
-            is_early = packet.pts is not None and packet.pts < self._exact_from
+            pts = packet.pts
+            is_early = pts is not None and pts < self._exact_from
             if is_early != was_early:  # to set it costs as much as a small frame
                 context.skip_frame = "NONREF" if is_early else "DEFAULT"
                 was_early = is_early
