@@ -146,7 +146,6 @@ def share_frames(
     the smallest part of what it asks for, of equal ones to the first. The allocation is the longest start of that order
     that fits. So more room never takes a frame away, and equal media differ by one frame at most.
     """
-
     order = frame_order(least, most)
     added = len(order)
     while True:
