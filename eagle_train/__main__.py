@@ -16,7 +16,7 @@ TOOLS = {
     "replay": "make a step of a run again from its ledger, and compare rows and loss with the records",
     "report": "write one self-contained HTML file about a run",
     "chat": "ask a run or an export about an image",
-    "import": "turn a released Eagle 1 checkpoint into a folder for chat and training",
+    "import": "turn a released Eagle 1, 2 or 2.5 checkpoint into a folder for chat and training",
     "export": "write a run's weights, config and tokenizer, in this package's layout or a released one",
 }
 

@@ -28,8 +28,9 @@ HOME_OF = {
     "av": "data/videos.py",
     "fsspec": "data/storage.py",
     "simplejpeg": "data/turbo_jpeg.py",
+    "liger_kernel": "model/loss.py",
 }
-EXTRA_HOMES = {"av": {"data/toy/video.py"}}  # it encodes, videos.py decodes
+EXTRA_HOMES = {"av": {"data/video_frames.py", "data/toy/video.py"}}  # videos.py opens them, these decode and encode
 
 
 def imports(path):

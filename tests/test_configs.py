@@ -21,7 +21,6 @@ GIVEN = {  # by the code that finishes a partial
     "ZeroEngine": ("model", "stage", "micro_batches"),
     "MlpProjector": ("in_channels", "hidden_size"),
     "WandbTracker": ("run_dir", "name", "run_id", "config"),
-    "build_toy": ("out", "progress"),
     "train_tokenizer": ("texts", "out"),
 }
 

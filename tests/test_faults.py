@@ -13,8 +13,8 @@ from eagle_train.data.shards import write_shards
 from eagle_train.track.jsonl import JsonlTracker
 from eagle_train.train.app import train
 from eagle_train.train.config import ConfigError
+from tests.data.loads import jpeg
 from tests.data.test_bad_samples import GOOD, add_source, corrupt, png, record
-from tests.data.test_faults import jpeg
 from tests.runs import accounts, config, losses, overrides, rows, start
 from tests.test_resume import run_until
 

@@ -11,7 +11,8 @@ from eagle_train.train.app import train
 from eagle_train.train.load import export_run, load_model
 from tests.runs import config, gradient_norms, losses, must_run, overrides, rows, run_ranks, start
 
-ROWS = ("schedule.pretrain.rows_per_step=3", "schedule.sft.rows_per_step=4")
+WEIGHTS = "data.loss_weight.path=eagle_train.data.loss_weights.square_root"  # samples weigh unlike their tokens
+ROWS = ("schedule.pretrain.rows_per_step=3", "schedule.sft.rows_per_step=4", WEIGHTS)
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ def test_two_ranks_equal_one(data, one_rank, tmp_path):
 
 
 # Every weight is sharded, and ranks compute the losses of a row in unlike numbers of pieces.
-SHARDED = ("engine=zero3", "engine.persistence_threshold=0", "loss_chunk=16")
+SHARDED = ("engine=zero3", "engine.persistence_threshold=0", "loss.chunk=16")
 ZERO = {1: ("engine=zero2", "engine.zero_stage=1"), 2: ("engine=zero2",), 3: SHARDED}
 
 

@@ -1,8 +1,15 @@
 """The recipes of published data sets: every fact is there, and the totals are the published ones."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
+import yaml
 
 from eagle_train.__main__ import main
+from eagle_train.data.catalog import Source
+from eagle_train.data.layout import Summary
+from eagle_train.data.mixing import repeats, taken_in
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.split import Selector
 
@@ -82,3 +89,93 @@ def test_all_recipes_can_be_listed_and_shown(tmp_path, capsys):
     assert main(["data", "show", "recipe=eagle-sft-1.8m", f"data_root={tmp_path}"]) == 0
     shown = capsys.readouterr().out
     assert "shi-labs/Eagle-1.8M" in shown and "CC-BY-NC-4.0" in shown and "*/docvqa*/*" in shown
+
+
+EAGLE2_SUMS = {  # sources; samples with repeats of stage 1.5 and of stage 2, summed over the paper's Tables B to J
+    "general": (34, 2_477_000, 575_000),
+    "naive-ocr": (33, 1_522_639, 410_039),
+    "counting-grounding": (5, 1_442_000, 48_000),
+    "science": (8, 746_313, 399_313),
+    "math": (10, 599_778, 289_778),
+    "captioning-knowledge": (15, 4_565_100, 174_100),
+    "chart-table": (14, 2_054_000, 287_000),
+    "ocr-qa": (22, 1_255_630, 549_630),
+    "text-only": (16, 3_853_530, 881_530),
+}
+
+
+def samples(recipe, category=""):
+    """Returns how many samples an epoch takes of the sources whose shards lie in a category's folder."""
+    counts = {
+        name: how["repeat"] * recipe.cards[name].num_samples
+        for name, how in recipe.sources.items()
+        if recipe.cards[name].shards.startswith(f"eagle2/{category}")
+    }
+    assert all(count == int(count) for count in counts.values())  # repeats are exact
+    return sum(counts.values())
+
+
+@pytest.mark.parametrize("category", EAGLE2_SUMS)
+def test_eagle2_takes_the_published_samples_of_each_category(category):
+    num_sources, *sums = EAGLE2_SUMS[category]
+    first, second = (load_recipe(f"eagle2-stage{stage}") for stage in ("1.5", "2"))
+    assert [samples(recipe, f"{category}/") for recipe in (first, second)] == sums
+    assert sum(card.shards.startswith(f"eagle2/{category}/") for card in first.cards.values()) == num_sources
+
+
+def test_eagle2_takes_the_published_157_sources_and_totals():
+    first, second = (load_recipe(f"eagle2-stage{stage}") for stage in ("1.5", "2"))
+    assert (len(first.sources), len(second.sources)) == (157, 151) and first.sources.keys() >= second.sources.keys()
+    assert (samples(first), samples(second)) == (18_515_990, 3_614_390)
+    once = {name: min(how["repeat"], 1) * first.cards[name].num_samples for name, how in first.sources.items()}
+    assert sum(once.values()) == 18_164_990
+
+
+REPEATED = {  # by stage 1.5 and stage 2
+    "ai2d": (4, 4), "science_qa": (4, 2), "docvqa": (3, 1), "infovqa": (4, 4), "textvqa": (4, 2), "mtvqa": (4, 4)
+}  # fmt: skip
+
+
+def test_eagle2_repeats_the_published_six_sources():
+    for place, stage in enumerate(("1.5", "2")):
+        sources = load_recipe(f"eagle2-stage{stage}").sources
+        expected = {f"eagle2_{name}": counts[place] for name, counts in REPEATED.items() if counts[place] > 1}
+        assert {name: how["repeat"] for name, how in sources.items() if how["repeat"] > 1} == expected
+
+
+@pytest.mark.parametrize(("name", "base"), [("stage1.5", "eagle2-stage1.5"), ("long", "eagle2-stage2")])
+def test_eagle2_5_adds_to_eagle2(name, base):
+    recipe, base = load_recipe(f"eagle2.5-{name}"), load_recipe(base)
+    assert list(recipe.sources.items())[: len(base.sources)] == list(base.sources.items())
+    added = recipe.sources.keys() - base.sources.keys()
+    assert added >= {f"eagle2_5_{word}" for word in ("pixmo", "viz_wiz", "omni_align_v", "geometry3k")}
+    assert all(recipe.cards[source].num_samples is None for source in added)  # the paper gives no counts
+
+
+def test_a_ratio_takes_exactly_its_samples():
+    how = load_recipe("eagle2-stage2").sources["eagle2_llava_150k_en"]
+    (passes,) = repeats([Source(name="s", shards=[], **how)], [Summary(num_samples=158_000)], "samples")
+    shards = np.cumsum([999] * 158 + [158])  # of 999 samples, and a shorter one
+    assert passes == Fraction(57, 158) and taken_in(shards, passes, epoch=0).sum() == 57_000
+
+
+def test_a_recipe_has_the_sources_of_those_it_includes_before_its_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    content = {"name": "mine", "description": "", "include": ["toy-pretrain", "eagle2.5-stage1.5"]}
+    path.write_text(yaml.safe_dump(content | {"sources": {"eagle2_ai2d": {"repeat": 9}, "toy_text": {}}}))
+    recipe = load_recipe(str(path))
+    base = load_recipe("eagle2.5-stage1.5").sources
+    assert list(recipe.sources) == ["toy_captions", *base, "toy_text"] == list(recipe.cards)
+    assert recipe.sources == {"toy_captions": {"repeat": 1}, **base, "eagle2_ai2d": {"repeat": 9}, "toy_text": {}}
+    path.write_text(yaml.safe_dump(content | {"include": ["toyy"], "sources": {}}))
+    with pytest.raises(ValueError, match="no recipe toyy; did you mean toy"):
+        load_recipe(str(path))
+
+
+def test_sources_of_eagle2_have_shards_of_their_own_and_say_what_is_known():
+    recipes = [load_recipe(f"eagle2.5-{name}") for name in ("stage1.5", "long")]
+    cards = {name: card for recipe in recipes for name, card in recipe.cards.items()}
+    assert len({card.shards for card in cards.values()}) == len(cards) == 168
+    for name, card in cards.items():
+        assert card.description and card.licence and card.schema and "://" not in card.origin
+        assert card.shards.endswith(f"/{name}/*.tar")  # where `data build name=... out=...` puts them

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from eagle_train.data.shards import write_shard
+from eagle_train.data.shards import write_tars
 from eagle_train.data.toy.samples import toy_samples
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.app import train
@@ -166,7 +166,7 @@ def test_changed_data_tokenizer_and_layout_are_named(data, tmp_path, monkeypatch
         file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": {"type": "NFC"}}))
     elif change == "shard":
         shard = root / "small_text" / "small_text-000001.tar"
-        write_shard(list(toy_samples("text", "train", 12, seed=0))[:2], shard)
+        write_tars(list(toy_samples("text", "train", 12, seed=0))[:2], iter([shard]))
     else:
         (tmp_path / "list").write_text("small_shapes/small_shapes-000000/shapes-train-000003\n")
         more = [f"data.quarantine={tmp_path / 'list'}"]

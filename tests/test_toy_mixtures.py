@@ -1,4 +1,4 @@
-"""Every fusion, and both Eagles in small, train on the toy set on the road that real runs take."""
+"""Every fusion, and the Eagles in small, train on the toy set on the road that real runs take."""
 
 import statistics
 
@@ -13,7 +13,16 @@ NUM_STEPS = 80
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mixture", ["toy_x4", "toy_x5", "toy_sequence_append", "toy_mixture_adapter", "toy_deformable_attention"]
+    "mixture",
+    [
+        "toy_x4",
+        "toy_x5",
+        "toy_eagle2",
+        "toy_move",
+        "toy_sequence_append",
+        "toy_mixture_adapter",
+        "toy_deformable_attention",
+    ],
 )
 def test_the_loss_of_a_toy_run_falls(mixture, data, tmp_path):
     own = [one for one in overrides(data, tmp_path / "run") if not one.startswith("mixture.")]

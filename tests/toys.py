@@ -10,6 +10,7 @@ from eagle_train.data.collate import pack
 from eagle_train.model.encoders.clip_vit import ClipVit
 from eagle_train.model.encoders.convnext import ConvNext
 from eagle_train.model.llm import build_llm
+from eagle_train.model.loss import ChunkedCrossEntropy
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.projector import MlpProjector
 from eagle_train.model.vlm import VisionLanguageModel
@@ -39,7 +40,9 @@ def tiny_model(seed: int = 0) -> VisionLanguageModel:
         num_key_value_heads=2,
         initializer_range=0.2,
     )
-    return VisionLanguageModel(mixture=mixture, projector=MlpProjector(mixture.channels, 32), llm=llm, loss_chunk=7)
+    return VisionLanguageModel(
+        mixture=mixture, projector=MlpProjector(mixture.channels, 32), llm=llm, loss=ChunkedCrossEntropy(7)
+    )
 
 
 def tiny_sample(seed: int, *, tiles: int, text: int = 12, source: str = "s") -> EncodedSample:

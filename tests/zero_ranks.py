@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from eagle_train import dist
+from eagle_train.model.encoders.siglip import Siglip
+from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.projector import MlpProjector
+from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.engine import Engine, PlainEngine
 from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
@@ -31,6 +34,7 @@ RATES = {
         "projector": None,
         "llm": None,
     },
+    "eagle2": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
     "aligned": {"mixture": None, "mixture.encoders.vit": 1e-2, "projector": None, "llm": None, "aligner": 1e-2},
 }
 # Tiles of the rows of both ranks in every step: images on both, on one, on the other, on none, of unlike number.
@@ -46,16 +50,27 @@ def make(case: str) -> tuple[nn.Module, Stage]:
         max_length=256,
         rows_per_step=2,
         num_steps=len(TILES),
-        max_grad_norm=None if case == "trained" else 1.0,
+        max_grad_norm=None if case in ("trained", "eagle2") else 1.0,
         eps=1e-4,  # so that Adam does not blow up the rounding of gradients that are zero
         align=align,
     )
-    model: nn.Module = tiny_model()
+    model: nn.Module = tiny_eagle2() if case == "eagle2" else tiny_model()
     model.mixture.micro_batch = 1  # ranks encode tiles in unlike numbers of pieces
     if align:
         model = PreAlignment(model, align, MlpProjector)
     freeze(model, stage.learning_rates)
     return model, stage
+
+
+def tiny_eagle2() -> VisionLanguageModel:
+    """Returns `tiny_model` with Eagle 2's mixture, one folded SigLIP, and its connector."""
+    model = tiny_model()
+    siglip = Siglip(
+        image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model.mixture = ChannelConcat(encoders={"siglip": siglip}, fold={"siglip": 2})
+    model.projector = MlpProjector(model.mixture.channels, model.llm.config.hidden_size, layer_norm=True)
+    return model
 
 
 def rows(step: int) -> list[PackedBatch]:

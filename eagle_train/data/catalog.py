@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +36,7 @@ class Source:
     Args:
         name: as in reports and errors.
         shards: where its tars are, sorted.
-        repeat: passes over it per epoch; 0.5 takes a seeded half.
+        repeat: passes over it per epoch; 0.5, or 1/2, takes a seeded half.
         weight: its share of an epoch instead, relative to the other sources' weights; None: `repeat` counts.
         index_dir: where its indexes are; None: beside the shards.
         max_bad_share: largest share of it that may be bad; None: that of the run.
@@ -43,7 +44,7 @@ class Source:
 
     name: str
     shards: Sequence[Location]
-    repeat: float = 1.0
+    repeat: float | Fraction = 1.0
     weight: float | None = None
     index_dir: Path | None = None
     max_bad_share: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -14,10 +14,11 @@ from eagle_train.data.chat import ChatTemplate, TextRun
 from eagle_train.data.degrade import Candidate, Degrade
 from eagle_train.data.images import ImageReader
 from eagle_train.data.interleave import interleave
+from eagle_train.data.loss_weights import LossWeight
 from eagle_train.data.media import MediaError
+from eagle_train.data.media_content import Content, pictures
 from eagle_train.data.media_costs import MediaCosts, candidates
 from eagle_train.data.tiling import Tiling
-from eagle_train.data.videos import decode_frames
 from eagle_train.types import IGNORE_INDEX, EncodedSample, Media, MediaPlan, Sample, SampleError
 
 
@@ -33,7 +34,7 @@ class Encoder:
         degrade: how many frames and tiles the media of a sample get.
         tile_size: S, side of a tile in pixels.
         tokens_per_tile: visual tokens of one tile after the projector.
-        loss_weight: weight of a supervised token, from their number in the sample (see `loss_weights`).
+        loss_weight: weights of a sample's tokens, from which of them are supervised.
     """
 
     template: ChatTemplate
@@ -43,7 +44,7 @@ class Encoder:
     degrade: Degrade
     tile_size: int
     tokens_per_tile: int
-    loss_weight: Callable[[int], float]
+    loss_weight: LossWeight
 
     @cached_property
     def media_costs(self) -> MediaCosts:
@@ -85,8 +86,8 @@ class Encoder:
         plans = self.degrade.plan(asking, budget)
         return tuple(plans), sum(each.tokens(plan) for each, plan in zip(asking, plans, strict=True))
 
-    def decode(self, key: str, media: Media, plan: MediaPlan, data: bytes, out: np.ndarray) -> None:
-        """Writes the tiles of one image or video into `out` (N, 3, S, S) uint8.
+    def decode(self, key: str, media: Media, plan: MediaPlan, data: Content, out: np.ndarray) -> None:
+        """Writes the tiles of one image, video or document into `out` (N, 3, S, S) uint8.
 
         Raises:
             SampleError: if the bytes cannot be decoded, or are not what the header facts say.
@@ -99,15 +100,14 @@ class Encoder:
                     raise SampleError(key, "length_mismatch", detail)
                 self.tiling.cut(image, plan, out)
                 return
-            frames = decode_frames(data, plan.num_frames)
+            one = MediaPlan()
+            for picture, tile in zip(pictures(media, plan, data, self.images), out, strict=True):
+                self.tiling.cut(picture, one, tile[None])
         except MediaError as error:
-            raise SampleError(key, error.reason, f"{media.member}: {error}") from error
-        one = MediaPlan()
-        for frame, tile in zip(frames, out, strict=True):
-            self.tiling.cut(frame, one, tile[None])
+            raise SampleError(key, error.reason, f"{media.member or media.kind}: {error}") from error
 
     def decode_all(
-        self, key: str, media: Sequence[Media], plans: Sequence[MediaPlan], data: Sequence[bytes], out: np.ndarray
+        self, key: str, media: Sequence[Media], plans: Sequence[MediaPlan], data: Sequence[Content], out: np.ndarray
     ) -> None:
         """Writes the tiles of all media of a sample into `out` (N, 3, S, S) uint8, see `decode`."""
         ends = list(accumulate(plan.num_tiles for plan in plans))
@@ -131,8 +131,8 @@ class Encoder:
         """
         items = self.template.encode(sample.messages, self.tokenizer)
         ids, targets, positions = self.lay_out(items, sample.media, plans)
-        num_targets = int(np.count_nonzero(targets[1:]))
-        if num_targets == 0:
+        supervised = targets[1:]
+        if not supervised.any():
             raise SampleError(sample.key, "no_answer", "no token of an answer is supervised")
         if len(positions) != len(pixels) * self.tokens_per_tile:
             raise SampleError(
@@ -141,8 +141,8 @@ class Encoder:
                 f"{len(positions)} image positions, {len(pixels)} tiles of {self.tokens_per_tile} tokens",
             )
         labels, loss_weights = np.full(len(ids), IGNORE_INDEX), np.zeros(len(ids), dtype=np.float32)
-        labels[:-1][targets[1:]] = ids[1:][targets[1:]]
-        loss_weights[:-1][targets[1:]] = self.loss_weight(num_targets)
+        labels[:-1][supervised] = ids[1:][supervised]
+        loss_weights[:-1] = self.loss_weight(supervised)
         return EncodedSample(
             key=sample.key,
             source=sample.source,

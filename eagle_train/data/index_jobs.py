@@ -26,6 +26,9 @@ class Work:
     layouts: tuple[int, ...] = ()
     """Numbers of its layouts among those that the processes share."""
 
+    def __str__(self) -> str:
+        return str(self.shard)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:

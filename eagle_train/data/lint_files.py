@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from eagle_train.data.annotations import read_annotation
-from eagle_train.data.build import read_media_file
 from eagle_train.data.chat import ChatTemplate, TextRun
+from eagle_train.data.convert import read_media_file
+from eagle_train.data.frames import shown_seconds
 from eagle_train.data.images import ImageReader, probe_image
 from eagle_train.data.index import ensure_index, read_record, sample_key
 from eagle_train.data.lint import Finding, TextChecks, check_texts, short, text_of
@@ -23,8 +24,9 @@ from eagle_train.data.schemas import Record, parse_record
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_table
-from eagle_train.data.videos import decode_frames, probe_video
-from eagle_train.types import SampleError
+from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.videos import probe_video
+from eagle_train.types import Media, SampleError
 
 CHUNK = 500
 """Records of an annotation that are one job."""
@@ -85,13 +87,53 @@ class Part:
         self.id_hashes.append(ident)
 
 
-def lint_shard(checks: Checks, work: tuple[str, Path, Path | None]) -> Part:
-    """Returns the findings of a shard.
+@dataclass(frozen=True, slots=True)
+class ShardWork:
+    """A shard to look at.
 
     Args:
-        work: source name, shard, folder of its index.
+        number: place among all.
+        source: name.
+        shard, index_dir: file, and folder of its index.
     """
-    source, shard, index_dir = work
+
+    number: int
+    source: str
+    shard: Path
+    index_dir: Path | None
+
+    def identity(self) -> str:
+        """Returns what tells it from others, and from what it was before it was changed."""
+        stat = self.shard.stat() if self.shard.exists() else None
+        return f"{self.source} {self.shard} " + (f"{stat.st_size} {stat.st_mtime_ns}" if stat else "missing")
+
+    def __str__(self) -> str:
+        return str(self.shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some records of an annotation to look at.
+
+    Args:
+        number: of the first one.
+        records: as `read_annotation` gives them.
+    """
+
+    number: int
+    records: list[bytes | Any]
+
+    def identity(self) -> str:
+        """Returns what tells it from others, and from what it was before it was changed."""
+        return f"{self.number} {self.records!r}"
+
+    def __str__(self) -> str:
+        return f"record {self.number} and those after it"
+
+
+def lint_shard(checks: Checks, work: ShardWork) -> Part:
+    """Returns the findings of a shard."""
+    source, shard, index_dir = work.source, work.shard, work.index_dir
     part = Part()
     if not shard.exists():
         part.add(f"{source}/{shard.stem}", [Finding("missing_shard", str(shard))])
@@ -145,14 +187,10 @@ def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dic
     part.add(key, findings, **hashes(record, media))
 
 
-def lint_records(checks: Checks, chunk: tuple[int, list[bytes | Any]]) -> Part:
-    """Returns the findings of some records of an annotation.
-
-    Args:
-        chunk: number of its first record, and records as `read_annotation` gives them.
-    """
+def lint_records(checks: Checks, chunk: Chunk) -> Part:
+    """Returns the findings of some records of an annotation."""
     part = Part()
-    for number, data in enumerate(chunk[1], chunk[0]):
+    for number, data in enumerate(chunk.records, chunk.number):
         key, ident = f"record {number}", 0
         try:
             try:
@@ -210,7 +248,9 @@ def decode_all(record: Record, images: ImageReader, read: Callable[[str], bytes]
             if file.kind == "image":
                 images.decode(read(file.ref))
             else:
-                decode_frames(read(file.ref), 2)
+                data = read(file.ref)
+                video = Media(kind="video", **probe_video(data)._asdict())
+                list(decode_frames(data, shown_seconds(video, 2)))
         except MediaError as error:
             yield Finding(error.reason, short(f"{file.ref}: {error}"))
 
@@ -238,19 +278,19 @@ def hashed(text: str) -> int:
     return int.from_bytes(digest, "little") or 1
 
 
-def chunks(path: Path, errors: list[str]) -> Iterator[tuple[int, list[bytes | Any]]]:
+def chunks(path: Path, errors: list[str]) -> Iterator[Chunk]:
     """Yields an annotation's records in chunks; what is wrong with the file itself is added to `errors`."""
     first, records = 0, []
     try:
         for record in read_annotation(path):
             records.append(record)
             if len(records) == CHUNK:
-                yield first, records
+                yield Chunk(first, records)
                 first, records = first + CHUNK, []
     except (ValueError, OSError) as error:
         errors.append(str(error))
     if records:
-        yield first, records
+        yield Chunk(first, records)
 
 
 def repeated(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

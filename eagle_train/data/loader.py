@@ -18,6 +18,7 @@ from eagle_train.data.collate import pack
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import read_sample, sample_key
 from eagle_train.data.layout import SampleLayout
+from eagle_train.data.media_content import Content, read_content
 from eagle_train.data.retries import StorageError
 from eagle_train.data.row_buffers import Allocate, HandedOver, RowBuffers
 from eagle_train.data.shard_reader import Member, ShardReader
@@ -101,8 +102,8 @@ class RowDataset(Dataset):
             raise SampleError(sample.key, "length_mismatch", detail)
         return encoded
 
-    def read(self, number: int, layout: SampleLayout) -> tuple[Sample, list[bytes]]:
-        """Returns sample `number`, shortened as planned, and the encoded bytes of its media.
+    def read(self, number: int, layout: SampleLayout) -> tuple[Sample, list[Content]]:
+        """Returns sample `number`, shortened as planned, and what its media are decoded from.
 
         Raises:
             SampleError: if its shard is not there or was cut.
@@ -118,7 +119,7 @@ class RowDataset(Dataset):
             if layout.lost_turns:
                 sample = first_answers(sample, layout.num_answers)
             members = {member["name"]: Member(**member) for member in row["members"]}
-            return sample, reader.read_members([members[medium.member] for medium in sample.media])
+            return sample, read_content(reader, members, sample.media, layout.media)
         except StorageError:
             raise  # the shard may well be there: an outage must not pass for bad samples
         except OSError as error:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from eagle_train.data.retries import StorageError
+
 MAX_PIXELS = 178_956_970
 """Largest image or video frame that is opened. Twice `PIL.Image.MAX_IMAGE_PIXELS`, where Pillow 13 itself refuses."""
 
@@ -40,6 +42,8 @@ def reported_as(reason: Reason) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except StorageError:
+        raise  # of a file that is read as it is decoded: an outage is no defect of the sample
     except Exception as error:  # both raise OSError, SyntaxError, struct.error, IndexError, ... by the bytes
         raise MediaError(reason, f"{type(error).__name__}: {error}") from error
 

@@ -152,6 +152,8 @@ def candidates(media: Sequence[Media], images: ImageReader, tiling: Tiling, cost
     found = []
     for medium, place in zip(media, places(media), strict=True):
         is_image = medium.kind == "image"
+        if medium.members:
+            images.size(medium)  # refuses pages and frames that are too large
         found.append(
             Candidate(
                 medium=medium,

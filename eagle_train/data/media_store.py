@@ -6,16 +6,52 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from eagle_train.data.archives import Archive, ArchiveReader, clean_name
-from eagle_train.data.build import ADDRESS, read_media_file
+from eagle_train.data.convert import ADDRESS, read_media_file
 from eagle_train.data.placeholders import MediaRef
 from eagle_train.types import SampleError
 
 
+class OpenMedia(Protocol):
+    """Opened places of media."""
+
+    def read(self, ref: MediaRef, key: str) -> bytes:
+        """Returns the bytes of a medium of sample `key`; raises SampleError."""
+
+    def close(self) -> None:
+        """Lets go of what is open."""
+
+
+class Places(Protocol):
+    """Where media may be; each process opens them for itself."""
+
+    def open(self) -> OpenMedia:
+        """Opens what there is to open."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFolder:
+    """A folder that records name files in, see `read_media_file`."""
+
+    folder: Path
+
+    def open(self) -> MediaFolder:
+        """Returns itself: files are opened one by one."""
+        return self
+
+    def read(self, ref: MediaRef, key: str) -> bytes:
+        """Returns the bytes of a file of sample `key`; raises SampleError."""
+        return read_media_file(ref, self.folder, key)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 @dataclass(frozen=True, slots=True)
 class MediaPlaces:
-    """Where media may be; each process opens its own `MediaStore` there.
+    """A download: records name files in archives and folders, from several roots.
 
     Args:
         folder: of the download.
@@ -28,6 +64,10 @@ class MediaPlaces:
     roots: tuple[str, ...]
     archives: tuple[Archive, ...]
     tables: Path
+
+    def open(self) -> MediaStore:
+        """Opens the archives."""
+        return MediaStore(self)
 
 
 class MediaStore:

@@ -1,81 +1,104 @@
-"""Pieces: the records of one shard each, built by processes that know nothing of each other."""
+"""Pieces of a data set, a shard each: built by processes that know nothing of each other, and kept."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, as_completed
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Protocol
 
-from eagle_train.data.build import Good, from_record
+from eagle_train.data.convert import Good, from_record
 from eagle_train.data.index import ensure_index
-from eagle_train.data.media_store import MediaPlaces, MediaStore
-from eagle_train.data.shards import write_shard
+from eagle_train.data.media_store import Places
+from eagle_train.data.shards import MAX_SHARD_BYTES, write_tars
 from eagle_train.data.split import read_piece
 from eagle_train.types import SampleError
 
 
+class Records(Protocol):
+    """Where the samples of one piece come from; can be sent to processes, and gives the same whenever it is read."""
+
+    def read(self) -> Iterator[Good | SampleError]:
+        """Yields the samples, or what is wrong with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationRecords:
+    """Records of an annotation, with their media.
+
+    Args:
+        path: file of `split_annotation`.
+        places: where the media are.
+    """
+
+    path: Path
+    places: Places
+
+    def read(self) -> Iterator[Good | SampleError]:
+        """Yields the samples, see `Records`."""
+        media = self.places.open()
+        for key, data in read_piece(self.path):
+            yield from_record(key, data, media.read)
+        media.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The work of one process: the records of one shard."""
+    """What one process builds at a time.
 
-    records: Path
+    Args:
+        records: what is written.
+        shard: where to.
+        report: file that appears when the shard and its index are there.
+    """
+
+    records: Records
     shard: Path
     report: Path
-    places: MediaPlaces
+
+    def __str__(self) -> str:
+        return str(self.shard)
 
 
 @dataclass(frozen=True, slots=True)
 class PieceReport:
     """What became of a piece."""
 
-    shard: Path
     read: int
     errors: tuple[SampleError, ...]
-
-    @property
-    def written(self) -> int:
-        """Samples in the shard."""
-        return self.read - len(self.errors)
+    shards: Mapping[str, int]
+    """Samples by name of the shard: one, none if all samples are bad, several if it would be larger than a shard is."""
 
 
-def run(pieces: Sequence[Piece], pool: Executor | None) -> Iterator[PieceReport]:
-    """Yields the reports of pieces as they are done; what is not begun is left if the caller stops."""
-    if pool is None:
-        yield from map(build_piece, pieces)
-        return
-    futures = [pool.submit(build_piece, piece) for piece in pieces]
-    try:
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        for future in futures:
-            future.cancel()
+def build_piece(piece: Piece, max_bytes: int = MAX_SHARD_BYTES) -> PieceReport:
+    """Writes the shard of a piece, its index and its report.
 
-
-def build_piece(piece: Piece) -> PieceReport:
-    """Writes the shard of a piece, its index and its report."""
-    store = MediaStore(piece.places)
-    records = read_piece(piece.records)
+    What is too large for one shard goes on in `<shard>_001.tar`, `<shard>_002.tar` and so on.
+    """
+    folder, stem = piece.shard.parent, piece.shard.stem
+    for old in (*folder.glob(f"{stem}.*"), *folder.glob(f"{stem}_*")):  # of a run that was killed, or lacked media
+        old.unlink(missing_ok=True)
     errors: list[SampleError] = []
+    read = 0
 
     def good() -> Iterator[Good]:
-        for key, data in records:
-            sample = from_record(key, data, store.read)
+        nonlocal read
+        for sample in piece.records.read():
+            read += 1
             if isinstance(sample, SampleError):
                 errors.append(sample)
             else:
                 yield sample
 
-    write_shard(good(), piece.shard)
-    store.close()
-    if len(errors) < len(records):
-        ensure_index(piece.shard)
-    else:
-        piece.shard.unlink()
-    report = PieceReport(piece.shard, len(records), tuple(errors))
-    write_json(piece.report, {"read": report.read, "errors": [[e.key, e.reason, e.detail] for e in errors]})
+    paths = (folder / (f"{stem}_{number:03d}.tar" if number else f"{stem}.tar") for number in count())
+    shards = write_tars(good(), paths, max_bytes=max_bytes)
+    for shard in shards:
+        ensure_index(shard)
+    report = PieceReport(read, tuple(errors), {shard.name: number for shard, number in shards.items()})
+    write_json(piece.report, {"read": read, "errors": describe(errors), "shards": report.shards})
     return report
 
 
@@ -84,13 +107,19 @@ def read_report(piece: Piece) -> PieceReport | None:
     if not piece.report.is_file():
         return None
     known = json.loads(piece.report.read_text())
-    report = PieceReport(piece.shard, known["read"], tuple(SampleError(*error) for error in known["errors"]))
+    report = PieceReport(known["read"], tuple(SampleError(*error) for error in known["errors"]), known["shards"])
     lacked = any(error.reason == "missing_media" for error in report.errors)
-    return report if not lacked and (report.written == 0 or piece.shard.is_file()) else None
+    there = all((piece.shard.parent / name).is_file() for name in report.shards)
+    return report if there and not lacked else None
+
+
+def describe(errors: list[SampleError] | tuple[SampleError, ...]) -> list[list[str]]:
+    """Returns errors as plain values, which `SampleError` takes."""
+    return [[error.key, error.reason, error.detail] for error in errors]
 
 
 def write_json(path: Path, content: object) -> None:
     """Writes a JSON file that appears when it is whole."""
-    aside = path.with_name(f"{path.name}.partial")
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
     aside.write_text(json.dumps(content))
     aside.replace(path)

@@ -1,40 +1,40 @@
 """A published data set becomes the shards of a recipe's sources.
 
-    <data_root>/.prepare/<recipe>/records/<source>/000012.jsonl   the records of one shard to come
-                                  archives/                       where the members of each archive are
-                                  shards/<source>/                shards and indexes of unfinished sources
-                                  reports/<source>/000012.json    what became of a piece
-
 A source's folder appears under `data_root` when it is whole. A run that was stopped goes on with the pieces that have
-no report, and with those that lacked images.
+no report, and with those that lacked images; `work_folder` says where they are.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from eagle_train.data.archives import find_archives, index_archive
 from eagle_train.data.budget import TooManyBadSamples
-from eagle_train.data.jobs import open_pool
+from eagle_train.data.build_sources import BuildReport, Progress, SourcePlan, build_sources
+from eagle_train.data.index import shard_identity
 from eagle_train.data.media_store import MediaPlaces, MediaStore
-from eagle_train.data.pieces import Piece, PieceReport, read_report, run, write_json
+from eagle_train.data.pieces import AnnotationRecords
 from eagle_train.data.recipe import DatasetCard, Published, Recipe
-from eagle_train.data.shards import write_manifest
-from eagle_train.data.split import Part, ensure_split, image_of, read_piece, read_pieces
+from eagle_train.data.split import (
+    RECORDS,
+    Part,
+    Selector,
+    ensure_split,
+    image_of,
+    read_piece,
+    read_pieces,
+    split_annotation,
+)
+from eagle_train.data.work_folder import at_work, work_folder
 from eagle_train.types import SampleError
 
 PROBES = 100
 """Records of a source whose images are looked for before it is built."""
-REPORT = "prepared.json"
-
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-"""Shows a loop: takes a description and the number of items, gives what to call with the number just done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,26 +52,6 @@ class Outcome:
     """Why records are not written; if there are too many, those found until then."""
     problem: str | None = None
     """Why it is not there; None if it is."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What all sources of one run share.
-
-    Args:
-        work: folder of what is unfinished.
-        data_root: folder of what is done.
-        places: where the images are.
-        pool: processes that build; None: build here.
-        max_bad_share, progress: as in `prepare`.
-    """
-
-    work: Path
-    data_root: Path
-    places: MediaPlaces
-    pool: Executor | None
-    max_bad_share: float
-    progress: Progress
 
 
 def prepare(
@@ -113,20 +93,37 @@ def prepare(
     if not annotation.is_file():
         lacks = f"{annotation} is not there"
         return [Outcome(name=card.name, problem=lacks) for card in cards], []
-    work = data_root / ".prepare" / recipe.name
+    work = work_folder(data_root, recipe.name)
     select = {name: recipe.cards[name].select for name in recipe.sources}
-    expected = sum(recipe.cards[name].num_samples or 0 for name in select)
+    split = partial(split_by_card, recipe, annotation, work, samples_per_shard, progress)
+    with at_work(work, [shard_identity(annotation).decode(), select, samples_per_shard]):
+        cards = [card for card in cards if not card.is_there(data_root)]  # others may have built them meanwhile
+        parts = ensure_split(work, split)
+        places, defects = locate_media(published, folder, work / "archives", progress)
+        outcomes = {card.name: look_for_media(card, parts[card.name], work, places) for card in cards}
+        found = [card for card in cards if outcomes[card.name].problem is None]
+        plans = [plan_source(card, parts[card.name], data_root, work, places) for card in found]
+        built = build_sources(plans, work, workers=workers, max_bad_share=max_bad_share, progress=progress)
+        outcomes |= {name: add_result(outcomes[name], result) for name, result in built.items()}
+        if all(outcome.problem is None for outcome in outcomes.values()):
+            shutil.rmtree(work)
+    return list(outcomes.values()), defects
+
+
+def split_by_card(
+    recipe: Recipe, annotation: Path, work: Path, records_per_piece: int, progress: Progress
+) -> dict[str, Part]:
+    """Writes the records of each source into a work folder; returns what each has."""
+    expected = sum(recipe.cards[name].num_samples or 0 for name in recipe.sources)
     with progress(f"reading {annotation.name}", expected or None) as step:
-        parts = ensure_split(annotation, select, work, records_per_piece=samples_per_shard, progress=step)
-    places, defects = locate_media(published, folder, work / "archives", progress)
-    with open_pool(workers) as pool:
-        job = Job(
-            work=work, data_root=data_root, places=places, pool=pool, max_bad_share=max_bad_share, progress=progress
+        return split_annotation(
+            annotation,
+            Selector({name: recipe.cards[name].select for name in recipe.sources}),
+            work / RECORDS,
+            sources=list(recipe.sources),
+            records_per_piece=records_per_piece,
+            progress=step,
         )
-        outcomes = [prepare_source(card, parts[card.name], job) for card in cards]
-    if all(outcome.problem is None for outcome in outcomes):
-        shutil.rmtree(work)
-    return outcomes, defects
 
 
 def locate_media(published: Published, folder: Path, tables: Path, progress: Progress) -> tuple[MediaPlaces, list[str]]:
@@ -140,36 +137,27 @@ def locate_media(published: Published, folder: Path, tables: Path, progress: Pro
     return MediaPlaces(folder, tuple(published.media_roots), archives, tables), defects
 
 
-def prepare_source(card: DatasetCard, part: Part, job: Job) -> Outcome:
-    """Builds one source, or says why it cannot be built."""
-    records = read_pieces(job.work / "records" / card.name)
-    images = probe(records, job.places)
+def look_for_media(card: DatasetCard, part: Part, work: Path, places: MediaPlaces) -> Outcome:
+    """Returns what is known of a source before it is built; its problem is that none of its images is there."""
+    images = probe(read_pieces(work / RECORDS / card.name), places)
+    problem = None
     if images is not None and images[0] == 0:
         where = ", ".join(f"{name}/ ({count} records)" for name, count in list(part.folders.items())[:5])
-        problem = f"none of its images is in {job.places.folder}; they are named in {where}"
-        return Outcome(name=card.name, found=part.num_records, images=images, problem=problem)
-    out = card.folder(job.data_root)
-    shards, reports = job.work / "shards" / card.name / out.name, job.work / "reports" / card.name
-    shards.mkdir(parents=True, exist_ok=True)
-    reports.mkdir(parents=True, exist_ok=True)
-    pieces = [
-        Piece(path, shards / f"{out.name}-{path.stem}.tar", reports / f"{path.stem}.json", job.places)
-        for path in records
-    ]
-    try:
-        done = build_pieces(pieces, card.name, part.num_records, job)
-    except TooManyBadSamples as error:
-        return Outcome(name=card.name, found=part.num_records, images=images, errors=error.errors, problem=str(error))
-    outcome = Outcome(
-        name=card.name,
-        found=part.num_records,
-        images=images,
-        read=sum(report.read for report in done),
-        written=sum(report.written for report in done),
-        errors=tuple(error for report in done for error in report.errors),
-    )
-    publish(shards, out, done, outcome)
-    return outcome
+        problem = f"none of its images is in {places.folder}; they are named in {where}"
+    return Outcome(name=card.name, found=part.num_records, images=images, problem=problem)
+
+
+def plan_source(card: DatasetCard, part: Part, data_root: Path, work: Path, places: MediaPlaces) -> SourcePlan:
+    """Returns what is to be built of a source."""
+    records = [AnnotationRecords(path, places) for path in read_pieces(work / RECORDS / card.name)]
+    return SourcePlan(name=card.name, out=card.folder(data_root), records=records, num_records=part.num_records)
+
+
+def add_result(outcome: Outcome, result: BuildReport | TooManyBadSamples) -> Outcome:
+    """Returns the outcome of a source that was built or refused."""
+    if isinstance(result, TooManyBadSamples):
+        return replace(outcome, errors=result.errors, problem=str(result))
+    return replace(outcome, read=result.read, written=result.written, errors=result.errors)
 
 
 def probe(records: Sequence[Path], places: MediaPlaces) -> tuple[int, int] | None:
@@ -188,40 +176,3 @@ def probe(records: Sequence[Path], places: MediaPlaces) -> tuple[int, int] | Non
     found = sum(store.holds(path) for path in paths)
     store.close()
     return (found, len(paths)) if paths else None
-
-
-def build_pieces(pieces: Sequence[Piece], source: str, total: int, job: Job) -> list[PieceReport]:
-    """Builds the pieces of a source that are not done; returns the reports of all, in order.
-
-    Raises:
-        TooManyBadSamples: as soon as more than `max_bad_share` of `total` records are bad, or if all are.
-    """
-    known = {piece.shard: report for piece in pieces if (report := read_report(piece)) is not None}
-    rest = [piece for piece in pieces if piece.shard not in known]
-    with job.progress(f"writing {source}", total) as step:
-        step(sum(report.read for report in known.values()))
-        check_bad(known.values(), source, total, job.max_bad_share)
-        for report in run(rest, job.pool):
-            known[report.shard] = report
-            step(report.read)
-            check_bad(known.values(), source, total, job.max_bad_share)
-    return [known[piece.shard] for piece in pieces]
-
-
-def check_bad(reports: Iterable[PieceReport], source: str, total: int, max_bad_share: float) -> None:
-    """Raises TooManyBadSamples if the pieces so far have too many bad records of a source's `total`."""
-    bad = sum(len(report.errors) for report in reports)
-    if bad > max_bad_share * total or 0 < bad == total:
-        errors = sorted((error for report in reports for error in report.errors), key=lambda error: error.key)
-        raise TooManyBadSamples(source, errors, total, max_bad_share)
-
-
-def publish(shards: Path, out: Path, reports: Sequence[PieceReport], outcome: Outcome) -> None:
-    """Moves the finished shards of a source, with their manifest and a report, to where training looks for them."""
-    write_manifest(shards, {report.shard.name: report.written for report in reports if report.written})
-    errors = [[error.key, error.reason, error.detail] for error in outcome.errors]
-    write_json(shards / REPORT, {"read": outcome.read, "written": outcome.written, "errors": errors})
-    for unfinished in shards.glob("*.partial"):  # of a run that was killed
-        unfinished.unlink()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shards.replace(out)

@@ -11,7 +11,7 @@ from eagle_train.data.images import probe_image
 from eagle_train.data.media import MediaError
 from eagle_train.data.placeholders import MediaRef
 from eagle_train.data.shard_reader import Member, ShardReader
-from eagle_train.data.videos import probe_video
+from eagle_train.data.videos import WHOLE_BYTES, probe_video
 from eagle_train.types import Media, SampleError
 
 HEAD_BYTES = 1 << 16
@@ -35,7 +35,7 @@ def probe_medium(reader: ShardReader, key: str, ref: MediaRef, members: Sequence
         if ref.kind == "image":
             width, height, orientation = probe_member(reader, member)
             return Media(kind="image", member=member.name, width=width, height=height, orientation=orientation)
-        facts = probe_video(reader.read(member))
+        facts = probe_video(reader.read(member) if member.size <= WHOLE_BYTES else reader.open(member))
     except MediaError as error:
         raise SampleError(key, error.reason, f"{member.name}: {error}") from error
     media = Media(kind="video", member=member.name, **facts._asdict())

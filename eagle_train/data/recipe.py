@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from eagle_train.data.shards import MANIFEST, expected_shards
 from eagle_train.data.storage import Storage, glob
 from eagle_train.resources import resource_dir
 
-SOURCE_KEYS = ("repeat", "max_bad_share")
+SOURCE_KEYS = ("repeat", "weight", "max_bad_share")
 """What a recipe may say about a source."""
+RATIO = re.compile(r"[0-9]+/[1-9][0-9]*")
+"""A repeat as counts: 57/158 takes 57 of every 158 samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +36,7 @@ class DatasetCard:
         schema: shape of the published records, in words; what may be read is listed in `schemas`.
         select: which records of the recipe's annotation are its own: globs by field, see `split.Selector`; null: all
             that no card before it takes.
-        build: how `data build` makes it: a `_target_` called with `out=<folder of the shards>`.
+        build: what `data build` makes it from: a `_target_` that gives `pieces.Records` for each shard.
         index_dir: where the indexes are, relative to the data root; null: beside the shards; of a URL: in `index/`.
     """
 
@@ -91,9 +95,9 @@ class Recipe:
     """A mix of sources.
 
     Args:
-        sources: by name, each with what `SOURCE_KEYS` lists: `repeat`, passes per epoch, or `weight`, its share
-            of an epoch relative to the others' weights; `max_bad_share`, largest share of it that may be bad (null: the
-            run's `data.max_bad_share`).
+        sources: by name, each with what `SOURCE_KEYS` lists: `repeat`, passes per epoch, as a number or a ratio such as
+            57/158, or `weight`, its share of an epoch relative to the others' weights; `max_bad_share`, largest share
+            of it that may be bad (null: the run's `data.max_bad_share`).
         weights_over: what weights count: `samples`, `tokens` or `supervised_tokens`; shares are reported in it.
         evaluation: names of held-out sources that `data build` makes too.
         tokenizer: how `data build` trains a tokenizer on the text, for toy recipes.
@@ -102,7 +106,7 @@ class Recipe:
 
     name: str
     description: str
-    sources: Mapping[str, Mapping[str, float | None]]
+    sources: Mapping[str, Mapping[str, float | Fraction | None]]
     weights_over: str = "samples"
     evaluation: list[str] = field(default_factory=list)
     tokenizer: Mapping[str, Any] | None = None
@@ -114,11 +118,44 @@ class Recipe:
 def load_recipe(name: str) -> Recipe:
     """Returns a recipe of `data_recipes/`, or the one at a path, with the cards of its sources.
 
-    A recipe outside `data_recipes/` may hold its cards itself, under `datasets`; their shards are then
-    relative to the recipe's folder.
+    A card is a file of `datasets/`, or one of many in a file of `collections/` that the recipe names. A recipe outside
+    `data_recipes/` may hold its cards itself, under `datasets`; their shards are then relative to the recipe's folder.
+    Under `include` a recipe may name others whose sources, and the collections of their cards, are its own too.
 
     Raises:
         ValueError: for an unknown name, with the nearest known ones, or a bad file.
+    """
+    folder = resource_dir("data_recipes")
+    path = recipe_path(name)
+    content = read_recipe(path)
+    inline = content.pop("datasets", {})
+    if "published" in content:
+        content["published"] = make(Published, content["published"], path)
+    many: dict[str, DatasetCard] = {}
+    for collection in dict.fromkeys(content.pop("collections", ())):
+        many |= read_collection(folder / "collections" / f"{collection}.yaml")
+    recipe = make(Recipe, content, path)
+    content["sources"] = {source: read_source(source, how, path) for source, how in recipe.sources.items()}
+    cards = {}
+    for source in [*recipe.sources, *recipe.evaluation]:
+        card_path = folder / "datasets" / f"{source}.yaml"
+        if source in inline:
+            shards = str(join(path.parent.resolve(), inline[source]["shards"]))  # beside the recipe
+            cards[source] = make(DatasetCard, {"name": source, **inline[source], "shards": shards}, path)
+        elif source in many:
+            cards[source] = many[source]
+        elif card_path.is_file():
+            cards[source] = make(DatasetCard, read_yaml(card_path), card_path)
+        else:
+            raise ValueError(f"{path}: source {source} has no card {card_path.name} in {card_path.parent}")
+    return make(Recipe, {**content, "cards": cards}, path)
+
+
+def recipe_path(name: str) -> Path:
+    """Returns where a recipe is; `name` may be a path to a .yaml file itself.
+
+    Raises:
+        ValueError: if there is none, with the nearest known one.
     """
     folder = resource_dir("data_recipes")
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
@@ -127,44 +164,60 @@ def load_recipe(name: str) -> Recipe:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"no recipe {name}{hint} Known: {', '.join(known)}, or a path to a .yaml file")
+    return path
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Returns the content of a recipe, after the sources and collections of those that it includes, in their order."""
     content = read_yaml(path)
-    inline = content.pop("datasets", {})
-    if "published" in content:
-        content["published"] = make(Published, content["published"], path)
-    recipe = make(Recipe, content, path)
-    check_sources(recipe, path)
-    cards = {}
-    for source in [*recipe.sources, *recipe.evaluation]:
-        card_path = folder / "datasets" / f"{source}.yaml"
-        if source in inline:
-            shards = str(join(path.parent.resolve(), inline[source]["shards"]))  # beside the recipe
-            cards[source] = make(DatasetCard, {"name": source, **inline[source], "shards": shards}, path)
-        elif card_path.is_file():
-            cards[source] = make(DatasetCard, read_yaml(card_path), card_path)
-        else:
-            raise ValueError(f"{path}: source {source} has no card {card_path.name} in {card_path.parent}")
-    return make(Recipe, {**content, "cards": cards}, path)
+    for name in reversed(content.pop("include", [])):
+        base = read_recipe(recipe_path(name))
+        content["sources"] = {**base["sources"], **content.get("sources", {})}
+        content["collections"] = [*base.get("collections", ()), *content.get("collections", ())]
+    return content
 
 
-def check_sources(recipe: Recipe, path: Path) -> None:
-    """Raises ValueError for a key of a source that is not known, or a value that cannot be."""
-    for name, how in recipe.sources.items():
-        if not isinstance(how, Mapping):
-            raise ValueError(f"{path}: source {name} is {how!r}; write {name}: {{repeat: 1.0}}")
-        for key, value in how.items():
-            if key not in SOURCE_KEYS:
-                near = difflib.get_close_matches(str(key), SOURCE_KEYS, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                known = ", ".join(SOURCE_KEYS)
-                raise ValueError(f"{path}: source {name} has an unknown key {key!r}{hint} (known: {known})")
-            if value is None and key != "repeat":
-                continue
-            if {"repeat", "weight"} <= how.keys():
-                raise ValueError(f"{path}: source {name} has a repeat and a weight; give one of them")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{path}: source {name} has {key}={value!r}; it is a number, 0 or more")
-            if key == "max_bad_share" and value > 1:
-                raise ValueError(f"{path}: source {name} has {key}={value!r}; it is a share, from 0 to 1")
+def read_collection(path: Path) -> dict[str, DatasetCard]:
+    """Returns the cards of a file of many: `shared` has what they have in common, `cards` by name what each has.
+
+    `{name}` in `shards` is the card's name.
+    """
+    content = read_yaml(path)
+    cards = {name: {"name": name, **content["shared"], **own} for name, own in content["cards"].items()}
+    return {
+        name: make(DatasetCard, {**card, "shards": card["shards"].format(name=name)}, path)
+        for name, card in cards.items()
+    }
+
+
+def read_source(name: str, how: Any, path: Path) -> dict[str, float | Fraction | None]:
+    """Returns what a recipe says about a source, with a ratio as a Fraction.
+
+    Raises:
+        ValueError: for a key that is not known, or a value that cannot be.
+    """
+    if not isinstance(how, Mapping):
+        raise ValueError(f"{path}: source {name} is {how!r}; write {name}: {{repeat: 1.0}}")
+    if {"repeat", "weight"} <= how.keys():
+        raise ValueError(f"{path}: source {name} has a repeat and a weight; give one of them")
+    read: dict[str, float | Fraction | None] = {}
+    for key, value in how.items():
+        if key not in SOURCE_KEYS:
+            near = difflib.get_close_matches(str(key), SOURCE_KEYS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            known = ", ".join(SOURCE_KEYS)
+            raise ValueError(f"{path}: source {name} has an unknown key {key!r}{hint} (known: {known})")
+        if key == "repeat" and isinstance(value, str) and RATIO.fullmatch(value):
+            value = Fraction(value)
+        elif value is None and key != "repeat":
+            pass
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            ratio = ", or a ratio such as 57/158" if key == "repeat" else ""
+            raise ValueError(f"{path}: source {name} has {key}={value!r}; it is a number, 0 or more{ratio}")
+        elif key == "max_bad_share" and value > 1:
+            raise ValueError(f"{path}: source {name} has {key}={value!r}; it is a share, from 0 to 1")
+        read[key] = value
+    return read
 
 
 def recipe_sources(recipe: Recipe, data_root: Path) -> list[Source]:
@@ -183,7 +236,7 @@ def recipe_sources(recipe: Recipe, data_root: Path) -> list[Source]:
     return sources
 
 
-def card_source(recipe: Recipe, name: str, data_root: Path, **how: float | None) -> Source:
+def card_source(recipe: Recipe, name: str, data_root: Path, **how: float | Fraction | None) -> Source:
     """Returns one source of a recipe, see `recipe_sources`.
 
     Args:

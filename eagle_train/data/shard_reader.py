@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from eagle_train.data.byte_ranges import RangeFile, ReadAhead
 from eagle_train.data.locations import Location, shown
@@ -24,6 +26,41 @@ class Member:
     """Bytes from the start of the tar to the first byte of the content."""
     size: int
     """Bytes."""
+
+
+class MemberFile(io.RawIOBase):
+    """One member of a shard as a file; closing it leaves the shard open.
+
+    Args:
+        file: the shard's bytes.
+        member: where in them.
+    """
+
+    def __init__(self, file: RangeFile, member: Member) -> None:
+        self._file = file
+        self._member = member
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to a byte, see `io.IOBase`; returns which."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._member.size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fills `buffer` as far as there are bytes; returns how many."""
+        count = max(0, min(len(buffer), self._member.size - self._at))
+        buffer[:count] = self._file.read_range(self._member.offset + self._at, count) if count else b""
+        self._at += count
+        return count
 
 
 class ShardReader:
@@ -57,6 +94,10 @@ class ShardReader:
     def read_range(self, offset: int, size: int) -> bytes:
         """Returns `size` bytes from `offset`, see `read`."""
         return self._file.read_range(offset, size)
+
+    def open(self, member: Member) -> BinaryIO:
+        """Returns `member` as a seekable file, of which what is asked for is read, and a little more."""
+        return io.BufferedReader(MemberFile(self._file, member), buffer_size=self._file.gap_bytes)
 
     def read_members(self, members: Sequence[Member]) -> list[bytes]:
         """Returns the contents of `members` in their order; those that stand close together are read at once."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -18,51 +20,71 @@ from eagle_train.data.tar_headers import TarFile, tar_files
 MAX_MEMBER_BYTES = (2 << 30) - 4096
 """Largest member that is read; more is a broken or hostile header."""
 
+MAX_SHARD_BYTES = 2_000_000_000
+"""A shard that has as much gets no more samples."""
 MANIFEST = "shards.json"
 
 
-def write_shards(
-    samples: Iterable[tuple[str, Mapping[str, Any], Mapping[str, bytes]]],
-    folder: Path,
-    *,
-    samples_per_shard: int = 1000,
-) -> list[Path]:
-    """Writes `(key, record, media)` samples as tar shards and returns their paths.
+Sample = tuple[str, Mapping[str, Any], Mapping[str, bytes]]
+"""Key, canonical record (see `schemas`) and media bytes by member extension."""
+
+
+def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000) -> list[Path]:
+    """Writes samples as tar shards and returns their paths.
 
     A manifest beside them holds the samples of each, so that a shard lost later is noticed. The bytes
     depend on the samples alone (no times, no user names), so equal data gives equal shards.
 
     Args:
-        samples: key, canonical record (see `schemas`) and media bytes by member extension.
         folder: created if needed; shards are `<folder name>-000000.tar`, ...
 
     Raises:
         ValueError: for a key with a dot or a slash, which WebDataset would split.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pattern = f"{folder}/{folder.name}-%06d.tar"
-    paths: list[str] = []
-    counts: dict[str, int] = {}
-    with webdataset.ShardWriter(
-        pattern, maxcount=samples_per_shard, maxsize=2e9, post=paths.append, verbose=0, mtime=0, encoder=False
-    ) as writer:
-        for key, record, media in samples:
-            if "." in key or "/" in key:
-                raise ValueError(f"sample key {key!r} may not contain a dot or a slash")
-            writer.write({"__key__": key, "json": encode_record(record), **media})
-            name = Path(writer.fname).name
-            counts[name] = counts.get(name, 0) + 1
-    write_manifest(folder, counts)
-    return [Path(path) for path in paths]
+    paths = (folder / f"{folder.name}-{number:06d}.tar" for number in count())
+    counts = write_tars(samples, paths, samples_per_shard)
+    write_manifest(folder, {path.name: number for path, number in counts.items()})
+    return list(counts)
 
 
-def write_shard(samples: Iterable[tuple[str, Mapping[str, Any], Mapping[str, bytes]]], path: Path) -> None:
-    """Writes one shard, see `write_shards`; it appears when it is whole."""
-    aside = path.with_name(f"{path.name}.partial")
-    with aside.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as writer:
-        for key, record, media in samples:
-            writer.write({"__key__": key, "json": encode_record(record), **media})
-    aside.replace(path)
+def write_tars(
+    samples: Iterable[Sample], paths: Iterator[Path], max_samples: int | None = None, max_bytes: int = MAX_SHARD_BYTES
+) -> dict[Path, int]:
+    """Writes samples into tars and returns how many each has; a tar appears when it is whole.
+
+    Args:
+        paths: of the tars, as many as it takes; the next one is begun when one has `max_samples` or `max_bytes`.
+            Without samples there is none.
+
+    Raises:
+        ValueError: as `write_shards`.
+    """
+    counts: dict[Path, int] = {}
+    samples = iter(samples)
+    for first in samples:
+        path = next(paths)
+        counts[path] = _write_tar(chain([first], samples), path, max_samples, max_bytes)
+    return counts
+
+
+def _write_tar(samples: Iterator[Sample], path: Path, max_samples: int | None, max_bytes: int) -> int:
+    """Writes samples until the tar has enough; returns how many it has."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    size = number = 0
+    try:
+        with aside.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as writer:
+            for key, record, media in samples:
+                if "." in key or "/" in key:
+                    raise ValueError(f"sample key {key!r} may not contain a dot or a slash")
+                size += writer.write({"__key__": key, "json": encode_record(record), **media})
+                number += 1
+                if number == max_samples or size >= max_bytes:
+                    break
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return number
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:

@@ -92,7 +92,7 @@ def share_work(
                     progress(1)
                 else:
                     pool.begin(path, items[path])
-            for path in pool.wait(patience.poll):
+            for path, _ in pool.wait(patience.poll):
                 claims.give_back(path)
                 progress(1)
             if time.monotonic() - looked >= patience.poll or not (todo or pool.busy):

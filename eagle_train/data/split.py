@@ -8,16 +8,16 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from eagle_train.data.annotations import read_annotation
 from eagle_train.data.archives import clean_name
-from eagle_train.data.index import shard_identity
 from eagle_train.data.media_fields import NO_MEDIA
 
-SPLIT = "split.json"
+SPLIT, RECORDS = "split.json", "records"
 NOTED_FOLDERS = 20
 
 
@@ -87,27 +87,27 @@ def split_annotation(
 
     Args:
         annotation: a JSON list or JSON Lines.
-        folder: replaced.
+        folder: created.
         sources: all names that `selector` gives.
         progress: called with the number of records just read.
 
     Raises:
         ValueError: for records that no source takes, with their number by folder of the image.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    writers = {name: _PieceWriter(folder / name, records_per_piece) for name in sources}
+    writers = {name: PieceWriter(folder / name, records_per_piece) for name in sources}
     lost: Counter[str] = Counter()
-    for position, data in enumerate(read_annotation(annotation)):
-        record, line = _decode(data)
-        name = selector.source_of(record)
-        image_folder = image_of(record).rpartition("/")[0]
-        if name is None:
-            lost[image_folder] += 1
-        else:
-            writers[name].write(b"%08d %s\n" % (position, line), image_folder)
-        progress(1)
-    for writer in writers.values():
-        writer.close()
+    with ExitStack() as stack:
+        for writer in writers.values():
+            stack.callback(writer.close)
+        for position, data in enumerate(read_annotation(annotation)):
+            record, line = _decode(data)
+            name = selector.source_of(record)
+            image_folder = image_of(record).rpartition("/")[0]
+            if name is None:
+                lost[image_folder] += 1
+            else:
+                writers[name].write(f"{position:08d}", line, image_folder)
+            progress(1)
     if lost:
         found = ", ".join(f"{n} in {where or 'no image'}" for where, n in lost.most_common(NOTED_FOLDERS))
         raise ValueError(
@@ -128,7 +128,7 @@ def _decode(data: bytes | Any) -> tuple[Any, bytes]:
         return {}, line
 
 
-class _PieceWriter:
+class PieceWriter:
     """Writes the records of one source into files of a fixed number of records."""
 
     def __init__(self, folder: Path, records_per_piece: int) -> None:
@@ -138,13 +138,13 @@ class _PieceWriter:
         self._folders: Counter[str] = Counter()
         self._file: BinaryIO | None = None
 
-    def write(self, line: bytes, image_folder: str) -> None:
-        """Adds one record."""
+    def write(self, key: str, line: bytes, image_folder: str = "") -> None:
+        """Adds a record: its key, and its JSON in one line."""
         piece, place = divmod(self._count, self._records_per_piece)
         if place == 0:
             self.close()
             self._file = (self._folder / f"{piece:06d}.jsonl").open("wb")
-        self._file.write(line)
+        self._file.write(b"%s %s\n" % (key.encode(), line))
         self._count += 1
         self._folders[image_folder] += 1
 
@@ -158,39 +158,17 @@ class _PieceWriter:
         return Part(self._count, dict(self._folders.most_common(NOTED_FOLDERS)))
 
 
-def ensure_split(
-    annotation: Path,
-    select: Mapping[str, Mapping[str, Sequence[str]] | None],
-    work: Path,
-    *,
-    records_per_piece: int,
-    progress: Callable[[int], None],
-) -> dict[str, Part]:
-    """Splits an annotation into `<work>/records`, unless that was done; see `split_annotation`.
-
-    If the annotation or the rules changed since, everything in `work` that was made from the pieces goes too.
-    """
-    identity = json.dumps([shard_identity(annotation).decode(), select, records_per_piece])
+def ensure_split(work: Path, split: Callable[[], Mapping[str, Part]]) -> dict[str, Part]:
+    """Returns what `split` wrote into `<work>/records`; it is called unless that was done."""
     done = work / SPLIT
     if done.is_file():
-        known = json.loads(done.read_text())
-        if known["identity"] == identity:
-            return {name: Part(**part) for name, part in known["parts"].items()}
-        done.unlink()
-    for folder in ("shards", "reports"):
-        shutil.rmtree(work / folder, ignore_errors=True)
-    parts = split_annotation(
-        annotation,
-        Selector(select),
-        work / "records",
-        sources=list(select),
-        records_per_piece=records_per_piece,
-        progress=progress,
-    )
+        return {name: Part(**part) for name, part in json.loads(done.read_text()).items()}
+    shutil.rmtree(work / RECORDS, ignore_errors=True)
+    parts = split()
     aside = done.with_suffix(".partial")
-    aside.write_text(json.dumps({"identity": identity, "parts": {name: asdict(p) for name, p in parts.items()}}))
+    aside.write_text(json.dumps({name: asdict(part) for name, part in parts.items()}))
     aside.replace(done)
-    return parts
+    return dict(parts)
 
 
 def read_pieces(folder: Path) -> list[Path]:

@@ -1,13 +1,11 @@
-"""Videos from their encoded bytes: header facts, chosen frames."""
+"""Videos from their encoded bytes: opening them safely, and the facts that their headers tell."""
 
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import av
-import numpy as np
-from PIL import Image
 
 from eagle_train.data.media import MAX_PIXELS, check_size, reported_as
 
@@ -15,86 +13,76 @@ VIDEO_FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,m4v
 """FFmpeg demuxers that read one self-contained file. Playlists (HLS, concat, DASH) are left out: they open other
 files and addresses, named by the bytes."""
 
-QUARTER_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
-"""Display matrix of a video, in quarter turns counterclockwise."""
+WHOLE_BYTES = 1 << 22
+"""A video file up to this size is read at once: that costs less than the requests for its parts."""
+
+COUNTED_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2"
+"""The demuxer whose frame count is exact: that of a table with an entry per frame. Others guess, or say nothing."""
 
 
 class VideoFacts(NamedTuple):
     """What the headers of a video file tell."""
 
     width: int
+    """Pixels as shown, after rotation metadata (non-square pixels are not stretched)."""
     height: int
     duration: float
+    """Seconds from the first frame to the end of the last one; 0 where nothing tells it."""
     num_frames: int
+    """At least 1; what decodes may differ by a few."""
 
 
-def probe_video(data: bytes, *, max_pixels: int = MAX_PIXELS) -> VideoFacts:
-    """Returns the header facts of a video.
+def probe_video(file: BinaryIO | bytes, *, max_pixels: int = MAX_PIXELS) -> VideoFacts:
+    """Returns the header facts of a video file.
 
-    Width and height are pixels as shown, after rotation metadata (non-square pixels are not stretched).
-    Duration is in seconds, 0 where nothing tells it. The number of frames is the container's count, or the
-    number of packets where it has none (WebM), at least 1; what decodes may differ by a few.
+    One frame is decoded: PyAV gives the rotation of decoded frames only. Where the container has no table of frames,
+    as WebM and MPEG-TS, its packets are counted, so the file is read to its end.
 
-    One frame is decoded: PyAV gives the rotation of decoded frames only.
+    Args:
+        file: the bytes, or a seekable file of them.
 
     Raises:
-        MediaError: if the bytes are no video, or its frames are larger than `max_pixels`.
+        MediaError: if it is no video, ends before its frames do, or they are larger than `max_pixels`.
     """
     with reported_as("unreadable_video"):
-        with _open_video(data, max_pixels) as container:
-            stream = _video_stream(container)
+        with open_video(file, max_pixels) as container:
+            stream = video_stream(container)
             frame = next(container.decode(stream), None)
             if frame is None:
                 raise ValueError("no frame can be decoded")
             width, height = frame.width, frame.height
-            if _quarter_turns(frame) % 2:
+            if quarter_turns(frame) % 2:
                 width, height = height, width
-            seconds = _header_seconds(container, stream)
-            count = stream.frames
-        if count <= 0 or seconds <= 0:
-            packets, packet_seconds = _measure_packets(data, max_pixels)
-            count, seconds = (count if count > 0 else packets), (seconds if seconds > 0 else packet_seconds)
+            is_counted = container.format.name == COUNTED_FORMATS and stream.frames > 0 and bool(stream.duration)
+            if is_counted:
+                _check_end(file, stream)
+                return VideoFacts(width, height, float(stream.duration * stream.time_base), stream.frames)
+        count, seconds = _measure_packets(file, max_pixels)
         return VideoFacts(width, height, seconds, max(1, count))
 
 
-def decode_frames(data: bytes, num_frames: int, *, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:
-    """Returns exactly `num_frames` RGB frames, upright, evenly spaced over those that can be decoded.
+def open_video(file: BinaryIO | bytes, max_pixels: int) -> av.container.InputContainer:
+    """Returns the opened container, its frame size checked before anything is decoded.
 
-    Frame i is number `round(linspace(0, total - 1, num_frames)[i])`: the first and the last are always among
-    them, and a video with fewer frames repeats some.
-
-    Raises:
-        ValueError: if `num_frames` < 1.
-        MediaError: if the video cannot be decoded to its end.
+    It decodes in the calling thread: loaders have a process for each core already.
     """
-    if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}; a video needs at least 1 frame")
-    with reported_as("unreadable_video"):
-        with _open_video(data, max_pixels) as container:
-            expected = _video_stream(container).frames
-        if expected <= 0:
-            expected, _ = _measure_packets(data, max_pixels)
-        frames, total = _decode_chosen(data, num_frames, expected, max_pixels)
-        if total != expected:  # the container was wrong, or counts frames that are never shown
-            frames, _ = _decode_chosen(data, num_frames, total, max_pixels)
-        return frames
-
-
-def _open_video(data: bytes, max_pixels: int) -> av.container.InputContainer:
-    """Returns the opened container, its frame size checked before anything is decoded."""
-    container = av.open(io.BytesIO(data), options={"format_whitelist": VIDEO_FORMATS})
+    if isinstance(file, bytes):
+        file = io.BytesIO(file)
+    file.seek(0)
+    container = av.open(file, options={"format_whitelist": VIDEO_FORMATS})
     try:
-        context = _video_stream(container).codec_context
+        context = video_stream(container).codec_context
         if context is None:
             raise ValueError("this FFmpeg has no decoder for the video")
         check_size(context.width, context.height, max_pixels)
+        context.thread_count = 1
     except Exception:
         container.close()
         raise
     return container
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     """Returns the first video stream that is no cover picture."""
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
@@ -102,50 +90,35 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     raise ValueError(f"no video stream among {len(container.streams)} streams")
 
 
-def _header_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """Returns the duration that the headers give, in seconds; 0 where they give none."""
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else 0.0
-
-
-def _measure_packets(data: bytes, max_pixels: int) -> tuple[int, float]:
-    """Returns the number of video packets and the seconds they span; nothing is decoded."""
-    with _open_video(data, max_pixels) as container:
-        stream = _video_stream(container)
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        starts = [packet.pts for packet in packets if packet.pts is not None]
-        if not starts:
-            return len(packets), 0.0
-        ticks = max(starts) - min(starts)
-        # The last frame is shown for as long as the frames before it on average.
-        return len(packets), float(ticks * stream.time_base) * len(starts) / max(1, len(starts) - 1)
-
-
-def _decode_chosen(data: bytes, num_frames: int, total: int, max_pixels: int) -> tuple[list[Image.Image], int]:
-    """Returns the frames chosen as if there were `total`, and how many there really are."""
-    chosen = np.round(np.linspace(0, total - 1, num_frames)).astype(int).tolist()
-    wanted = set(chosen)
-    kept: dict[int, Image.Image] = {}
-    found = 0
-    with _open_video(data, max_pixels) as container:
-        for frame in container.decode(_video_stream(container)):
-            check_size(frame.width, frame.height, max_pixels)
-            if found in wanted:
-                kept[found] = _upright(frame)
-            found += 1
-    if not found:
-        raise ValueError("no frame can be decoded")
-    return [kept[index] for index in chosen if index in kept], found
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
+def quarter_turns(frame: av.VideoFrame) -> int:
     """Returns how often the frame is to be turned by 90 degrees counterclockwise, 0 to 3."""
     return round(frame.rotation / 90) % 4
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
-    """Returns the frame as shown, RGB."""
-    image = frame.to_image()
-    turns = _quarter_turns(frame)
-    return image.transpose(QUARTER_TURNS[turns]) if turns else image
+def _check_end(file: BinaryIO | bytes, stream: av.VideoStream) -> None:
+    """Raises ValueError for a file that was cut before its last frame."""
+    size = len(file) if isinstance(file, bytes) else file.seek(0, io.SEEK_END)
+    last = stream.index_entries[-1]
+    if last.pos + last.size > size:
+        raise ValueError(f"its last frame ends at byte {last.pos + last.size}, the file has {size}: it was cut")
+
+
+def _measure_packets(file: BinaryIO | bytes, max_pixels: int) -> tuple[int, float]:
+    """Returns the number of video packets and the seconds they span; nothing is decoded."""
+    with open_video(file, max_pixels) as container:
+        stream = video_stream(container)
+        count, first, last, end = 0, None, None, 0
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            count += 1
+            time = packet.dts if packet.pts is None else packet.pts
+            if time is not None:
+                first = time if first is None else min(first, time)
+                if last is None or time > last:
+                    last, end = time, time + (packet.duration or 0)
+        if first is None:
+            return count, 0.0
+        if end == last:  # untold: the last frame is shown for as long as the frames before it on average
+            end = last + (last - first) / max(1, count - 1)
+        return count, float((end - first) * stream.time_base)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Pool(Protocol):
-    """Does the work on items, each named by the file that comes of it."""
+    """Does the work on items. Each has a key; the text of the key names the item in errors."""
 
     size: int
     """Items at once."""
@@ -23,11 +26,14 @@ class Pool(Protocol):
     def busy(self) -> int:
         """Items begun whose end `wait` has not told yet."""
 
-    def begin(self, path: Path, item: Any) -> None:
+    def begin(self, key: Any, item: Any) -> None:
         """Begins an item; only if fewer than `size` are busy."""
 
-    def wait(self, seconds: float) -> list[Path]:
-        """Returns the items that are done since the last call; waits up to `seconds` for one if any is busy.
+    def wait(self, seconds: float | None) -> list[tuple[Any, Any]]:
+        """Returns key and result of the items that are done since the last call.
+
+        Args:
+            seconds: to wait for one if any is busy; None: however long it takes.
 
         Raises:
             ValueError: names an item that failed.
@@ -35,112 +41,152 @@ class Pool(Protocol):
 
 
 @contextmanager
-def open_pool(make: Callable[[Any], object], size: int) -> Iterator[Pool]:
-    """Gives a pool of `size` processes; of one: this process, so that nothing is sent or started."""
+def open_pool(job: Callable[[Item], Result], size: int) -> Iterator[Pool]:
+    """Gives a pool of `size` processes; of one: this process, so that nothing is sent or started.
+
+    Args:
+        job: with all that it needs it is sent to each process once, when the process starts.
+    """
     if size <= 1:
-        yield Here(make)
+        yield Here(job)
         return
-    pool = Processes(make, size)
+    pool = Processes(job, size)
     try:
         yield pool
     finally:
         pool.close()
 
 
+def run_all(
+    job: Callable[[Item], Result], items: Iterable[Item], workers: int, num_items: int | None = None
+) -> Iterator[tuple[Item, Result]]:
+    """Yields each item with `job(item)`, in the order they are done; what is not begun is left if the caller stops.
+
+    Args:
+        job: a function of a module, or a `partial` of one, that processes can be sent.
+        items: taken one by one, as processes get free: they may come from a file of any size.
+        workers: processes.
+        num_items: where it is known; there are no more processes than items.
+
+    Raises:
+        ValueError: names an item that failed, or if `workers` is less than 1.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; at least 1 works")
+    with open_pool(job, workers if num_items is None else min(workers, num_items)) as pool:
+        for item in items:
+            while pool.busy == pool.size:
+                yield from pool.wait(None)
+            pool.begin(item, item)
+        while pool.busy:
+            yield from pool.wait(None)
+
+
 class Here:
-    """Does the work in this process."""
+    """Does the work in this process, when its result is asked for."""
 
     size = 1
 
-    def __init__(self, make: Callable[[Any], object]) -> None:
-        self._make = make
-        self._done: list[Path] = []
+    def __init__(self, job: Callable[[Any], Any]) -> None:
+        self._job = job
+        self._begun: list[tuple[Any, Any]] = []
 
     @property
     def busy(self) -> int:
         """0 or 1."""
-        return len(self._done)
+        return len(self._begun)
 
-    def begin(self, path: Path, item: Any) -> None:
-        """Does an item."""
-        try:
-            self._make(item)
-        except Exception as error:
-            raise failure(path, str(error)) from error
-        self._done.append(path)
+    def begin(self, key: Any, item: Any) -> None:
+        """Notes an item."""
+        self._begun.append((key, item))
 
-    def wait(self, seconds: float) -> list[Path]:
-        """Returns the item that was begun."""
+    def wait(self, seconds: float | None) -> list[tuple[Any, Any]]:
+        """Returns the item that was begun, done."""
         del seconds
-        done, self._done = self._done, []
+        done = []
+        while self._begun:
+            key, item = self._begun.pop()
+            try:
+                done.append((key, self._job(item)))
+            except Exception as error:
+                raise failure(key, explain(error)) from error
         return done
 
 
 class Processes:
-    """Does the work in processes started afresh (a fork would copy threads of others).
+    """Does the work in processes started afresh (a fork would copy threads of others), each when it is first needed.
 
     Each has a pipe of its own. When this process dies its end of the pipe closes, and the other process ends; when the
     other one dies, this one notices in the same way.
     """
 
-    def __init__(self, make: Callable[[Any], object], size: int) -> None:
+    def __init__(self, job: Callable[[Any], Any], size: int) -> None:
         self.size = size
-        context = get_context("spawn")
+        self._job = job
         self._processes: dict[Connection, BaseProcess] = {}
-        self._items: dict[Connection, Path] = {}
-        for _ in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(make, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes[ours] = process
+        self._keys: dict[Connection, Any] = {}
 
     @property
     def busy(self) -> int:
         """Items under way."""
-        return len(self._items)
+        return len(self._keys)
 
-    def begin(self, path: Path, item: Any) -> None:
+    def begin(self, key: Any, item: Any) -> None:
         """Gives an item to a process that has none."""
-        free = next(connection for connection in self._processes if connection not in self._items)
-        self._items[free] = path
+        free = next((connection for connection in self._processes if connection not in self._keys), None)
+        free = free or self._start()
+        self._keys[free] = key
         try:
             free.send(item)
         except OSError as error:
             raise self._lost(free) from error
 
-    def wait(self, seconds: float) -> list[Path]:
-        """Returns the items that are done, see `Pool`."""
+    def wait(self, seconds: float | None) -> list[tuple[Any, Any]]:
+        """Returns what is done, see `Pool`."""
         done = []
-        for connection in wait(list(self._items), seconds):
+        for connection in wait(list(self._keys), seconds):
             try:
-                error = connection.recv()
+                result, error = connection.recv()
             except (EOFError, OSError) as lost:
                 raise self._lost(connection) from lost
-            path = self._items.pop(connection)
+            key = self._keys.pop(connection)
             if error is not None:
-                raise failure(path, error)
-            done.append(path)
+                raise failure(key, error)
+            done.append((key, result))
         return done
+
+    def _start(self) -> Connection:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(self._job, theirs), daemon=True)
+        # Ctrl-C reaches all processes of a terminal; only this one shall answer it. The mask is inherited.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self._processes[ours] = process
+        return ours
 
     def _lost(self, connection: Connection) -> ValueError:
         process = self._processes[connection]
         process.join(1)
         what = f"the process at work on it ended with code {process.exitcode} (-9: out of memory?); use fewer workers"
-        return failure(self._items[connection], what)
+        return failure(self._keys[connection], what)
 
     def close(self) -> None:
         """Ends the processes; one that is at work is stopped."""
         for connection, process in self._processes.items():
             connection.close()
-            if connection in self._items:
+            if connection in self._keys:
                 process.terminate()
         for process in self._processes.values():
             process.join()
 
 
-def serve(make: Callable[[Any], object], connection: Connection) -> None:
-    """Works on what comes through the pipe until it closes; answers each item with None or what went wrong."""
+def serve(job: Callable[[Any], Any], connection: Connection) -> None:
+    """Works on what comes through the pipe until it closes; answers with the result and None, or what went wrong."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     while True:
         try:
@@ -148,17 +194,23 @@ def serve(make: Callable[[Any], object], connection: Connection) -> None:
         except EOFError:
             return
         try:
-            make(item)
-            answer = None
+            answer = (job(item), None)
         except Exception as error:
-            where = traceback.format_exc(limit=-2)
-            answer = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}\n{where}"
+            answer = (None, explain(error))
         try:
             connection.send(answer)
         except OSError:  # nobody is there to hear it
             return
 
 
-def failure(path: Path, what: str) -> ValueError:
-    """Returns the error for an item that could not be made."""
-    return ValueError(f"cannot make {path}: {what}")
+def explain(error: Exception) -> str:
+    """Returns the message of an error that is meant for the user, and of any other where it came from."""
+    if isinstance(error, ValueError):
+        return str(error)
+    where = "".join(traceback.format_exception(error, limit=-2))
+    return f"{type(error).__name__}: {error}\n{where}"
+
+
+def failure(key: Any, what: str) -> ValueError:
+    """Returns the error for an item that failed."""
+    return ValueError(f"{key} failed: {what}")

@@ -51,11 +51,11 @@ class PreAlignment(nn.Module):
             in_channels=model.mixture.encoders[encoder].channels, hidden_size=model.llm.config.hidden_size
         )
         self.encoder = encoder
-        self.loss_chunk = model.loss_chunk
+        self.offload = False
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
-        return packed_losses(self.llm, self.embed(batch), batch, self.loss_chunk)
+        return packed_losses(self.llm, self.embed(batch), batch, offload=self.offload)
 
     def embed(self, batch: PackedBatch) -> torch.Tensor:
         """Returns embeddings (T, H) with the encoder's tokens in their places."""
@@ -65,9 +65,8 @@ class PreAlignment(nn.Module):
             return embeddings + 0.0 * features.sum().to(embeddings.dtype)
         return insert(embeddings, batch.image_positions, self.aligner(self.mixture(batch.pixels, alone=self.encoder)))
 
-    def set_activation_checkpointing(self) -> None:
-        """Recomputes activations of the LLM and of the encoder, unless it refuses, in the backward pass."""
-        encoder = self.mixture.encoders[self.encoder]
-        if encoder.recompute:
-            encoder.set_activation_checkpointing()
+    def set_activation_checkpointing(self, *, offload: bool = False) -> None:
+        """Recomputes activations of the LLM and of the encoder; see `VisionLanguageModel`."""
+        self.mixture.set_activation_checkpointing([self.mixture.encoders[self.encoder]])
         recompute_layers(self.llm)
+        self.offload = offload

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from eagle_train.model.attention import packed_arguments
-from eagle_train.model.loss import LossHead
+from eagle_train.model.loss import LossHead, TokenLosses
 from eagle_train.model.mixtures.base import Mixture
-from eagle_train.model.recompute import recompute_layers
+from eagle_train.model.recompute import recompute_layers, saved_on_host
 from eagle_train.types import PackedBatch
 
 
@@ -20,21 +22,21 @@ class VisionLanguageModel(nn.Module):
         mixture: tiles -> features (N, P, C), P tokens per tile.
         projector: features -> embeddings (N, P, H).
         llm: a transformers causal LM of hidden size H.
-        loss_chunk: positions whose logits are held at a time.
+        loss: how the head computes the losses of tokens.
     """
 
-    def __init__(self, *, mixture: Mixture, projector: nn.Module, llm: PreTrainedModel, loss_chunk: int = 1024) -> None:
+    def __init__(self, *, mixture: Mixture, projector: nn.Module, llm: PreTrainedModel, loss: TokenLosses) -> None:
         super().__init__()
         self.mixture = mixture
         self.projector = projector
         self.llm = llm
-        llm.set_output_embeddings(LossHead(llm.get_output_embeddings()))
-        self.loss_chunk = loss_chunk
+        llm.set_output_embeddings(LossHead(llm.get_output_embeddings(), loss))
+        self.offload = False
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
         embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels)
-        return packed_losses(self.llm, embeddings, batch, self.loss_chunk)
+        return packed_losses(self.llm, embeddings, batch, offload=self.offload)
 
     def embed(self, input_ids: torch.Tensor, image_positions: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         """Returns embeddings (T, H) with the visual tokens in their places.
@@ -53,27 +55,33 @@ class VisionLanguageModel(nn.Module):
             return embeddings + 0.0 * self.projector(self.mixture(pixels, placeholder=True)).sum().to(embeddings.dtype)
         return insert(embeddings, image_positions, self.projector(self.mixture(pixels)))
 
-    def set_activation_checkpointing(self) -> None:
-        """Recomputes activations of the LLM and of every encoder that does not refuse in the backward pass."""
-        for encoder in self.mixture.encoders.values():
-            if encoder.recompute:
-                encoder.set_activation_checkpointing()
+    def set_activation_checkpointing(self, *, offload: bool = False) -> None:
+        """Recomputes activations of the LLM and of the mixture in the backward pass.
+
+        Args:
+            offload: what is kept of the LLM, its layers' inputs, waits in host memory.
+        """
+        self.mixture.set_activation_checkpointing(self.mixture.encoders.values())
         recompute_layers(self.llm)
+        self.offload = offload
 
 
-def packed_losses(llm: PreTrainedModel, embeddings: torch.Tensor, batch: PackedBatch, chunk: int) -> torch.Tensor:
+def packed_losses(
+    llm: PreTrainedModel, embeddings: torch.Tensor, batch: PackedBatch, *, offload: bool = False
+) -> torch.Tensor:
     """Returns the loss of every token of a packed row, (T,) float32; 0 where there is no label.
 
     Args:
         embeddings: (T, H).
-        chunk: positions whose logits are held at a time.
+        offload: what autograd keeps of the LLM's layers waits in host memory.
     """
-    hidden = llm.model(
-        inputs_embeds=embeddings[None],
-        position_ids=batch.position_ids[None],
-        **packed_arguments(batch.cu_seqlens.diff().tolist(), embeddings.device),
-    ).last_hidden_state[0]
-    return llm.get_output_embeddings()(hidden, batch.labels, chunk)
+    with saved_on_host(embeddings.device) if offload else nullcontext():
+        hidden = llm.model(
+            inputs_embeds=embeddings[None],
+            position_ids=batch.position_ids[None],
+            **packed_arguments(batch.cu_seqlens.diff().tolist(), embeddings.device),
+        ).last_hidden_state[0]
+    return llm.get_output_embeddings()(hidden, batch.labels)
 
 
 def insert(embeddings: torch.Tensor, positions: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -76,9 +76,7 @@ def read_media(images: list[Path], videos: list[Path]) -> tuple[list[Media], lis
                 facts = {"width": width, "height": height, "orientation": orientation}
                 media.append(Media(kind="image", member=path.name, **facts))
             else:
-                width, height, duration, frames = probe_video(content)
-                facts = {"width": width, "height": height, "duration": duration, "num_frames": frames}
-                media.append(Media(kind="video", member=path.name, **facts))
+                media.append(Media(kind="video", member=path.name, **probe_video(content)._asdict()))
         except (OSError, MediaError) as error:
             raise ValueError(f"cannot read {path}: {error}") from error
         data.append(content)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -11,13 +13,15 @@ from pathlib import Path
 
 import yaml
 
-from eagle_train.data.build import BuildReport, build_from_annotation, build_from_tars
+from eagle_train.data.build import build_from_annotation, build_from_tars
+from eagle_train.data.build_sources import BuildReport, SourcePlan, build_sources
 from eagle_train.data.index import ensure_index, read_sample
 from eagle_train.data.lengths import ensure_indexes
 from eagle_train.data.recipe import Recipe, how_to_get, load_recipe
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_made
-from eagle_train.tools.data_arguments import check_keys, parse_values, root_of
+from eagle_train.data.work_folder import at_work, work_folder
+from eagle_train.tools.data_arguments import check_keys, parse_values, root_of, whole
 from eagle_train.tools.data_prepare import list_recipes, prepare_recipe, show_recipe
 from eagle_train.track.console import progress
 from eagle_train.train.config import build
@@ -32,15 +36,16 @@ HELP = """usage: python -m eagle_train data WORD key=value ...
       turns a download as it was published (one JSON list or JSONL, with images in folders, tars, zips, or tars split
       into parts) into the shards of a recipe's sources, and says what is missing. Stopped, it goes on where it was.
       workers: processes; one per core is good. A compressed tar is unpacked first, under data_root/.prepare.
-  data build recipe=toy [data_root=data]
+  data build recipe=toy [data_root=data] [workers=N]
       builds every source of a recipe under data_root, and its tokenizer if the recipe trains one
-  data build name=NAME annotation=FILE [media_root=DIR] out=DIR [max_bad_share=0.01]
+  data build name=NAME annotation=FILE [media_root=DIR] out=DIR [max_bad_share=0.01] [workers=N] ...
       a JSON list or JSONL (LLaVA, ShareGPT messages, typed content, Eagle 2.5, alpaca) with its media
-  data build name=NAME tars=GLOB out=DIR [max_bad_share=0.01]
+  data build name=NAME tars=GLOB out=DIR [max_bad_share=0.01] [workers=N] ...
       WebDataset tars: images with txt or json
 
-The last two also write DIR/NAME.yaml, a recipe to train on: schedule.sft.recipe=DIR/NAME.yaml
-A source that is there already is left as it is; delete its folder to build it again.
+The last two take samples_per_shard=1000, and also write DIR/NAME.yaml, a recipe to train on:
+schedule.sft.recipe=DIR/NAME.yaml. `build` has as many workers as there are cores, unless it is told otherwise; stopped,
+it goes on where it was. A source that is there already is left as it is; delete its folder to build it again.
 
   data index (recipe=NAME | tars=GLOB | +experiment=NAME) [workers=1] ...
       builds indexes, text lengths and layouts before a run needs them
@@ -58,14 +63,25 @@ LOOKING = ("index", "lint", "stats", "preview")
 """Words with a module of their own, `data_WORD`; it is imported when it is needed."""
 
 KEYS = {
-    "recipe": {"recipe", "data_root"},
-    "annotation": {"name", "annotation", "media_root", "out", "max_bad_share"},
-    "tars": {"name", "tars", "out", "max_bad_share"},
+    "recipe": {"recipe", "data_root", "workers"},
+    "annotation": {"name", "annotation", "media_root", "out", "max_bad_share", "samples_per_shard", "workers"},
+    "tars": {"name", "tars", "out", "max_bad_share", "samples_per_shard", "workers"},
 }
+STOPPED = 130
+"""Exit code after Ctrl-C, as a shell has it: 128 and the number of SIGINT."""
 PREPARE_KEYS = {"recipe", "from", "data_root", "workers", "samples_per_shard", "max_bad_share"}
 
 
 def main(arguments: list[str]) -> int:
+    """Runs one word; returns the exit code."""
+    try:
+        return run_word(arguments)
+    except KeyboardInterrupt:
+        print("\nstopped: what is finished is kept, the same command goes on from there", file=sys.stderr)
+        return STOPPED
+
+
+def run_word(arguments: list[str]) -> int:
     """Runs one word; returns the exit code."""
     if arguments and arguments[0] in LOOKING:
         return importlib.import_module(f"eagle_train.tools.data_{arguments[0]}").main(arguments[1:])
@@ -83,7 +99,7 @@ def build_word(values: dict[str, str]) -> int:
         raise ValueError(f"give exactly one of recipe=, annotation= and tars=; got {sorted(values)}")
     check_keys(values, KEYS[kinds[0]])
     if kinds[0] == "recipe":
-        build_recipe(load_recipe(values["recipe"]), root_of(values))
+        build_recipe(load_recipe(values["recipe"]), root_of(values), workers_of(values))
         return 0
     check_keys(values, KEYS[kinds[0]], {"name", "out"})
     build_own(values)
@@ -97,8 +113,8 @@ def prepare_word(values: dict[str, str]) -> int:
         load_recipe(values["recipe"]),
         Path(values["from"]),
         root_of(values),
-        workers=int(values.get("workers", 1)),
-        samples_per_shard=int(values.get("samples_per_shard", 1000)),
+        workers=whole(values, "workers", 1),
+        samples_per_shard=whole(values, "samples_per_shard", 1000),
         max_bad_share=float(values.get("max_bad_share", 0.01)),
     )
 
@@ -115,21 +131,20 @@ def show_word(values: dict[str, str]) -> int:
     return show_recipe(load_recipe(values["recipe"]), root_of(values))
 
 
-def build_recipe(recipe: Recipe, data_root: Path) -> None:
+def workers_of(values: dict[str, str]) -> int:
+    """Returns the number of processes that build; one per core if nothing is said."""
+    return whole(values, "workers", os.cpu_count() or 1)
+
+
+def build_recipe(recipe: Recipe, data_root: Path, workers: int) -> None:
     """Builds every source of a recipe that is not there yet, the indexes, and the tokenizer.
 
     Raises:
         ValueError: if a source is missing and cannot be built here; says where to get it.
     """
-    for card in recipe.cards.values():
-        folder = card.folder(data_root)
-        if not card.is_there(data_root):
-            if card.build is None:
-                remedy = how_to_get(recipe, card)
-                raise ValueError(f"source {card.name} is not at {folder} and cannot be built here: {remedy}")
-            with progress(f"building {card.name}", card.num_samples) as advance:
-                build(card.build, out=folder, progress=steps(advance))
-        index_all(card.find_shards(data_root), card.name)
+    build_cards(recipe, data_root, workers)
+    shards = [shard for card in recipe.cards.values() for shard in card.find_shards(data_root)]
+    index_all(shards, recipe.name, workers)
     if recipe.tokenizer is not None:
         folder = data_root / recipe.name / "tokenizer"
         if not (folder / "tokenizer.json").exists():
@@ -138,22 +153,32 @@ def build_recipe(recipe: Recipe, data_root: Path) -> None:
     print(f"recipe {recipe.name}: {len(recipe.cards)} sources under {data_root}")
 
 
-def steps(advance):
-    """Returns a callback that takes the number done so far, over one that takes how many more are done."""
-    done = 0
+def build_cards(recipe: Recipe, data_root: Path, workers: int) -> None:
+    """Builds the sources of a recipe that are not there, all at the same time."""
+    missing = [card for card in recipe.cards.values() if not card.is_there(data_root)]
+    for card in missing:
+        if card.build is None:
+            remedy = how_to_get(recipe, card)
+            where = card.folder(data_root)
+            raise ValueError(f"source {card.name} is not at {where} and cannot be built here: {remedy}")
+    if not missing:
+        return
+    work = work_folder(data_root, recipe.name)
+    with at_work(work, {card.name: dict(card.build) for card in recipe.cards.values() if card.build}):
+        plans = []
+        for card in missing:
+            if not card.is_there(data_root):  # another process may have built it meanwhile
+                records = build(card.build)
+                count = sum(map(len, records))
+                plans.append(SourcePlan(name=card.name, out=card.folder(data_root), records=records, num_records=count))
+        build_sources(plans, work, workers=workers, max_bad_share=0.0, progress=progress)
+        shutil.rmtree(work)
 
-    def report(count: int) -> None:
-        nonlocal done
-        advance(count - done)
-        done = count
 
-    return report
-
-
-def index_all(shards: list[Path], name: str) -> None:
+def index_all(shards: list[Path], name: str, workers: int) -> None:
     """Builds the missing indexes of shards, with progress."""
     with progress(f"indexing {name}", len(shards)) as advance:
-        ensure_indexes([(shard, None) for shard in shards], None, progress=advance)
+        ensure_indexes([(shard, None) for shard in shards], None, workers=workers, progress=advance)
 
 
 def recipe_texts(recipe: Recipe, data_root: Path) -> Iterator[str]:
@@ -172,15 +197,12 @@ def recipe_texts(recipe: Recipe, data_root: Path) -> Iterator[str]:
 def build_own(values: dict[str, str]) -> None:
     """Builds a source from annotations or tars, and writes a recipe that holds just it."""
     name, out = values["name"], Path(values["out"])
-    folder = out / name
+    folder, workers = out / name, workers_of(values)
     if any(folder.glob("*.tar")):
         print(f"{folder} is there already; delete it to build it again")
+        index_all(sorted(folder.glob("*.tar")), name, workers)
     else:
-        share = float(values.get("max_bad_share", 0.01))
-        with progress(f"building {name}", None) as advance:
-            report = build_source(values, folder, share, steps(advance))
-        print_report(report)
-    index_all(sorted(folder.glob("*.tar")), name)
+        print_report(build_source(values, folder, workers))
     card = {
         "description": f"built from {values.get('annotation', values.get('tars'))}",
         "licence": "that of its source",
@@ -193,22 +215,22 @@ def build_own(values: dict[str, str]) -> None:
     print(f"recipe: {path}")
 
 
-def build_source(values: dict[str, str], folder: Path, max_bad_share: float, report) -> BuildReport:
+def build_source(values: dict[str, str], folder: Path, workers: int) -> BuildReport:
     """Builds the shards of `build_own`."""
+    how = {
+        "samples_per_shard": whole(values, "samples_per_shard", 1000),
+        "max_bad_share": float(values.get("max_bad_share", 0.01)),
+        "workers": workers,
+        "progress": progress,
+    }
     if "annotation" in values:
         root = Path(values["media_root"]) if "media_root" in values else None
-        return build_from_annotation(
-            folder,
-            annotation=Path(values["annotation"]),
-            media_root=root,
-            progress=report,
-            max_bad_share=max_bad_share,
-        )
+        return build_from_annotation(folder, annotation=Path(values["annotation"]), media_root=root, **how)
     pattern = Path(values["tars"])
     tars = sorted(pattern.parent.glob(pattern.name))
     if not tars:
         raise ValueError(f"no file matches tars={values['tars']}")
-    return build_from_tars(folder, tars=tars, progress=report, max_bad_share=max_bad_share)
+    return build_from_tars(folder, tars=tars, **how)
 
 
 def print_report(report: BuildReport) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
 from eagle_train.data.index_jobs import Report, Wanted, Work, build_shard, make_works
-from eagle_train.data.jobs import run_jobs
 from eagle_train.data.layout import Layout
+from eagle_train.data.work_pool import run_all
 from eagle_train.tools.data_arguments import (
     check_keys,
     experiment_rows,
@@ -83,7 +84,7 @@ def build_all(works: Sequence[Work], wanted: Wanted, workers: int) -> dict[str, 
     """Builds what is missing of all shards; returns a report by source."""
     reports: dict[str, Report] = {work.source: Report() for work in works}
     with progress("indexing", len(works)) as advance:
-        for work, report in run_jobs(build_shard, wanted, works, workers):
+        for work, report in run_all(partial(build_shard, wanted), works, workers, len(works)):
             reports[work.source].add(report)
             advance(1)
     return reports

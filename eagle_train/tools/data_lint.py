@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from eagle_train.data.images import ImageReader
-from eagle_train.data.jobs import run_jobs
 from eagle_train.data.lint import Finding, TextChecks
-from eagle_train.data.lint_files import Checks, chunks, lint_records, lint_shard
+from eagle_train.data.lint_files import Checks, ShardWork, chunks, lint_records, lint_shard
+from eagle_train.data.lint_parts import LINT_VERSION, lint_parts
 from eagle_train.data.lint_report import SourceReport
 from eagle_train.tools.data_arguments import check_keys, find_sources, parse_values, plain_encoder, whole, yes
 from eagle_train.track.console import progress
@@ -34,8 +35,10 @@ HELP = """Finds what a run would leave out (errors) and what looks odd (warnings
   workers=1               processes
   --json                  print one JSON object
 
-Indexes of shards are kept, so that a second look is quick. Exit code: 1 if there are errors, else 0.
+Indexes of shards are kept, so that a second look is quick. Findings are kept in ./.lint until all is looked at:
+the same command goes on where it was stopped. Exit code: 1 if there are errors, else 0.
 """
+KEPT = Path(".lint")
 COMMON = {"tokenizer", "chat_template", "max_length", "max_characters", "decode", "examples", "workers"}
 SHARD_KEYS = COMMON | {"recipe", "tars", "data_root", "index_dir"}
 FILE_KEYS = COMMON | {"annotation", "media_root"}
@@ -56,12 +59,19 @@ def main(arguments: Sequence[str]) -> int:
     check_keys(values, FILE_KEYS if "annotation" in values else SHARD_KEYS)
     checks, workers = make_checks(values), whole(values, "workers", 1)
     look = lint_annotation if "annotation" in values else lint_sources
-    reports = {name: report.describe() for name, report in look(values, checks, workers).items()}
+    found = look(values, checks, kept_folder(values), workers)
+    reports = {name: report.describe() for name, report in found.items()}
     if options.json:
         print(json.dumps({"sources": reports, **totals(reports)}))
     else:
         show(reports, Console())
     return 1 if totals(reports)["errors"] else 0
+
+
+def kept_folder(values: Mapping[str, str]) -> Path:
+    """Returns where a look keeps its findings until it is done: the same for the same look."""
+    same = {name: value for name, value in values.items() if name not in ("workers", "examples")}
+    return KEPT / hashlib.sha256(json.dumps([LINT_VERSION, same], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def make_checks(values: Mapping[str, str]) -> Checks:
@@ -85,21 +95,24 @@ def make_checks(values: Mapping[str, str]) -> Checks:
     )
 
 
-def lint_sources(values: Mapping[str, str], checks: Checks, workers: int) -> dict[str, SourceReport]:
+def lint_sources(values: Mapping[str, str], checks: Checks, kept: Path, workers: int) -> dict[str, SourceReport]:
     """Returns what was found in the shards of sources."""
     sources = find_sources(values)
-    works = [(source.name, shard, source.index_dir) for source in sources for shard in source.shards]
+    shards = [(source.name, shard, source.index_dir) for source in sources for shard in source.shards]
+    works = [ShardWork(number, *shard) for number, shard in enumerate(shards)]
     reports = {source.name: SourceReport(whole(values, "examples", 3)) for source in sources}
     with progress("looking at shards", len(works)) as advance:
-        for (source, _, _), part in run_jobs(lint_shard, checks, works, workers):
-            reports[source].add(part)
-            advance(1)
+        found = lint_parts(
+            lint_shard, checks, works, kept, workers=workers, num_works=len(works), progress=lambda part: advance(1)
+        )
+    for work, part in zip(works, found, strict=True):
+        reports[work.source].add(part)
     for report in reports.values():
         report.finish()
     return reports
 
 
-def lint_annotation(values: Mapping[str, str], checks: Checks, workers: int) -> dict[str, SourceReport]:
+def lint_annotation(values: Mapping[str, str], checks: Checks, kept: Path, workers: int) -> dict[str, SourceReport]:
     """Returns what was found in the records of an annotation and in their media."""
     path = Path(values["annotation"])
     if not path.is_file():
@@ -109,9 +122,12 @@ def lint_annotation(values: Mapping[str, str], checks: Checks, workers: int) -> 
     report = SourceReport(whole(values, "examples", 3))
     errors: list[str] = []
     with progress("looking at records", None) as advance:
-        for _, part in run_jobs(lint_records, checks, chunks(path, errors), workers):
-            report.add(part)
-            advance(len(part.keys))
+        found = lint_parts(
+            lint_records, checks, chunks(path, errors), kept, workers=workers,
+            progress=lambda part: advance(len(part.keys)),
+        )  # fmt: skip
+    for part in found:
+        report.add(part)
     for error in errors:
         report.note(path.name, Finding("unreadable_file", error))
     report.finish(root)

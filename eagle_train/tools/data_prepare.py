@@ -105,7 +105,8 @@ def show_recipe(recipe: Recipe, data_root: Path) -> int:
         print(f"Then: python -m eagle_train data prepare recipe={recipe.name} from=FOLDER")
     for name, how in recipe.sources.items():
         card = recipe.cards[name]
-        print(f"\n{name} (repeat {how.get('repeat', 1.0):g}): {card.description}")
+        key = "weight" if how.get("weight") is not None else "repeat"
+        print(f"\n{name} ({key} {float(how.get(key, 1.0)):.4g}): {card.description}")
         print(f"  {number(card.num_samples)} samples published; {state(card, data_root)}: {data_root / card.shards}")
         print(f"  licence: {card.licence}\n  origin: {card.origin}")
         if card.schema:

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eagle_train data preview",
         description="Writes one self-contained HTML page of packed rows of a run's real plan: tokens, images as the "
-        "model gets them, which tokens are learnt, and what was left out. Needs neither weights nor a GPU.",
+        "model gets them, which tokens are learnt, and what was left out. Needs neither weights nor a GPU. Missing "
+        "indexes are built first, and kept, by data.index_workers processes.",
     )
     parser.add_argument("overrides", nargs="+", help="+experiment=NAME and key=value, as for training")
     parser.add_argument("--stage", help="default: the last one")

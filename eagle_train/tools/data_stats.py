@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from rich.console import Console
 
 from eagle_train.data.catalog import Catalog, Source
 from eagle_train.data.index_jobs import Wanted, build_shard, make_works
-from eagle_train.data.jobs import run_jobs
 from eagle_train.data.mixing import MEASURES, asked_shares, repeats
 from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.plan import PlanConfig
 from eagle_train.data.simulate import Simulation, simulate
 from eagle_train.data.stats import Stats, merge, no_stats
+from eagle_train.data.work_pool import run_all
 from eagle_train.tools.data_arguments import (
     Rows,
     check_keys,
@@ -106,7 +107,7 @@ def make_stats(rows: Sequence[Rows], ranks: int, workers: int) -> dict[str, Any]
     works = [work for work in make_works([each.sources for each in rows]) if work.shard.exists()]
     wanted = Wanted(layouts=[each.layout for each in rows], measured=frozenset(stats))
     with progress("measuring", len(works)) as advance:
-        for work, report in run_jobs(build_shard, wanted, works, workers):
+        for work, report in run_all(partial(build_shard, wanted), works, workers, len(works)):
             if report.problems:
                 raise ValueError(f"{report.problems[0]}; see `data lint`")
             for number, measured in report.stats.items():

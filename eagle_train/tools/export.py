@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
+from eagle_train.train import export_eagle2, released_eagle1
 from eagle_train.train.load import export_run
-from eagle_train.train.released import export_projector, export_released
 
 
 def export_native(run: Path, out: Path) -> list[str]:
@@ -16,7 +17,12 @@ def export_native(run: Path, out: Path) -> list[str]:
     return []
 
 
-LAYOUTS = {"native": export_native, "eagle1": export_released, "mm_projector": export_projector}
+LAYOUTS = {
+    "native": export_native,
+    "eagle1": released_eagle1.export_released,
+    "eagle2": export_eagle2.export_released,
+    "mm_projector": released_eagle1.export_projector,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -31,13 +37,21 @@ def main(arguments: list[str]) -> int:
         "--layout",
         choices=LAYOUTS,
         default="native",
-        help="native: for `chat` and `init_from`; eagle1: as the released Eagle 1 checkpoints; "
-        "mm_projector: only the projector, as LLaVA's first stage",
+        help="native: for `chat` and `init_from`; eagle1: as the released Eagle 1 checkpoints; eagle2: as those of "
+        "Eagle 2 and 2.5, for vLLM and transformers; mm_projector: only the projector, as LLaVA's first stage",
+    )
+    parser.add_argument(
+        "--pooling-head", action="store_true", help="eagle2: write SigLIP's unused pooling head even if there was none"
     )
     options = parser.parse_args(arguments)
     name = "export" if options.layout == "native" else f"export-{options.layout}"
     out = options.out or options.run / name
-    for difference in LAYOUTS[options.layout](options.run, out):
+    export = LAYOUTS[options.layout]
+    if options.pooling_head:
+        if options.layout != "eagle2":
+            parser.error("--pooling-head is for --layout eagle2")
+        export = partial(export, pooling_head=True)
+    for difference in export(options.run, out):
         print(f"warning: the original code cannot run this model: {difference}", file=sys.stderr)
     print(out)
     return 0

@@ -28,6 +28,8 @@ from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import build_stage_data, fingerprint
 
 GIB = 1024**3
+MAX_NAMES = 12
+"""Missing sources that are named; Eagle 2 has 157. The JSON names them all."""
 
 
 def main(arguments: list[str]) -> int:
@@ -186,7 +188,9 @@ def show_geometry(plan: Mapping[str, Any], console: Console) -> None:
 def show_data(data: Mapping[str, Any], console: Console) -> None:
     """Prints what a stage's data gives."""
     if "missing_sources" in data:
-        console.print(f"not on this machine: {', '.join(data['missing_sources'])}")
+        missing = data["missing_sources"]
+        more = f" and {len(missing) - MAX_NAMES} more" if len(missing) > MAX_NAMES else ""
+        console.print(f"not on this machine: {', '.join(missing[:MAX_NAMES])}{more}")
         return
     console.print(
         f"{data['num_samples']:,} samples, {data['num_tiles']:,} tiles, {data['num_tokens']:,} tokens in "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,31 @@ def make_curves(records: Sequence[dict[str, Any]]) -> Curves:
             chart("Packing fill", plain(("tokens / room in rows", "data/fill"), scale=100.0), unit="%"),
             chart("Peak memory of rank 0", plain(*memory), unit=" GiB", from_zero=True),
         ],
+    )
+
+
+FRAMES = re.compile(r"eval_frames_(\d+)/exact_match/(.+)")
+"""Metrics of questions about videos asked with at most so many frames."""
+
+
+def frames_chart(scores: Mapping[str, float]) -> Chart | None:
+    """Returns the accuracy over the number of frames, a line per question type; None if it was not evaluated."""
+    by_type: dict[str, list[Point]] = {}
+    for name, value in scores.items():
+        if match := FRAMES.fullmatch(name):
+            by_type.setdefault(match[2], []).append((int(match[1]), 100 * value))
+    by_type.pop("simple", None)  # an average over other types than the headline's
+    if not by_type:
+        return None
+    lines = [
+        Line(name=kind, stretches=[sorted(points)], color=i % NUM_COLORS)
+        for i, (kind, points) in enumerate(sorted(by_type.items()))
+    ]
+    counts = [x for points in by_type.values() for x, _ in points]
+    span = [("", min(counts), max(counts))]
+    note = "at most so many frames of each video"
+    return line_chart(
+        "Accuracy by number of frames", lines, span, width=WIDE[0], height=WIDE[1], unit="%", from_zero=True, note=note
     )
 
 

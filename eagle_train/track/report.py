@@ -17,7 +17,7 @@ import jinja2
 from PIL import Image, UnidentifiedImageError
 
 from eagle_train.track.charts import short
-from eagle_train.track.curves import make_curves
+from eagle_train.track.curves import frames_chart, make_curves
 from eagle_train.track.run_folder import RunFolder, read_run
 
 LIBRARIES = ("eagle-train", "torch", "transformers", "deepspeed", "wandb")
@@ -45,6 +45,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         mixture=mixture_rows(run),
         accounting=accounting_rows(run),
         scores=score_rows(run),
+        frames=frames_chart(run.scores),
         gallery=[gallery_card(run.path / "gallery", entry) for entry in run.gallery],
         versions=versions(),
     )
@@ -121,6 +122,8 @@ class ScoreRow:
     name: str
     model: float
     grey: float | None
+    shuffled: float | None
+    """With the frames of videos in another order."""
     chance: float | None
     headline: bool
     """Whether it is the average over the simple types."""
@@ -136,6 +139,7 @@ def score_rows(run: RunFolder) -> list[ScoreRow]:
             name="simple types, average" if kind == "simple" else kind,
             model=scores[prefix + kind],
             grey=scores.get(f"eval_grey/exact_match/{kind}"),
+            shuffled=scores.get(f"eval_shuffled/exact_match/{kind}") if kind != "simple" else None,
             chance=scores.get(f"eval_chance/exact_match/{kind}"),
             headline=kind == "simple",
         )

@@ -50,7 +50,7 @@ from eagle_train.train.costs import ForwardFlops, forward_flops
 from eagle_train.train.evaluate import evaluate
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, with_dtypes
 from eagle_train.train.preemption import PreemptionFlag
-from eagle_train.train.pretrained import load_start, start_table
+from eagle_train.train.pretrained import load_run_start, start_table
 from eagle_train.train.run_folder import changed_keys, changed_values, first_run_id, record_attempt
 from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint, make_layout, read_sources
@@ -120,7 +120,7 @@ def start(config: Mapping[str, Any]) -> Run:
     if latest is None:
         run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
         state = TrainState(stage=next(iter(schedule)), run_id=run_id)
-        starts = load_start(model, config["init_from"])
+        starts = load_run_start(config, model, encoder.tokenizer)
         if dist.rank() == 0:
             Console(stderr=True).print(start_table(starts))
     else:

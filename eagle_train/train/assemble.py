@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,14 @@ from torch import nn
 
 from eagle_train.data.encode import Encoder
 from eagle_train.data.images import ImageReader
+from eagle_train.data.loss_weights import LossWeight
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.storage import Storage
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.tokenizer import load
+from eagle_train.data.tokenizer.added import add_special_tokens
 from eagle_train.data.too_long import TooLong
+from eagle_train.model.embeddings import Vocabulary
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.vlm import VisionLanguageModel
@@ -35,7 +38,7 @@ class DataSettings:
         tile_size: S, side in pixels of the tiles that the loader makes; encoders resize from it.
         images: how images are decoded.
         tiling: how images are cut into tiles.
-        loss_weight: weight of a supervised token, from their number in its sample.
+        loss_weight: weights of a sample's tokens, from which of them are supervised.
         too_long: what becomes of samples that are longer than a row.
         window_rows: rows packed together.
         storage: how shards are read.
@@ -43,17 +46,20 @@ class DataSettings:
         max_bad_share: share of a source that may be bad before the run stops with the list.
         num_workers: loader processes per rank; the result does not depend on it.
         prefetch: rows that each of them makes ahead.
+        index_workers: processes per rank that build missing indexes before a stage; null: as many as `num_workers`,
+            which have nothing to do then, but at least 1.
     """
 
     tile_size: int
     images: ImageReader
     tiling: Tiling
-    loss_weight: Callable[[int], float]
+    loss_weight: LossWeight
     too_long: TooLong
     window_rows: int
     max_bad_share: float
     num_workers: int
     prefetch: int
+    index_workers: int | None
     storage: Storage
     quarantine: str | None
 
@@ -83,7 +89,7 @@ def assemble_model(config: Mapping[str, Any], mixture: Mixture) -> VisionLanguag
     """Returns the model of a mixture and, on the current default device, its LLM and projector."""
     llm = build(config["llm"])
     projector = build(config["projector"], in_channels=mixture.channels, hidden_size=llm.config.hidden_size)
-    return VisionLanguageModel(mixture=mixture, projector=projector, llm=llm, loss_chunk=config["loss_chunk"])
+    return VisionLanguageModel(mixture=mixture, projector=projector, llm=llm, loss=build(config["loss"]))
 
 
 def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stage) -> nn.Module:
@@ -119,8 +125,11 @@ def build_schedule(config: Mapping[str, Any]) -> dict[str, Stage]:
     return {name: build(node) for name, node in config["schedule"].items()}
 
 
-def load_tokenizer(path: str):
+def load_tokenizer(path: str, new_tokens: Sequence[str] = ()):
     """Returns a fast tokenizer of a folder or hub id, see `data.tokenizer.load`.
+
+    Args:
+        new_tokens: special tokens that it gets, in this order, unless it has them.
 
     Raises:
         ConfigError: if there is none, or none that can be used.
@@ -133,7 +142,14 @@ def load_tokenizer(path: str):
         raise ConfigError(f"the tokenizer at {path!r}: {error}") from error
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer at {path!r} gives no offsets; a tokenizer.json is needed")
+    add_special_tokens(tokenizer, new_tokens)
     return tokenizer
+
+
+def build_vocabulary(config: Mapping[str, Any], tokenizer) -> Vocabulary:
+    """Returns the tokens of a run's tokenizer, which has its `new_tokens`, for its LLM's tables."""
+    new = tokenizer.convert_tokens_to_ids(config["new_tokens"])
+    return Vocabulary(num_tokens=len(tokenizer), new=tuple(new))
 
 
 def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: int) -> Encoder:
@@ -142,17 +158,17 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
     Raises:
         ConfigError: if the tokenizer has more tokens than the LLM has embeddings, or lacks one of the template's.
     """
-    tokenizer = load_tokenizer(config["tokenizer"])
+    tokenizer = load_tokenizer(config["tokenizer"], config["new_tokens"])
     template = build(config["chat_template"])
     if missing := template.missing_tokens(tokenizer):
         raise ConfigError(
-            f"the tokenizer at {config['tokenizer']!r} does not have {', '.join(missing)} of the chat template; add "
-            f"them to it as special tokens, or choose another chat_template"
+            f"the tokenizer at {config['tokenizer']!r} does not have {', '.join(missing)} of the chat template; list "
+            f"them in new_tokens, or choose another chat_template"
         )
     if len(tokenizer) > vocab_size:
         raise ConfigError(
             f"the tokenizer at {config['tokenizer']!r} has {len(tokenizer)} tokens, the LLM {vocab_size} embeddings; "
-            f"set llm.vocab_size={len(tokenizer)}"
+            f"set llm.vocab_size={len(tokenizer)}; rows that are added start as the mean of the others"
         )
     data = build(config["data"])
     return Encoder(

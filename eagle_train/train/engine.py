@@ -55,6 +55,7 @@ class PlainEngine:
         micro_batches: per step and rank; not needed here.
         bf16: compute in bfloat16 over float32 weights; null: where there is a GPU.
         activation_checkpointing: recompute activations in the backward pass.
+        activation_offload: with it, the inputs of the LLM's layers wait in host memory.
     """
 
     def __init__(
@@ -65,14 +66,14 @@ class PlainEngine:
         *,
         bf16: bool | None = None,
         activation_checkpointing: bool = False,
+        activation_offload: bool = False,
     ) -> None:
         del micro_batches
         self.device = dist.device()
         self.model = model.to(self.device)
         self.stage = stage
         self.bf16 = self.device.type == "cuda" if bf16 is None else bf16
-        if activation_checkpointing:
-            model.set_activation_checkpointing()
+        spare_activations(model, activation_checkpointing, activation_offload)
         self.optimizer = adamw(model, stage)
 
     @staticmethod
@@ -133,3 +134,18 @@ class PlainEngine:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def spare_activations(model: nn.Module, checkpointing: bool, offload: bool) -> None:
+    """Makes a model recompute its activations, and keep in host memory what that starts from, if so asked.
+
+    Raises:
+        ValueError: for offload alone: host memory would have to take every activation.
+    """
+    if offload and not checkpointing:
+        raise ValueError(
+            "engine.activation_offload needs engine.activation_checkpointing=true: it keeps the inputs of "
+            "checkpointed layers in host memory"
+        )
+    if checkpointing:
+        model.set_activation_checkpointing(offload=offload)

@@ -1,12 +1,17 @@
-"""Held-out questions answered greedily, scored by exact match, with the images and with grey ones."""
+"""Held-out questions answered greedily, scored by exact match: as they are, and with less to see.
+
+Less is: all images grey; the frames of videos in random order; fewer frames.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import random
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +44,7 @@ class Evaluation:
         batch_size: questions answered at once.
         max_new_tokens: length of an answer at most.
         gallery_per_type: questions per type written, with their images, for the report.
+        num_frames: questions about videos are also asked with at most so many frames of each, one number at a time.
     """
 
     sources: Sequence[str]
@@ -46,6 +52,7 @@ class Evaluation:
     batch_size: int = 32
     max_new_tokens: int = 16
     gallery_per_type: int = 4
+    num_frames: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ class Question:
 
     sample: Sample
     prompt: Prompt
+    plans: tuple[MediaPlan, ...]
 
     @property
     def type(self) -> str:
@@ -65,25 +73,29 @@ class Question:
         """The right answer."""
         return "".join(part for part in self.sample.messages[-1].content if isinstance(part, str))
 
+    @property
+    def has_video(self) -> bool:
+        """Whether it is about a video."""
+        return any(medium.kind == "video" for medium in self.sample.media)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one held-out question."""
 
     question: Question
-    said: str
-    """The model's answer."""
-    blind: str
-    """Its answer with all images grey."""
+    said: dict[str, str]
+    """The model's answers, by what it saw: `eval` is all, see `views`."""
 
 
 def evaluate(
     model: VisionLanguageModel, catalog: Catalog, encoder: Encoder, evaluation: Evaluation, gallery: Path
 ) -> dict[str, float]:
-    """Returns `eval/exact_match/<type>`, `eval_grey/...` and `eval_chance/...`; rank 0 writes the gallery.
+    """Returns `eval/exact_match/<type>`, the same of `eval_grey`, `eval_chance` and others; rank 0 writes the gallery.
 
-    Ranks share the questions; every rank returns the scores of all. Chance is what always giving the
-    commonest answer of a type would score. Questions that cannot be read are counted in `eval/dropped`.
+    Those about videos are also asked with shuffled frames, `eval_shuffled`, and with n frames, `eval_frames_<n>`.
+    Ranks share the questions; every rank returns the scores of all. Questions that cannot be read are counted in
+    `eval/dropped`.
     """
     lengths = np.concatenate([catalog.sizes(shard).num_tokens for shard in range(len(catalog.shards))])
     order = [number for number in np.argsort(lengths, kind="stable").tolist() if lengths[number] > 0]
@@ -95,48 +107,68 @@ def evaluate(
     with progress("evaluating held-out questions", len(mine)) as advance:
         for start in range(0, len(mine), evaluation.batch_size):  # of like length: little padding
             numbers = mine[start : start + evaluation.batch_size]
-            outcomes += ask(model, encoder, dataset, numbers, evaluation.max_new_tokens)
+            outcomes += ask(model, dataset, numbers, evaluation)
             advance(len(numbers))
     model.train(training)
     dataset.close()
     if dist.rank() == 0:
         write_gallery(outcomes, gallery, evaluation.gallery_per_type)
-    facts = [(o.question.type, o.question.answer, o.said, o.blind) for o in outcomes]
+    facts = [(o.question.type, o.question.answer, options(o.question), o.said) for o in outcomes]
     facts = [fact for of_rank in dist.gather_objects(facts) for fact in of_rank]
-    simple = evaluation.simple_types
-    return (
-        scores([(kind, float(said == answer)) for kind, answer, said, _ in facts], simple, "eval/exact_match")
-        | scores([(kind, float(blind == answer)) for kind, answer, _, blind in facts], simple, "eval_grey/exact_match")
-        | scores(chance([(kind, answer) for kind, answer, _, _ in facts]), simple, "eval_chance/exact_match")
-        | {"eval/dropped": float(len(catalog) - len(facts))}
-    )
+    found = scores(chance([fact[:3] for fact in facts]), evaluation.simple_types, "eval_chance/exact_match")
+    for view in sorted({view for *_, said in facts for view in said}):
+        right = [(kind, float(said[view] == answer)) for kind, answer, _, said in facts if view in said]
+        found |= scores(right, evaluation.simple_types, f"{view}/exact_match")
+    return found | {"eval/dropped": float(len(catalog) - len(facts))}
 
 
 def ask(
-    model: VisionLanguageModel, encoder: Encoder, dataset: RowDataset, numbers: Sequence[int], max_new_tokens: int
+    model: VisionLanguageModel, dataset: RowDataset, numbers: Sequence[int], evaluation: Evaluation
 ) -> list[Outcome]:
     """Returns the outcomes of the held-out samples `numbers` that can be read."""
-    questions = []
+    questions = {}
     for number in numbers:
         try:
-            questions.append(read_question(dataset, number))
+            questions[number] = read_question(dataset, number)
         except SampleError as error:
             log.warning("held-out sample left out: %s", error)
-    if not questions:
-        return []
-    said = answer(model, encoder, questions, max_new_tokens)
-    blind = answer(model, encoder, [grey(question) for question in questions], max_new_tokens)
-    return [Outcome(*triple) for triple in zip(questions, said, blind, strict=True)]
+    said: dict[int, dict[str, str]] = {number: {} for number in questions}
+    for view, seen in views(dataset, questions, evaluation.num_frames).items():
+        answers = answer(model, dataset.encoder, list(seen.values()), evaluation.max_new_tokens) if seen else []
+        for number, text in zip(seen, answers, strict=True):
+            said[number][view] = text
+    return [Outcome(question, said[number]) for number, question in questions.items()]
 
 
-def read_question(dataset: RowDataset, number: int) -> Question:
-    """Returns held-out sample `number` as a question: everything but its last answer."""
+def views(
+    dataset: RowDataset, questions: Mapping[int, Question], num_frames: Sequence[int]
+) -> dict[str, dict[int, Question]]:
+    """Returns what is asked, by the prefix of its metrics: the questions, and those with less to see."""
+    about_videos = {number: question for number, question in questions.items() if question.has_video}
+    found = {
+        "eval": dict(questions),
+        "eval_grey": {number: grey(question) for number, question in questions.items()},
+        "eval_shuffled": {number: shuffled(question) for number, question in about_videos.items()},
+    }
+    for count in num_frames:
+        found[f"eval_frames_{count}"] = {number: read_question(dataset, number, count) for number in about_videos}
+    return found
+
+
+def read_question(dataset: RowDataset, number: int, max_frames: int | None = None) -> Question:
+    """Returns held-out sample `number` as a question: everything but its last answer.
+
+    Args:
+        max_frames: of each video; None: as many as its layout has.
+    """
     shard, index = dataset.catalog.locate(number)
     layout = dataset.catalog.sizes(shard).layout(index)
     sample, data = dataset.read(number, layout)
-    tiles = dataset.encoder.new_tiles(layout.media)
-    dataset.encoder.decode_all(sample.key, sample.media, layout.media, data, tiles)
-    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], sample.media, layout.media, tiles))
+    limit = max_frames or max((plan.num_frames for plan in layout.media), default=1)
+    plans = tuple(replace(plan, num_frames=min(plan.num_frames, limit)) for plan in layout.media)
+    tiles = dataset.encoder.new_tiles(plans)
+    dataset.encoder.decode_all(sample.key, sample.media, plans, data, tiles)
+    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], sample.media, plans, tiles), plans)
 
 
 def make_prompt(
@@ -160,9 +192,24 @@ def make_prompt(
 
 def grey(question: Question) -> Question:
     """Returns the question with all its tiles grey."""
-    prompt = question.prompt
-    blank = torch.full_like(prompt.pixels, GREY)
-    return Question(question.sample, Prompt(prompt.input_ids, prompt.image_positions, blank))
+    return with_pixels(question, torch.full_like(question.prompt.pixels, GREY))
+
+
+def shuffled(question: Question) -> Question:
+    """Returns the question with the frames of each video in another order; labels stay where they are."""
+    pieces = list(question.prompt.pixels.split([plan.num_tiles for plan in question.plans]))
+    rng = random.Random(question.sample.key)
+    for place, medium in enumerate(question.sample.media):
+        if medium.kind == "video":
+            order = list(range(len(pieces[place])))
+            rng.shuffle(order)
+            pieces[place] = pieces[place][order]
+    return with_pixels(question, torch.cat(pieces))
+
+
+def with_pixels(question: Question, pixels: torch.Tensor) -> Question:
+    """Returns the question with other tiles (N, 3, S, S) uint8."""
+    return replace(question, prompt=replace(question.prompt, pixels=pixels))
 
 
 def answer(
@@ -179,12 +226,28 @@ def answer(
     return [encoder.tokenizer.decode(one, skip_special_tokens=True).strip() for one in ids]
 
 
-def chance(answers: Sequence[tuple[str, str]]) -> list[tuple[str, float]]:
-    """Returns, per question type, the share of its commonest answer among (type, answer) pairs."""
-    by_type: Mapping[str, Counter[str]] = defaultdict(Counter)
-    for kind, right in answers:
-        by_type[kind][right] += 1
-    return [(kind, max(counts.values()) / counts.total()) for kind, counts in by_type.items()]
+def options(question: Question) -> int | None:
+    """Returns how many answers a question names itself (`meta.num_options`), None if it names none."""
+    return question.sample.meta.get("num_options")
+
+
+def chance(facts: Sequence[tuple[str, str, int | None]]) -> list[tuple[str, float]]:
+    """Returns the score that seeing nothing can reach, per question type.
+
+    That is always giving the commonest answer, or guessing among those that the questions name.
+
+    Args:
+        facts: type, answer and named answers of each question.
+    """
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    guesses: dict[str, list[float]] = defaultdict(list)
+    for kind, right, named in facts:
+        answers[kind][right] += 1
+        guesses[kind].append(1 / named if named else 0.0)
+    return [
+        (kind, max(max(counts.values()) / counts.total(), statistics.fmean(guesses[kind])))
+        for kind, counts in answers.items()
+    ]
 
 
 def scores(right: Sequence[tuple[str, float]], simple: Sequence[str], prefix: str) -> dict[str, float]:
@@ -217,10 +280,10 @@ def write_gallery(outcomes: Sequence[Outcome], folder: Path, per_type: int) -> N
                 "type": question.type,
                 "question": text.strip(),
                 "answer": question.answer,
-                "prediction": outcome.said,
-                "prediction_grey": outcome.blind,
+                "prediction": outcome.said["eval"],
+                "prediction_grey": outcome.said["eval_grey"],
                 "images": names,
-                "correct": outcome.said == question.answer,
+                "correct": outcome.said["eval"] == question.answer,
             }
         )
     (folder / "gallery.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False))

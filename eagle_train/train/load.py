@@ -13,7 +13,7 @@ from torch import nn
 
 from eagle_train import dist
 from eagle_train.data.encode import Encoder
-from eagle_train.data.tokenizer.load import FILES, tokenizer_folder
+from eagle_train.data.tokenizer.added import write_tokenizer
 from eagle_train.model.checkpoints.files import SAFETENSORS, SAFETENSORS_INDEX, listed, read_weights, write_weights
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_encoder, build_model, meta_model
@@ -23,7 +23,10 @@ from eagle_train.train.zero import read_zero_weights
 CONFIG = "config.yaml"
 CARRIED = "released"
 """Folder in an import with what the model has no use for: unused tensors and the original `config.json`."""
-MODEL_KEYS = ("name", "mixture", "projector", "llm", "chat_template", "data", "degrade", "loss_chunk")
+MODEL_KEYS = ("name", "new_tokens", "mixture", "projector", "llm", "chat_template", "data", "degrade", "loss")
+
+OLDER = {"new_tokens": []}
+"""Values of keys that configs written before there were such keys do not have."""
 
 
 def load_model(path: Path) -> tuple[VisionLanguageModel, Encoder]:
@@ -88,8 +91,8 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: if there is none.
     """
     if is_export(path):
-        return yaml.safe_load((path / CONFIG).read_text()) | {"tokenizer": str(path)}
-    return yaml.safe_load((newest_checkpoint(path) / CONFIG).read_text())
+        return OLDER | yaml.safe_load((path / CONFIG).read_text()) | {"tokenizer": str(path)}
+    return OLDER | yaml.safe_load((newest_checkpoint(path) / CONFIG).read_text())
 
 
 def read_model_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -139,7 +142,10 @@ def export_run(run: Path, out: Path) -> Path:
     """
     config = read_config(run)
     weights = read_model_weights(run)
-    expected = {name: tensor.shape for name, tensor in meta_model(config).state_dict().items()}
+    own = meta_model(config).state_dict(keep_vars=True)
+    first_of = {id(tensor): name for name, tensor in reversed(own.items())}  # tied weights: once
+    expected = {name: tensor.shape for name, tensor in own.items() if first_of[id(tensor)] == name}
+    weights = {name: tensor for name, tensor in weights.items() if name in expected or name not in own}
     found = {name: tensor.shape for name, tensor in weights.items()}
     if differing := sorted(set(expected.items()) ^ set(found.items())):
         raise ValueError(f"the weights of {run} do not fit its config: {differing[:4]}")
@@ -148,8 +154,7 @@ def export_run(run: Path, out: Path) -> Path:
         check_empty(out)
     aside = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(aside, ignore_errors=True)
-    first_of = {tensor.data_ptr(): name for name, tensor in reversed(weights.items())}  # tied weights: once
-    write_export(aside, config, {name: t for name, t in weights.items() if first_of[t.data_ptr()] == name})
+    write_export(aside, config, weights)
     if out.exists():
         shutil.rmtree(out)
     aside.replace(out)
@@ -164,7 +169,7 @@ def write_export(out: Path, config: Mapping[str, Any], weights: Mapping[str, tor
     """
     check_empty(out)
     write_weights(out, weights)
-    write_tokenizer(config["tokenizer"], out)
+    write_tokenizer(config["tokenizer"], config["new_tokens"], out)
     (out / CONFIG).write_text(yaml.safe_dump({key: config[key] for key in MODEL_KEYS}, sort_keys=False))
 
 
@@ -172,10 +177,3 @@ def check_empty(out: Path) -> None:
     """Raises ValueError if `out` holds anything."""
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; delete it or choose another folder")
-
-
-def write_tokenizer(source: str, out: Path) -> None:
-    """Copies the tokenizer's files of a folder or hub id to `out`, as they are."""
-    folder = tokenizer_folder(source)
-    for path in sorted(path for pattern in FILES for path in folder.glob(pattern) if path.is_file()):
-        shutil.copy(path, out / path.name)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download
@@ -14,11 +15,10 @@ from rich.table import Table
 from torch import nn
 
 from eagle_train.model.checkpoints.files import WEIGHT_FILES, listed, read_weights
+from eagle_train.model.embeddings import TABLES, Vocabulary, fit_rows, tell
 from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.train.assemble import build_vocabulary
 from eagle_train.train.load import load_weights, read_config, read_model_weights
-
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-"""Tensors of an LLM with one row per token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,16 @@ class Start:
     note: str = ""
 
 
-def load_start(model: VisionLanguageModel, init_from: str | None) -> list[Start]:
+def load_run_start(config: Mapping[str, Any], model: VisionLanguageModel, tokenizer) -> list[Start]:
+    """Loads the weights that a run's config begins with, see `load_start`.
+
+    Args:
+        tokenizer: of the run, with its new tokens.
+    """
+    return load_start(model, config["init_from"], build_vocabulary(config, tokenizer))
+
+
+def load_start(model: VisionLanguageModel, init_from: str | None, vocabulary: Vocabulary) -> list[Start]:
     """Loads the weights a new run starts from; returns what came from where.
 
     Every rank reads the files itself, mapped into memory; ranks of one machine share the pages.
@@ -45,6 +54,7 @@ def load_start(model: VisionLanguageModel, init_from: str | None) -> list[Start]
     Args:
         model: whole, before an engine shards it.
         init_from: run or export whose weights all of it takes; None: every part from its own `pretrained`.
+        vocabulary: of the run's tokenizer; the LLM's own pretrained tables are fitted to it.
 
     Raises:
         ValueError: if files are missing, or do not hold every tensor that they should.
@@ -74,7 +84,7 @@ def load_start(model: VisionLanguageModel, init_from: str | None) -> list[Start]
     else:
         state = read_source("projector", projector.pretrained)
         starts.append(load_part("projector", projector.pretrained, projector, state, projector.adapt(state)))
-    return [*starts, load_llm(model.llm)]
+    return [*starts, load_llm(model.llm, vocabulary)]
 
 
 def random_start(component: str, module: nn.Module) -> Start:
@@ -82,11 +92,8 @@ def random_start(component: str, module: nn.Module) -> Start:
     return Start(component=component, source=None, fresh=tuple(module.state_dict()))
 
 
-def load_llm(llm: nn.Module) -> Start:
-    """Loads an LLM's weights; rows of its vocabulary beyond the source's become the mean of the source's.
-
-    Source: LLaVA and Eagle 1 start added tokens so.
-    """
+def load_llm(llm: nn.Module, vocabulary: Vocabulary) -> Start:
+    """Loads an LLM's weights, its tables of tokens fitted to the tokenizer, see `fit_rows`."""
     source = llm.config.name_or_path
     if not source:
         return random_start("llm", llm)
@@ -94,18 +101,13 @@ def load_llm(llm: nn.Module) -> Start:
     own = llm.state_dict()
     tensors = {name: tensor for name, tensor in state.items() if name in own}
     notes = []
-    for name in VOCABULARY:
-        if name in tensors and len(tensors[name]) < len(own[name]):
-            added = len(own[name]) - len(tensors[name])
-            tensors[name] = with_mean_rows(tensors[name], added)
-            notes.append(f"{name}: {added} rows added, each the mean of the source's {len(state[name])}")
+    for name in TABLES:
+        if name in tensors:
+            table, num_rows = tensors[name], len(own[name])
+            tensors[name] = fit_rows(table, num_rows, vocabulary)
+            if change := tell(table, num_rows, vocabulary):
+                notes.append(f"{name}: {change}")
     return load_part("llm", source, llm, state, tensors, note="; ".join(notes))
-
-
-def with_mean_rows(table: torch.Tensor, count: int) -> torch.Tensor:
-    """Returns a table (V, H) with `count` more rows, each the mean of its rows, taken in float32."""
-    mean = table.mean(0, dtype=torch.float32).to(table.dtype)
-    return torch.cat([table, mean.expand(count, -1)])
 
 
 def load_part(

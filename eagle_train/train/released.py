@@ -1,45 +1,23 @@
-"""Released Eagle 1 checkpoints: into a folder that this package uses, and back."""
+"""Released checkpoints of any family: how they enter a folder of this package, and what it keeps for the way back."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from eagle_train.model.checkpoints.eagle1 import (
-    PROJECTOR,
-    TOWERS,
-    Match,
-    Tower,
-    match,
-    to_released,
-    unused_parts,
-)
-from eagle_train.model.checkpoints.eagle1_config import read_llm, read_projector_depth, read_towers, write_config
 from eagle_train.model.checkpoints.files import read_weights, stray_files, write_weights
-from eagle_train.model.mixtures.channel_concat import ChannelConcat
-from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.train.assemble import meta_model
-from eagle_train.train.config import load_config
-from eagle_train.train.load import (
-    CARRIED,
-    check_empty,
-    read_config,
-    read_model_weights,
-    write_export,
-    write_tokenizer,
-)
+from eagle_train.model.checkpoints.names import Match
+from eagle_train.train.load import CARRIED, check_empty, write_export
 
 CONFIG = "config.json"
-TEMPLATES = {32000: "vicuna_v1", 64000: "yi_chatml", 128256: "llama3_parity", 128257: "llama3_parity"}
-"""By size of the vocabulary: Vicuna's, Yi's, Llama 3's without and with a padding token."""
-TOKENS_PER_TILE = 1024
-"""Visual tokens per image, a constant of the original code."""
+KEPT = (CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json", "*.py")
+"""Files of a release, besides weights and tokenizer, that an import keeps: configs and the code that they name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,111 +31,18 @@ class Imported:
     """Files of weights that are not part of it."""
 
 
-def import_config(folder: Path, experiment: str | None = None) -> dict[str, Any]:
-    """Returns the config of a released checkpoint: what its `config.json` tells, the rest from the parity preset.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Carried:
+    """What an import keeps of a release for the way back."""
 
-    Args:
-        experiment: whose mixture, template and data settings to take instead.
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Those that the model has no use for, by released name."""
+    folder: Path | None = None
 
-    Raises:
-        ValueError: if there is no `config.json`, or one of a model that is not known.
-    """
-    original = read_original(folder)
-    towers, llm = read_towers(original), read_llm(original)
-    if experiment is None and llm["vocab_size"] not in TEMPLATES:
-        raise ValueError(
-            f"which template a vocabulary of {llm['vocab_size']} tokens uses is not known; give --experiment"
-        )
-    config = load_config(
-        [f"+experiment={experiment}"]
-        if experiment
-        else [
-            "mixture=eagle_x5_parity",
-            "llm=vicuna_7b",
-            f"chat_template={TEMPLATES[llm['vocab_size']]}",
-            "data=eagle1",
-            "schedule=eagle1",
-            "name=imported",
-            "tokenizer=imported",
-        ]
-    )
-    encoders = config["mixture"]["encoders"]
-    if absent := [name for name in towers if name not in encoders]:
-        raise ValueError(f"{experiment} has no encoders {absent}, which {folder} has; choose another --experiment")
-    return config | {
-        "name": folder.resolve().name,
-        "tokenizer": str(folder),
-        "mixture": config["mixture"] | {"encoders": {name: encoders[name] for name in towers}},
-        "projector": config["projector"] | {"depth": read_projector_depth(original)},
-        "llm": {"_target_": config["llm"]["_target_"]} | llm,
-    }
-
-
-def import_released(folder: Path, out: Path, config: Mapping[str, Any]) -> Imported:
-    """Writes an export of a released checkpoint to `out`; tensors are mapped from file to file, never all in memory.
-
-    Args:
-        config: of the model; see `import_config`.
-
-    Raises:
-        ValueError: if `out` is not empty, or the checkpoint does not fit the config's model, with every reason.
-    """
-    check_empty(out)
-    original = read_original(folder)
-    towers = read_towers(original)
-    weights = read_weights(folder)
-    shapes = {name: tensor.shape for name, tensor in meta_model(config).state_dict().items()}
-    found = match({key: tensor.shape for key, tensor in weights.items()}, shapes, towers)
-    found.demand()
-    write_export(out, config, {name: weights[key] for key, name in found.names.items()})
-    # Copies: tables that torch files keep once for many names may not share memory in safetensors.
-    write_weights(out / CARRIED, {key: weights[key].clone() for key in found.unused})
-    (out / CARRIED / CONFIG).write_text(json.dumps(original, indent=2))
-    return Imported(towers=tuple(towers), match=found, strays=stray_files(folder))
-
-
-def export_released(path: Path, out: Path) -> list[str]:
-    """Writes a run or export in the released layout; returns what the original code cannot reproduce of it.
-
-    Unused tensors are those of the release that the model or its `init_from` was imported from; without one, they
-    are written neutral, since the original code expects them.
-
-    Raises:
-        ValueError: if `out` is not empty, or the layout has no place for the model.
-    """
-    check_empty(out)
-    config = read_config(path)
-    model = meta_model(config)
-    towers = released_towers(model)
-    carried, original = read_carried(path, config)
-    weights = {to_released(name, towers): tensor for name, tensor in read_model_weights(path).items()}
-    weights |= unused_parts(weights, towers) | carried
-    write_weights(out, weights)
-    write_tokenizer(config["tokenizer"], out)
-    write_json(out / CONFIG, describe(model, towers, weights["lm_head.weight"].dtype, config, original))
-    return differences(model, towers)
-
-
-def export_projector(path: Path, out: Path) -> list[str]:
-    """Writes LLaVA's `mm_projector.bin` and `config.json` of a run or export; returns as `export_released`.
-
-    Raises:
-        ValueError: if `out` is not empty, or the layout has no place for the model.
-    """
-    check_empty(out)
-    config = read_config(path)
-    model = meta_model(config)
-    towers = released_towers(model)
-    weights = {
-        to_released(name, towers): tensor.clone()
-        for name, tensor in read_model_weights(path).items()
-        if name.startswith(PROJECTOR[1])
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    torch.save(weights, out / "mm_projector.bin")
-    dtype = next(iter(weights.values())).dtype
-    write_json(out / CONFIG, describe(model, towers, dtype, config, {}) | {"tune_mm_mlp_adapter": True})
-    return differences(model, towers)
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Returns a JSON file of the release; nothing if it had none."""
+        path = self.folder / name if self.folder else None
+        return json.loads(path.read_text()) if path and path.is_file() else {}
 
 
 def read_original(folder: Path) -> dict[str, Any]:
@@ -171,73 +56,41 @@ def read_original(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text())
 
 
-def read_carried(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Returns the unused tensors and the `config.json` of the release that a model comes from, or nothing."""
-    for source in (path, config.get("init_from")):
-        if source is not None and (folder := Path(source) / CARRIED).is_dir():
-            return read_weights(folder), read_original(folder)
-    return {}, {}
-
-
-def released_towers(model: VisionLanguageModel) -> dict[str, Tower]:
-    """Returns the towers of a model by the names of its encoders, in order.
+def write_import(
+    folder: Path,
+    out: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    found: Match,
+    towers: tuple[str, ...],
+) -> Imported:
+    """Writes an export of a released checkpoint to `out`; tensors go from mapped file to file, never all in memory.
 
     Raises:
-        ValueError: with every reason why the released layout has no place for it.
+        ValueError: if `out` is not empty, or the checkpoint does not fit the model, with every reason.
     """
-    kinds = {tower.encoder: tower for tower in TOWERS}
-    encoders = model.mixture.encoders
-    reasons = [
-        f"encoder {name} is a {type(encoder).__name__}"
-        for name, encoder in encoders.items()
-        if type(encoder) not in kinds
-    ]
-    if len({type(encoder) for encoder in encoders.values()}) < len(encoders):
-        reasons.append("two encoders are of one kind")
-    if not isinstance(model.mixture, ChannelConcat):
-        reasons.append(f"the mixture is a {type(model.mixture).__name__}")
-    if any(not name.startswith("encoders.") for name, _ in model.mixture.named_parameters()):
-        reasons.append("the mixture has parameters of its own (layer_norm)")
-    if not isinstance(model.projector.layers[0], nn.Linear):
-        reasons.append("the projector begins with a norm (layer_norm)")
-    if model.llm.config.model_type != "llama" or model.llm.config.tie_word_embeddings:
-        reasons.append("the LLM is no untied Llama")
-    if reasons:
-        raise ValueError(f"the released layout has no place for this model: {'; '.join(reasons)}")
-    return {name: kinds[type(encoder)] for name, encoder in encoders.items()}
+    check_empty(out)
+    found.demand()
+    write_export(out, config, {name: weights[key] for key, name in found.names.items()})
+    # Copies: tables that torch files keep once for many names may not share memory in safetensors.
+    write_weights(out / CARRIED, {key: weights[key].clone() for key in found.unused})
+    for path in sorted(path for pattern in KEPT for path in folder.glob(pattern)):
+        shutil.copy(path, out / CARRIED / path.name)
+    return Imported(towers=towers, match=found, strays=stray_files(folder))
 
 
-def differences(model: VisionLanguageModel, towers: Mapping[str, Tower]) -> list[str]:
-    """Returns in what a model differs from what the original code builds for these towers."""
-    found = []
-    for name, tower in towers.items():
-        encoder = model.mixture.encoders[name]
-        count = sum(parameter.numel() for parameter in encoder.parameters())
-        theirs, ours = (tower.input_size, tower.num_parameters), (encoder.input_size, count)
-        if theirs != ours:
-            found.append(f"{tower.released} has (pixels, parameters) {theirs} there, {name} has {ours} here")
-    if model.mixture.tokens_per_tile != TOKENS_PER_TILE:
-        found.append(f"an image has {TOKENS_PER_TILE} tokens there, {model.mixture.tokens_per_tile} here")
-    return found
+def read_carried(path: Path, config: Mapping[str, Any]) -> Carried:
+    """Returns what is kept of the release that a model, or the one that it began with, was imported from."""
+    for source in (path, config.get("init_from")):
+        if source is not None and (folder := Path(source) / CARRIED).is_dir():
+            return Carried(weights=read_weights(folder), folder=folder)
+    return Carried()
 
 
-def describe(
-    model: VisionLanguageModel,
-    towers: Mapping[str, Tower],
-    dtype: torch.dtype,
-    config: Mapping[str, Any],
-    original: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Returns the `config.json` of a model; its samples' length is the schedule's longest, or the LLM's."""
-    lengths = [stage["max_length"] for stage in config.get("schedule", {}).values()]
-    return write_config(
-        model.llm.config.to_dict(),
-        towers,
-        depth=sum(isinstance(layer, nn.Linear) for layer in model.projector.layers),
-        dtype=str(dtype).removeprefix("torch."),
-        max_length=max(lengths, default=model.llm.config.max_position_embeddings),
-        original=original,
-    )
+def copy_code(carried: Carried, out: Path) -> None:
+    """Copies the code of a release that its configs name to an export of it."""
+    for path in sorted(carried.folder.glob("*.py")) if carried.folder else ():
+        shutil.copy(path, out / path.name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -16,7 +16,14 @@ from eagle_train.data.loader import RowDataset
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.replay import RebuiltRow, last_step
 from eagle_train.track.jsonl import read_metrics
-from eagle_train.train.assemble import build_encoder, build_model, build_schedule, meta_model, stage_model
+from eagle_train.train.assemble import (
+    build_encoder,
+    build_model,
+    build_schedule,
+    load_tokenizer,
+    meta_model,
+    stage_model,
+)
 from eagle_train.train.checkpoint import (
     CheckpointDir,
     problem,
@@ -26,9 +33,9 @@ from eagle_train.train.checkpoint import (
 )
 from eagle_train.train.config import build
 from eagle_train.train.engine import PlainEngine
-from eagle_train.train.load import load_weights, read_checkpoint_weights, without_aligner
+from eagle_train.train.load import OLDER, load_weights, read_checkpoint_weights, without_aligner
 from eagle_train.train.optim import freeze
-from eagle_train.train.pretrained import load_start
+from eagle_train.train.pretrained import load_run_start
 from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import make_layout, of_stage, read_sources
 from eagle_train.train.trainer import mean_losses, sums_by_source
@@ -74,7 +81,7 @@ def config_of_run(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file() or not (run / "ledger").is_dir():
         raise ValueError(f"{run} is no run that has begun to train: it has no config.yaml and ledger; give its run_dir")
-    return yaml.safe_load(path.read_text())
+    return OLDER | yaml.safe_load(path.read_text())
 
 
 def stage_dataset(config: Mapping[str, Any], stage: Stage) -> RowDataset:
@@ -121,7 +128,7 @@ def weights_before(config: Mapping[str, Any], place: Place, checkpoint: Path | N
     seed_everything(config["seed"])
     model = build_model(config)
     if checkpoint is None:
-        load_start(model, config["init_from"])
+        load_run_start(config, model, load_tokenizer(config["tokenizer"], config["new_tokens"]))
         trained = stage_model(config, model, stage)
     elif read_state(checkpoint).stage == place.stage:
         trained = stage_model(config, model, stage)

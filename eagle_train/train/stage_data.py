@@ -112,7 +112,10 @@ def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettin
     """Returns the catalog of `sources`; the ranks first build together what is missing on disk."""
     there = [(shard, s.index_dir, s.name) for s in sources for shard in s.shards if exists(shard, settings.storage)]
     with progress("reading indexes", len(there)) as advance:
-        ensure_layouts(there, layout, rank=dist.rank(), world_size=dist.world_size(), progress=advance)
+        ensure_layouts(
+            there, layout, rank=dist.rank(), world_size=dist.world_size(), workers=index_workers(settings),
+            progress=advance,
+        )  # fmt: skip
     quarantine = settings.quarantine and Path(settings.quarantine)
     return open_catalog(
         sources,
@@ -121,6 +124,11 @@ def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettin
         max_bad_share=settings.max_bad_share,
         storage=settings.storage,
     )
+
+
+def index_workers(settings: DataSettings) -> int:
+    """Returns the number of processes of this rank that build indexes."""
+    return max(1, settings.num_workers) if settings.index_workers is None else settings.index_workers
 
 
 def of_stage(encoder: Encoder, stage: Stage) -> Encoder:

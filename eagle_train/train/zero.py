@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from eagle_train import dist
 from eagle_train.model.mixtures.base import Mixture
+from eagle_train.train.engine import spare_activations
 from eagle_train.train.optim import adamw, keeping_hyperparameters, set_learning_rates
 from eagle_train.train.pickles import check_pickles
 from eagle_train.train.schedule import Stage
@@ -32,7 +33,7 @@ class ZeroEngine:
         micro_batches: per step and rank, before one update.
         zero_stage: 1, 2 or 3.
         bf16: bfloat16 weights with float32 master weights; null: where there is a GPU.
-        activation_checkpointing: recompute activations in the backward pass.
+        activation_checkpointing, activation_offload: see `PlainEngine`.
         overlap_comm: reduce gradients while the backward pass still runs.
         reduce_bucket_size: elements reduced at once.
         persistence_threshold: stage 3 leaves weights of at most so many elements whole on every rank.
@@ -48,6 +49,7 @@ class ZeroEngine:
         zero_stage: int = 2,
         bf16: bool | None = None,
         activation_checkpointing: bool = False,
+        activation_offload: bool = False,
         overlap_comm: bool = False,
         reduce_bucket_size: int = 500_000_000,
         persistence_threshold: int = 100_000,
@@ -59,8 +61,7 @@ class ZeroEngine:
         self.model = model
         self.sharded = zero_stage == 3
         bf16 = self.device.type == "cuda" if bf16 is None else bf16
-        if activation_checkpointing:
-            model.set_activation_checkpointing()
+        spare_activations(model, activation_checkpointing, activation_offload)
         config = zero_config(
             zero_stage=zero_stage,
             bf16=bf16,
@@ -74,11 +75,9 @@ class ZeroEngine:
         deepspeed = join_deepspeed()
         optimizer = adamw(model, stage)  # before the weights are sharded: groups depend on their shapes
         self.own_attributes = {module: set(vars(module)) for module in model.modules()}
-        self.hooks = []
         dtype = torch.bfloat16 if bf16 else torch.float32
-        if self.sharded:
-            self.hooks = shard(model, config, dtype)
-        else:
+        self.hooks = shard(model, config, dtype) if self.sharded else []
+        if not self.sharded:
             model.to(self.device, dtype)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from eagle_train.__main__ import main
 from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
 from eagle_train.data.catalog import Source
 from eagle_train.data.recipe import load_recipe, recipe_sources
@@ -51,9 +52,12 @@ def test_a_source_without_a_share_has_that_of_the_run(tmp_path):
         ({"max_bad": 0.1}, "unknown key 'max_bad'; did you mean max_bad_share"),
         ({"repeat": -1}, "source s has repeat=-1; it is a number, 0 or more"),
         ({"repeat": "twice"}, "repeat='twice'; it is a number"),
+        ({"repeat": "1/0"}, "repeat='1/0'; it is a number, 0 or more, or a ratio such as 57/158"),
         ({"repeat": None}, "repeat=None; it is a number"),
         ({"repeat": float("nan")}, "repeat=nan"),
         ({"repeat": float("inf")}, "repeat=inf"),
+        ({"repeat": 1, "weight": 2}, "has a repeat and a weight; give one of them"),
+        ({"weight": -2}, "source s has weight=-2; it is a number, 0 or more"),
         ({"max_bad_share": 5}, "max_bad_share=5; it is a share, from 0 to 1"),
         (None, r"source s is None; write s: \{repeat: 1.0\}"),
         (1.5, "source s is 1.5; write"),
@@ -62,6 +66,14 @@ def test_a_source_without_a_share_has_that_of_the_run(tmp_path):
 def test_what_a_recipe_may_not_say_about_a_source_is_refused(how, said, tmp_path):
     with pytest.raises(ValueError, match=rf"r\.yaml: .*{said}"):
         load_recipe(recipe(tmp_path, {"s": how}))
+
+
+def test_a_recipe_may_weigh_its_sources(tmp_path, capsys):
+    write_shards(GOOD[:2], tmp_path / "a")
+    path = recipe(tmp_path, {"three": {"weight": 3}, "half": {"weight": 0.5}})
+    assert [source.weight for source in recipe_sources(load_recipe(path), tmp_path)] == [3, 0.5]
+    assert main(["data", "show", f"recipe={path}"]) == 0
+    assert "three (weight 3):" in capsys.readouterr().out
 
 
 def test_no_share_of_its_own_may_be_written_out(tmp_path):

@@ -3,16 +3,35 @@
 import io
 import json
 import tarfile
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from PIL import Image
 
+from eagle_train.data import build
 from eagle_train.data.budget import TooManyBadSamples
-from eagle_train.data.build import build_from_annotation, build_from_tars
 from eagle_train.data.index import index_shard
+from eagle_train.data.media_store import MediaFolder
+from eagle_train.data.pieces import AnnotationRecords, Piece, build_piece
 from eagle_train.data.schemas import parse_members
 from eagle_train.data.shards import scan_shard
+from eagle_train.data.split import Selector, split_annotation
 from eagle_train.data.storage import open_shard
+
+
+def progress_into(counts):
+    """Progress that notes title, total and how many were done at a time."""
+
+    @contextmanager
+    def progress(title, total):
+        yield lambda count: counts.append((title, total, count))
+
+    return progress
+
+
+build_from_annotation = partial(build.build_from_annotation, progress=progress_into([]))
+build_from_tars = partial(build.build_from_tars, progress=progress_into([]))
 
 
 def picture(colour):
@@ -64,8 +83,11 @@ def everything_in(folder):
 def test_annotations_become_shards_with_their_media_byte_for_byte(source, tmp_path, name):
     counts = []
     annotation = write(source / name, [llava(i) for i in range(10)])
-    report = build_from_annotation(tmp_path / "out", annotation=annotation, samples_per_shard=4, progress=counts.append)
-    assert (report.read, report.written, report.errors) == (10, 10, ()) and counts == list(range(1, 11))
+    report = build_from_annotation(
+        tmp_path / "out", annotation=annotation, samples_per_shard=4, progress=progress_into(counts)
+    )
+    assert (report.read, report.written, report.errors) == (10, 10, ())
+    assert counts == [*[(f"reading {name}", None, 1)] * 10, *[("writing out", 10, n) for n in (0, 4, 4, 2)]]
     assert [path.name for path in report.shards] == [f"out-00000{i}.tar" for i in range(3)]
     samples = contents(report.shards)
     assert [key for key, _, _ in samples] == [f"{i:08d}" for i in range(10)]
@@ -88,13 +110,13 @@ def test_bad_records_are_left_out_counted_and_named(source, tmp_path):
     assert [key for key, _, _ in contents(report.shards)] == [f"{i:08d}" for i in (0, 1, 3, 4, 6, 8, 9)]
 
 
-def test_too_many_bad_records_leave_nothing_behind(source, tmp_path):
+def test_too_many_bad_records_leave_no_data_set(source, tmp_path):
     records = [llava(i, image="absent.png") if i < 2 else llava(i) for i in range(10)]
     annotation = write(source / "b.json", records)
     with pytest.raises(TooManyBadSamples, match=r"2 of 10 .*2 missing_media.*max_bad_share=0.19") as error:
         build_from_annotation(tmp_path / "out", annotation=annotation, max_bad_share=0.19)
     assert [bad.key for bad in error.value.errors] == ["00000000", "00000001"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+    assert not (tmp_path / "out").exists()
     assert build_from_annotation(tmp_path / "out", annotation=annotation, max_bad_share=0.2).written == 8
 
 
@@ -147,39 +169,26 @@ def test_media_are_found_under_the_root_by_any_honest_path(source, tmp_path):
     assert [media for _, _, media in contents(report.shards)] == [[picture((0, 0, 0))]] * 5
 
 
-def test_building_again_changes_nothing_and_other_data_is_kept(source, tmp_path):
+def test_a_folder_that_holds_something_is_left_as_it_is(source, tmp_path):
     out = tmp_path / "out"
-    first = build_from_annotation(out, annotation=source / "a.json")
-    (out / "out-000000.index.arrow").write_bytes(b"made from the shard")
+    build_from_annotation(out, annotation=source / "a.json")
     before = everything_in(out)
-    assert build_from_annotation(out, annotation=source / "a.json") == first
-    assert everything_in(out) == before
-    other = write(source / "b.json", [llava(i) for i in range(9)])
-    with pytest.raises(ValueError, match="holds other data"):
-        build_from_annotation(out, annotation=other)
-    assert everything_in(out) == before and sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
+    with pytest.raises(ValueError, match="is not empty; delete it or choose another folder"):
+        build_from_annotation(out, annotation=source / "a.json")
+    assert everything_in(out) == before and sorted(p.name for p in tmp_path.iterdir()) == [".prepare", "out", "source"]
 
 
-def test_a_stopped_build_leaves_no_data_set(source, tmp_path):
-    class Stopped(Exception):
-        pass
-
-    def stop(count):
-        if count == 7:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        build_from_annotation(tmp_path / "out", annotation=source / "a.json", samples_per_shard=2, progress=stop)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
-
-
-def test_what_a_killed_build_left_is_cleared(source, tmp_path):
-    rest = tmp_path / ".out.unfinished" / "out"
-    rest.mkdir(parents=True)
-    (rest / "out-000007.tar").write_bytes(b"half")
-    report = build_from_annotation(tmp_path / "out", annotation=source / "a.json")
-    assert sorted((tmp_path / "out").glob("*.tar")) == list(report.shards)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+def test_shards_that_would_be_too_large_go_on_in_others(source, tmp_path):
+    records = write(source / "r.jsonl", [llava(i) for i in range(10)])
+    split_annotation(records, Selector({"s": None}), tmp_path, sources=["s"], records_per_piece=10, progress=abs)
+    part = AnnotationRecords(tmp_path / "s" / "000000.jsonl", MediaFolder(source))
+    piece = Piece(part, tmp_path / "s-000000.tar", tmp_path / "report.json")
+    for max_bytes, sizes in ((600, [2, 2, 2, 2, 2]), (10**6, [10])):
+        report = build_piece(piece, max_bytes)
+        shards = sorted(tmp_path.glob("*.tar"))
+        assert [path.name for path in shards] == list(report.shards) and list(report.shards.values()) == sizes
+        assert len(list(tmp_path.glob("*.index.arrow"))) == len(sizes) and report.read == 10
+        assert [key for key, _, _ in contents(shards)] == [f"{i:08d}" for i in range(10)]
 
 
 @pytest.mark.parametrize("text", ["[]", "", '[{"a": 1},'])
@@ -232,8 +241,10 @@ def test_canonical_shards_built_again_keep_conversations_and_media(source, tmp_p
 
 
 def test_a_cut_tar_fails_the_build(tmp_path):
-    whole = tar_of(tmp_path / "whole.tar", {f"{i}.png": picture("red") for i in range(30)})
-    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:9000])
-    with pytest.raises(ValueError, match=r"cut\.tar"):
+    files = {f"{i}.{name}": data for i in range(30) for name, data in (("png", picture("red")), ("txt", b"Red."))}
+    whole = tar_of(tmp_path / "whole.tar", files)
+    assert build_from_tars(tmp_path / "fine", tars=[whole]).written == 30
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[: 40 * 512 + 100])  # in a header
+    with pytest.raises(ValueError, match=r"cut\.tar.* failed: .*is not a whole tar"):
         build_from_tars(tmp_path / "out", tars=[tmp_path / "cut.tar"], max_bad_share=1.0)
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from eagle_train.__main__ import main
-from eagle_train.data import pieces
+from eagle_train.data import build_sources
 from eagle_train.data.pieces import build_piece
 from eagle_train.data.prepare import prepare
 from tests.data.test_build import picture
@@ -27,12 +27,14 @@ def test_a_run_that_was_stopped_goes_on_with_the_pieces_that_are_not_done(tmp_pa
         built.append(piece.shard.name)
         return build_piece(piece)
 
-    monkeypatch.setattr(pieces, "build_piece", build)
+    monkeypatch.setattr(build_sources, "build_piece", build)
     with pytest.raises(KeyboardInterrupt):
         prepare(stopped, download, tmp_path / "stopped", progress=silent, samples_per_shard=2)
     assert [name for name in CARDS if stopped.cards[name].is_there(tmp_path / "stopped")] == ["docs"]
     first, built[:] = set(built), []
-    monkeypatch.setattr(pieces, "build_piece", lambda piece: built.append(piece.shard.name) or build_piece(piece))
+    monkeypatch.setattr(
+        build_sources, "build_piece", lambda piece: built.append(piece.shard.name) or build_piece(piece)
+    )
     outcomes, _ = prepare(stopped, download, tmp_path / "stopped", progress=silent, samples_per_shard=2)
     assert [outcome.read for outcome in outcomes] == [10, 10, 10]
     assert len(first) == 7 and len(built) == 13 and not first & set(built)

@@ -1,6 +1,7 @@
 """Grids of tiles are the exact argmax of the published formulas, and tiles the published pixels."""
 
 import json
+import math
 import subprocess
 import sys
 from fractions import Fraction
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eagle_train.data.tile_grids import ClosestAspectRatio, ImageAreaPreservation, grids
-from eagle_train.data.tiling import LARGEST_SIDE
 from eagle_train.train.config import build, load_config
 from eagle_train.train.stage_data import describe
 from eagle_train.types import MediaPlan
@@ -183,7 +183,9 @@ def cut(tiling, image, plan=None):
 
 
 @rules
-@pytest.mark.parametrize("size", [(200, 100), (90, 300), (33, 33), (700, 500), (1, 1), (27, 1), (1, 300)])
+@pytest.mark.parametrize(
+    "size", [(200, 100), (90, 300), (33, 33), (700, 500), (1, 1), (27, 1), (1, 300), (40, 9000), (9000, 40)]
+)
 @pytest.mark.parametrize("resample", ["bicubic", "lanczos"])
 def test_tiles_are_pillows_resize_and_crops_with_the_thumbnail_last(rule, size, resample):
     tiling = RULES[rule](tile_size=32, max_tiles=6, resample=resample)
@@ -219,43 +221,40 @@ def test_tiles_may_be_part_of_a_larger_array():
 
 def test_an_array_of_another_shape_is_refused():
     tiling = ImageAreaPreservation(tile_size=16)
-    with pytest.raises(ValueError, match=r"needs \(1, 3, 16, 16\), out is \(2, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"needs an array \(1, 3, 16, 16\), out is \(2, 3, 16, 16\)"):
         tiling.cut(photo(16, 16), MediaPlan(), np.zeros((2, 3, 16, 16), np.uint8))
 
 
-@pytest.mark.parametrize("size", [(620, 100), (100, 620)])
-def test_an_image_over_the_limit_is_cut_like_one_under_it(monkeypatch, size):
+def test_an_image_over_the_limit_is_cut_like_one_under_it(monkeypatch):
     tiling = ImageAreaPreservation(tile_size=32)
-    image = photo(*size)
-    _, plain = cut(tiling, image)
-    monkeypatch.setattr("eagle_train.data.tile_grids.LARGEST_SIDE", 310)
+    image = photo(300, 1860)
+    plan, plain = cut(tiling, image)
+    monkeypatch.setattr("eagle_train.data.tile_grids.LARGEST_SIDE", math.isqrt(plan.cols * 32 * 1860 // 2))
     _, reduced = cut(tiling, image)
     difference = np.abs(plain.astype(int) - reduced)
-    assert 0 < difference.max() <= 40 and difference.mean() < 3
+    assert 0 < difference.max() <= 12
 
 
 MEASURE = """
-import resource, sys
+import resource
 import numpy as np
 from PIL import Image
 from eagle_train.data.tile_grids import ImageAreaPreservation
-size = int(sys.argv[1]), int(sys.argv[2])
 tiling = ImageAreaPreservation(tile_size=448)
-image, plan = Image.new("RGB", size, (200, 100, 50)), tiling.plan(*size)
-out = np.zeros((plan.num_tiles, 3, 448, 448), np.uint8)
+out = np.zeros((13, 3, 448, 448), np.uint8) + np.uint8(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-tiling.cut(image, plan, out)
-assert (out == np.array([200, 100, 50], np.uint8)[:, None, None]).all()
+for size in [(1_000_000, 1), (1, 1_000_000), (3, 1_000_000)]:
+    image, plan = Image.new("RGB", size, (200, 100, 50)), tiling.plan(*size)
+    tiling.cut(image, plan, out[: plan.num_tiles])
+    assert plan.num_tiles == 13 and (out == np.array([200, 100, 50], np.uint8)[:, None, None]).all()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-@pytest.mark.parametrize("size", [(1_000_000, 1), (1, 1_000_000), (3, 1_000_000)])
-def test_a_strip_of_any_length_takes_little_memory(size):
-    assert max(size) > LARGEST_SIDE
-    command = [sys.executable, "-c", MEASURE, *map(str, size)]
+def test_a_strip_of_any_length_takes_little_memory():
+    command = [sys.executable, "-c", MEASURE]
     mebibytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert mebibytes < 100  # 448 x 1,000,000 pixels in between would be 1.7 GB
+    assert mebibytes < 300  # 448 x 1,000,000 pixels in between would be 1.8 GB
 
 
 @rules

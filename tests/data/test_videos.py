@@ -1,4 +1,4 @@
-"""Videos: header facts, evenly spaced upright frames, one error for hostile bytes."""
+"""Videos: header facts, upright frames, one error for hostile bytes."""
 
 import io
 import struct
@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eagle_train.data.frames import frame_indices, shown_seconds
 from eagle_train.data.media import MediaError
-from eagle_train.data.videos import decode_frames, probe_video
+from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.videos import probe_video
+from eagle_train.types import Media
 from tests.pictures import SIZE, corners, quarters
 
 STEP = 20  # grey levels between one frame of a test video and the next
@@ -36,28 +39,44 @@ def numbers(frames):
     return [round(np.asarray(frame).mean() / STEP) for frame in frames]
 
 
+def frames_of(data, wanted, **limit):
+    """The chosen frames of a whole video, as training decodes them."""
+    facts = probe_video(data, **limit)
+    return list(decode_frames(data, shown_seconds(Media(kind="video", **facts._asdict()), wanted), **limit))
+
+
 CONTAINERS = {
     "mp4": {},
     "webm": {"suffix": "webm", "codec": "libvpx"},
     "live webm": {"suffix": "webm", "codec": "libvpx", "options": {"live": "1"}},
     "avi": {"suffix": "avi", "codec": "mpeg4"},
-    "variable rate": {"suffix": "matroska", "pts": [0, 1, 2, 9, 10, 11, 12, 40, 41, 60, 61, 62]},
 }
+VARIABLE = {"suffix": "matroska", "pts": [0, 1, 2, 9, 10, 11, 12, 40, 41, 60, 61, 62]}
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
 @pytest.mark.parametrize("wanted", [1, 2, 3, 5, 12, 13, 30])
 def test_frames_are_evenly_spaced_from_first_to_last(name, wanted):
-    frames = decode_frames(video(12, **CONTAINERS[name]), wanted)
-    assert numbers(frames) == np.round(np.linspace(0, 11, wanted)).astype(int).tolist()
+    frames = frames_of(video(12, **CONTAINERS[name]), wanted)
+    assert numbers(frames) == frame_indices(12, wanted)
     assert {(frame.mode, frame.size) for frame in frames} == {("RGB", SIZE)}
+
+
+def test_of_a_variable_rate_the_frames_shown_at_even_times_are_taken():
+    # 6.3 s in 12 shares: their middles are at 0.26, 0.79, 1.31, ... s.
+    assert numbers(frames_of(video(12, **VARIABLE), 12)) == [2, 2, 6, 6, 6, 6, 6, 6, 8, 8, 8, 9]
+    assert numbers(decode_frames(video(12, **VARIABLE), [0.05, 0.15, 0.85, 0.95, 4.05, 6.15])) == [0, 1, 2, 3, 7, 10]
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_header_facts_of_a_video(name):
     width, height, seconds, frames = probe_video(video(12, **CONTAINERS[name]))
     assert (width, height, frames) == (*SIZE, 12)
-    assert seconds == pytest.approx(6.3 if "variable" in name else 1.2, abs=0.6 if "variable" in name else 0.05)
+    assert seconds == pytest.approx(1.2, abs=0.01)
+
+
+def test_a_variable_rate_is_measured():
+    assert probe_video(video(12, **VARIABLE)) == (*SIZE, pytest.approx(6.3, abs=0.6), 12)
 
 
 def test_webm_tells_neither_count_nor_live_duration():
@@ -72,7 +91,8 @@ def test_a_wrong_frame_count_does_not_move_the_frames():
     struct.pack_into("<I", data, length, 30)
     with av.open(io.BytesIO(data)) as container:
         assert container.streams.video[0].frames == 30
-    assert numbers(decode_frames(bytes(data), 3)) == [0, 6, 11]
+    assert probe_video(bytes(data)).num_frames == 12
+    assert numbers(frames_of(bytes(data), 3)) == [0, 6, 11]
 
 
 # Display matrices (a, b, c, d) of ISO 14496-12: x' = a x + c y, y' = b x + d y, y downwards.
@@ -87,7 +107,7 @@ def test_rotation_metadata_is_applied(matrix, clockwise):
     struct.pack_into(">9i", data, start, a, b, 0, c, d, 0, 0, 0, 1 << 30)
     expected = quarters().rotate(-clockwise, expand=True)
     assert probe_video(bytes(data))[:2] == expected.size
-    (frame,) = decode_frames(bytes(data), 1)
+    (frame,) = frames_of(bytes(data), 1)
     assert frame.size == expected.size
     np.testing.assert_allclose(corners(frame), corners(expected), atol=40)
 
@@ -107,7 +127,7 @@ def sound():
     "data", [b"", b"<html>404</html>", video(12)[:200], sound()], ids=["empty", "page", "cut", "sound"]
 )
 def test_what_is_no_video_is_an_error(data):
-    for read in (probe_video, lambda data: decode_frames(data, 2)):
+    for read in (probe_video, lambda data: list(decode_frames(data, [0.0, 1.0]))):
         with pytest.raises(MediaError) as error:
             read(data)
         assert error.value.reason == "unreadable_video"
@@ -121,7 +141,7 @@ def test_damage_towards_the_end_of_a_video_is_an_error():
     data[end - 5000 : end] = b"\xff" * 5000
     assert probe_video(bytes(data))[3] == 12
     with pytest.raises(MediaError):
-        decode_frames(bytes(data), 2)
+        frames_of(bytes(data), 2)
 
 
 def test_playlists_that_name_other_files_are_refused(tmp_path, monkeypatch):
@@ -136,12 +156,6 @@ def test_playlists_that_name_other_files_are_refused(tmp_path, monkeypatch):
 
 
 def test_oversized_frames_are_refused():
-    for read in (probe_video, lambda data, **limit: decode_frames(data, 2, **limit)):
+    for read in (probe_video, lambda data, **limit: list(decode_frames(data, [0.0], **limit))):
         with pytest.raises(MediaError, match="64 x 32"):
             read(video(2), max_pixels=64 * 32 - 1)
-
-
-def test_asking_for_no_frame_is_the_callers_mistake():
-    with pytest.raises(ValueError, match="at least 1") as error:
-        decode_frames(video(2), 0)
-    assert not isinstance(error.value, MediaError)

@@ -17,7 +17,7 @@ from eagle_train.model.mixtures.sequence_append import SequenceAppend
 from eagle_train.train.assemble import build_model, meta_model
 from eagle_train.train.config import ConfigError, build, load_config
 
-MIXTURES = ["toy", "toy_sequence_append", "toy_mixture_adapter", "toy_deformable_attention"]
+MIXTURES = ["toy", "toy_eagle2", "toy_move", "toy_sequence_append", "toy_mixture_adapter", "toy_deformable_attention"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,9 @@ def random_mixture(kind, draw):
     encoders = random_encoders(draw)
     common = {"encoders": encoders, "layer_norm": draw.random() < 0.5, "micro_batch": draw.choice([None, 1, 2])}
     if kind is ChannelConcat:
-        return kind(grid=draw.choice([None, 1, 3, 5]), **common)
+        grid = draw.choice([None, 1, 3, 5])
+        fold = {} if grid is None else {name: draw.choice([1, 2, 3]) for name in encoders}
+        return kind(grid=grid, fold=fold, **common)
     if kind is SequenceAppend:
         chosen = {name: draw.randint(1, 5) for name in encoders if draw.random() < 0.5}
         return kind(grids=chosen, channels=draw.choice([None, 12]), **common)

@@ -12,11 +12,18 @@ from eagle_train.model.mixtures.sequence_append import SequenceAppend
 
 MIXTURES = {
     "concat": lambda encoders, **more: ChannelConcat(encoders=encoders, grid=4, **more),
+    "folded": lambda encoders, **more: ChannelConcat(encoders=encoders, fold={"vit": 2, "fine": 3}, grid=2, **more),
     "append": lambda encoders, **more: SequenceAppend(encoders=encoders, **more),
     "adapter": lambda encoders, **more: MixtureAdapter(encoders=encoders, base="vit", stages=3, **more),
     "deformable": lambda encoders, **more: DeformableAttention(encoders=encoders, base="vit", heads=4, **more),
 }
-SHAPES = {"concat": (16, 48), "append": (16 + 9 + 36, 24), "adapter": (16, 16), "deformable": (16, 16)}
+SHAPES = {
+    "concat": (16, 48),
+    "folded": (4, 16 * 4 + 24 + 8 * 9),
+    "append": (16 + 9 + 36, 24),
+    "adapter": (16, 16),
+    "deformable": (16, 16),
+}
 
 
 @pytest.fixture(params=MIXTURES)
@@ -110,8 +117,7 @@ def test_activation_checkpointing_changes_nothing(kind):
     for saving in (False, True):
         fused = shaken(mixture(kind)).train()
         if saving:
-            for encoder in fused.encoders.values():
-                encoder.set_activation_checkpointing()
+            fused.set_activation_checkpointing(fused.encoders.values())
         fused(pixels()).square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in fused.named_parameters()})
     for name, gradient in gradients[0].items():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from eagle_train.model.loss import ChunkedCrossEntropy
 from eagle_train.types import IGNORE_INDEX
 from tests.toys import gradients, grown, tiny_model, tiny_row, tiny_sample, weighted_loss
 
@@ -91,7 +92,7 @@ def test_activation_checkpointing_changes_nothing():
 
 def test_chunks_of_the_loss_change_nothing():
     one, many = tiny_model(), tiny_model()
-    one.loss_chunk, many.loss_chunk = 1000, 3
+    one.llm.lm_head.token_losses, many.llm.lm_head.token_losses = ChunkedCrossEntropy(1000), ChunkedCrossEntropy(3)
     row = tiny_row(SAMPLES)
     assert torch.allclose(one(row), many(row), atol=1e-6)
 

@@ -7,7 +7,9 @@ import tarfile
 import pytest
 from PIL import Image
 
+from eagle_train.data import lint_files
 from eagle_train.tools import data as data_tool
+from eagle_train.tools import data_lint
 
 
 def picture(colour=0, size=(32, 24)):
@@ -159,3 +161,75 @@ def test_it_reads_well_without_json(shard, capsys):
     assert data_tool.main(["lint", f"tars={shard}", "examples=1"]) == 1
     out = capsys.readouterr().out
     assert "error   missing_media 1: add the file" in out and "15 samples, 6 errors, 5 warnings" in out
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Shards with an odd sample and a duplicate each, and an annotation of the same records."""
+    records = [
+        talk(f"Question {i % 50}?", "role <|im_end|>" if i % 40 == 7 else "answer", id=i % 90) for i in range(120)
+    ]
+    for number in range(4):
+        own = records[30 * number : 30 * number + 30]
+        write_tar(tmp_path / f"s-{number}.tar", [(f"k{i}", {"json": record}) for i, record in enumerate(own)])
+    (tmp_path / "a.json").write_text(json.dumps([{**record, "image": f"{i}.png"} for i, record in enumerate(records)]))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("kind", "look"), [("tars", "lint_shard"), ("annotation", "lint_records")])
+def test_a_look_that_was_stopped_goes_on_with_the_other_parts(parts, capsys, monkeypatch, kind, look):
+    monkeypatch.chdir(parts)
+    monkeypatch.setattr(lint_files, "CHUNK", 30)
+    given = {"tars": f"tars={parts}/s-*.tar", "annotation": f"annotation={parts}/a.json"}[kind]
+    whole = lint(capsys, given)
+    assert whole["samples"] == 120 and not (parts / ".lint").exists()
+    real, seen = getattr(data_lint, look), []
+
+    def stopping(checks, work):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(work.number)
+        return real(checks, work)
+
+    monkeypatch.setattr(data_lint, look, stopping)
+    assert data_tool.main(["lint", given]) == 130
+    told = capsys.readouterr()
+    assert "the same command goes on from there" in told.err and not told.out
+    first, seen[:] = set(seen), [None] * 3
+    assert lint(capsys, given) == whole
+    again = set(seen) - {None}
+    # Media may have come since: records whose images were missing are looked at again.
+    assert first & again == (first if kind == "annotation" else set()) and len(first | again) == 4
+    assert not (parts / ".lint").exists()
+
+
+def test_a_stopped_look_is_not_taken_for_other_checks_or_a_changed_shard(parts, capsys, monkeypatch):
+    monkeypatch.chdir(parts)
+    given = f"tars={parts}/s-*.tar"
+    real = data_lint.lint_shard
+
+    def stopping(checks, work):
+        if work.number == 3:
+            raise KeyboardInterrupt
+        return real(checks, work)
+
+    monkeypatch.setattr(data_lint, "lint_shard", stopping)
+    assert data_tool.main(["lint", given]) == 130
+    write_tar(parts / "s-1.tar", [("new", {"json": talk("Who?", "")})])
+    monkeypatch.undo()
+    monkeypatch.chdir(parts)
+    capsys.readouterr()
+    assert "long_text" in counts(lint(capsys, given, "max_characters=5"))
+    found = counts(lint(capsys, given))
+    assert found["no_answer"] == 1 and "long_text" not in found
+
+
+@pytest.mark.slow
+def test_processes_do_not_change_the_findings(parts, capsys, monkeypatch):
+    monkeypatch.chdir(parts)
+    given = f"tars={parts}/s-*.tar"
+    assert data_tool.main(["lint", given, "--json"]) == 0
+    alone = capsys.readouterr().out
+    assert data_tool.main(["lint", given, "--json", "workers=3"]) == 0
+    told = capsys.readouterr()
+    assert told.out == alone and "looking at shards: 4/4" in told.err

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from eagle_train.tools.report import main
+from eagle_train.track.curves import frames_chart
 from eagle_train.track.report import MAX_IMAGES, THUMBNAIL, accounting_rows, facts, score_rows, write_report
 from eagle_train.track.run_folder import read_run
 
@@ -190,6 +191,18 @@ def test_scores_begin_with_the_average_and_go_from_best_to_worst(run_dir):
         ("ink", None, None),
         ("count", 0.25, None),
     ]
+
+
+def test_accuracy_over_frames_is_drawn_and_shuffled_frames_have_a_column(run_dir):
+    assert "shuffled" not in text_of(read_page(write_report(run_dir))).replace("Shuffled are the frames", "")
+    scores = {f"eval_frames_{n}/exact_match/first": n / 8 for n in (1, 2, 8)}
+    scores |= {"eval/exact_match/first": 0.95, "eval_shuffled/exact_match/first": 0.512}
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 60, "time": 1.7e9} | scores) + "\n")
+    chart = frames_chart(read_run(run_dir).scores)
+    assert [line["points"] for line in chart.hover["lines"]] == [[[1, 12.5], [2, 25.0], [8, 100.0]]]
+    text = text_of(read_page(write_report(run_dir)))
+    assert "Accuracy by number of frames" in text and "51.2%" in text
 
 
 def test_gallery_images_are_inlined_and_small(run_dir):

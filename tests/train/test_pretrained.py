@@ -9,16 +9,23 @@ from safetensors.torch import load_file, save_file
 
 from eagle_train.__main__ import main
 from eagle_train.model.checkpoints.files import write_weights
+from eagle_train.model.embeddings import Vocabulary
 from eagle_train.model.encoders.sam import Sam
 from eagle_train.model.llm import build_llm
 from eagle_train.train.app import start, train
-from eagle_train.train.config import build, load_config
+from eagle_train.train.assemble import load_tokenizer
+from eagle_train.train.config import ConfigError, build, load_config
 from eagle_train.train.load import export_run, load_model
 from eagle_train.train.pretrained import load_start, start_table
 from tests.runs import config, losses, must_run, overrides
 from tests.toys import VOCAB, tiny_model
 
 PRETRAINED = ("mixture.encoders.vit", "mixture.encoders.convnext", "projector", "llm")
+
+
+def start_from(model, init_from):
+    """Loads the weights that a run begins with whose tokenizer has a token for every row of its model."""
+    return load_start(model, init_from, Vocabulary(num_tokens=model.llm.config.vocab_size))
 
 
 def library_files(folder, seed=1):
@@ -58,7 +65,7 @@ def by_component(starts):
 def test_every_part_loads_from_its_own_files(tmp_path):
     theirs, sources = library_files(tmp_path)
     ours = model_from(sources)
-    starts = by_component(load_start(ours, None))
+    starts = by_component(start_from(ours, None))
     for part in PRETRAINED:
         expected = theirs.get_submodule(part).state_dict()
         found = ours.get_submodule(part).state_dict()
@@ -71,7 +78,7 @@ def test_every_part_loads_from_its_own_files(tmp_path):
 
 def test_the_table_names_source_counts_and_what_is_new(tmp_path):
     _, sources = library_files(tmp_path)
-    starts = load_start(model_from({"llm": sources["llm"]}), None)
+    starts = start_from(model_from({"llm": sources["llm"]}), None)
     console = Console(width=200)
     with console.capture() as capture:
         console.print(start_table(starts))
@@ -83,7 +90,7 @@ def test_the_table_names_source_counts_and_what_is_new(tmp_path):
 
 def test_parts_without_a_source_keep_their_random_weights():
     ours, untouched = model_from({}), tiny_model()
-    starts = load_start(ours, None)
+    starts = start_from(ours, None)
     assert {start.source for start in starts} == {None} and all(start.fresh for start in starts)
     assert all(torch.equal(t, untouched.state_dict()[name]) for name, t in ours.state_dict().items())
 
@@ -99,7 +106,7 @@ def test_sams_new_neck_is_listed_as_new(tmp_path):
         model = tiny_model()
         sam = build(shape | {"pretrained": str(tmp_path / "sam"), "pretrained_neck": pretrained_neck})
         model.mixture.encoders["vit"] = sam
-        start = by_component(load_start(model, None))["mixture.encoders.vit"]
+        start = by_component(start_from(model, None))["mixture.encoders.vit"]
         assert sorted(start.fresh) == [f"sam.neck.{name}" for name in fresh]
         assert torch.equal(sam.sam.neck.conv1.weight, theirs.sam.neck.conv1.weight) == pretrained_neck
 
@@ -116,19 +123,19 @@ def grown_llm(tmp_path, **fields):
 @pytest.mark.parametrize("tied", [False, True])
 def test_added_tokens_start_as_the_mean_of_the_others(tmp_path, tied):
     theirs, model = grown_llm(tmp_path, tie_word_embeddings=tied)
-    start = by_component(load_start(model, None))["llm"]
+    start = by_component(start_from(model, None))["llm"]
     for ours, source in (
         (model.llm.model.embed_tokens.weight, theirs.model.embed_tokens.weight),
         (model.llm.lm_head.weight, theirs.lm_head.weight),
     ):
         assert torch.equal(ours[:VOCAB], source)
         torch.testing.assert_close(ours[VOCAB:], source.mean(0).expand(3, -1))
-    assert f"model.embed_tokens.weight: 3 rows added, each the mean of the source's {VOCAB}" in start.note
+    assert f"model.embed_tokens.weight: 3 rows added to {VOCAB}; new rows start as the mean" in start.note
     assert ("lm_head.weight" in start.note) != tied
 
 
-def test_a_vocabulary_smaller_than_the_sources_is_refused(tmp_path):
-    _, model = grown_llm(tmp_path)
+def test_a_table_is_cut_only_where_no_token_has_a_row(tmp_path):
+    theirs, model = grown_llm(tmp_path)
     model.llm = build_llm(
         model_type="llama",
         vocab_size=VOCAB - 1,
@@ -138,8 +145,11 @@ def test_a_vocabulary_smaller_than_the_sources_is_refused(tmp_path):
         num_hidden_layers=1,
         num_attention_heads=2,
     )
-    with pytest.raises(ValueError, match=r"embed_tokens.weight \(64, 8\) instead of \(63, 8\)"):
-        load_start(model, None)
+    with pytest.raises(ValueError, match=f"the tokenizer has {VOCAB} tokens, the LLM {VOCAB - 1} rows"):
+        load_start(model, None, Vocabulary(num_tokens=VOCAB))
+    start = by_component(load_start(model, None, Vocabulary(num_tokens=VOCAB - 1)))["llm"]
+    assert torch.equal(model.llm.model.embed_tokens.weight, theirs.model.embed_tokens.weight[:-1])
+    assert f"1 of {VOCAB} rows dropped, which no token has" in start.note
 
 
 @pytest.mark.parametrize("part", PRETRAINED)
@@ -157,7 +167,7 @@ def test_a_missing_tensor_is_an_error_for_every_part(tmp_path, part):
         gone = sorted(name for name in state if not name.startswith("text"))[0]
         save_file({name: t.clone() for name, t in state.items() if name != gone}, file)
     with pytest.raises(ValueError, match="(1 missing: .*" + gone.split(".")[-2] + "|not there: " + gone + ")") as error:
-        load_start(model_from({part: sources[part]}), None)
+        start_from(model_from({part: sources[part]}), None)
     assert str(error.value).startswith(part) and f"{part}.pretrained=null" in str(error.value)
 
 
@@ -175,7 +185,7 @@ def test_a_missing_tensor_is_an_error_for_every_part(tmp_path, part):
 @pytest.mark.parametrize("part", ["llm", "mixture.encoders.vit"])
 def test_a_source_that_cannot_be_had_names_the_overrides(source, said, part):
     with pytest.raises(ValueError, match=said) as error:
-        load_start(model_from({part: source}), None)
+        start_from(model_from({part: source}), None)
     assert str(error.value).startswith(f"{part}: cannot load '{source}'")
     assert f"set {part}.pretrained=FOLDER (local weights) or {part}.pretrained=null" in str(error.value)
 
@@ -189,14 +199,14 @@ def test_hub_ids_are_read_from_the_local_cache(tmp_path, monkeypatch):
         (repo / "refs/main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     ours = model_from({"llm": "someone/llm", "mixture.encoders.vit": "someone/vision/clip/model.safetensors"})
-    starts = by_component(load_start(ours, None))
+    starts = by_component(start_from(ours, None))
     assert starts["llm"].source == "someone/llm" and starts["mixture.encoders.vit"].loaded > 0
     for part in ("llm", "mixture.encoders.vit"):
         expected = theirs.get_submodule(part).state_dict()
         assert all(torch.equal(t, expected[name]) for name, t in ours.get_submodule(part).state_dict().items())
     next((tmp_path / "hub/models--someone--llm/snapshots/abc").glob("*.safetensors")).unlink()
     with pytest.raises(ValueError, match="llm: cannot load 'someone/llm'"):
-        load_start(model_from({"llm": "someone/llm"}), None)
+        start_from(model_from({"llm": "someone/llm"}), None)
 
 
 def test_sources_are_overridden_on_the_command_line():
@@ -206,6 +216,37 @@ def test_sources_are_overridden_on_the_command_line():
     assert changed["mixture"]["encoders"]["clip"]["pretrained"] is None
     assert changed["mixture"]["encoders"]["det"]["pretrained"].startswith("Yuxin-CV/EVA-02/")
     assert changed["init_from"] is None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_runs_new_tokens_start_as_the_mean_of_the_others_and_are_kept_on_resume(data, tmp_path, tied):
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    known = len(load_tokenizer(str(data / "tokenizer")))
+    theirs = build_llm(model_type="llama", vocab_size=known + 2, tie_word_embeddings=tied, **shape)  # two of padding
+    theirs.save_pretrained(tmp_path / "llm")
+    changes = [f"+llm.pretrained={tmp_path / 'llm'}", f"llm.tie_word_embeddings={tied}"]
+    short = ["schedule.pretrain.num_steps=1", "schedule.sft.num_steps=1"]
+    command = [*overrides(data, tmp_path / "run", *changes, "new_tokens=[NEW_0,NEW_1,NEW_2]"), *short]
+    with pytest.raises(ConfigError, match=rf"has {known + 3} tokens, the LLM {known + 2} .*llm.vocab_size={known + 3}"):
+        start(load_config([*command, f"llm.vocab_size={known + 2}"]))
+    command.append(f"llm.vocab_size={known + 4}")
+    run = start(load_config(command))
+    run.preempted.close()
+    run.trackers.close()
+    assert run.encoder.tokenizer.convert_tokens_to_ids(["NEW_0", "NEW_2"]) == [known, known + 2]
+    for ours, source in (
+        (run.model.llm.model.embed_tokens.weight, theirs.model.embed_tokens.weight),
+        (run.model.llm.lm_head.weight, theirs.lm_head.weight),
+    ):
+        assert torch.equal(ours[:known], source[:known])
+        torch.testing.assert_close(ours[known:], source[:known].mean(0).expand(4, -1))
+    assert (run.model.llm.lm_head.weight is run.model.llm.model.embed_tokens.weight) == tied
+    assert main(command) == 0
+    shutil.rmtree(tmp_path / "llm")
+    assert main([*command, "schedule.sft.num_steps=2"]) == 0, "a resumed run asks for no pretrained weights"
+    export = export_run(tmp_path / "run", tmp_path / "export")
+    _, encoder = load_model(export)
+    assert encoder.tokenizer.convert_tokens_to_ids("NEW_2") == known + 2
 
 
 @pytest.fixture(scope="module")

@@ -1,52 +1,46 @@
-"""Builds a folder of toy shards."""
+"""Toy data sets as pieces, a shard each."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from eagle_train.data.shards import write_shards
-from eagle_train.data.toy.samples import ToySample, toy_samples
+from eagle_train.data.toy.samples import ToySample, toy_sample
+
+SAMPLES_PER_SHARD = 1000
 
 
-def build_toy(
-    out: Path,
-    *,
-    kind: str,
-    split: str,
-    num_samples: int,
-    seed: int,
-    progress: Callable[[int], None] | None = None,
-) -> list[Path]:
-    """Writes one toy data set as shards and returns their paths.
-
-    The shards appear all at once when they are whole: an interrupted build leaves nothing that looks done.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyRecords:
+    """Some samples of a toy data set: from number `first` to before number `stop`.
 
     Args:
-        out: folder of the shards; created, and may exist only if it is empty.
-        kind, split, seed: see `toy_samples`.
-        num_samples: size of the data set.
-        progress: called after every sample with the number of samples made so far.
-
-    Raises:
-        ValueError: if `out` already holds something, or for an unknown kind or split.
+        kind, split, seed: see `toy_sample`.
     """
-    out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; delete it to build the data set again")
-    # Shards are named after their folder, so the unfinished one has the final name in a folder of its own.
-    unfinished = out.parent / f".{out.name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    samples = toy_samples(kind, split, num_samples, seed)
-    paths = write_shards(_counted(samples, progress) if progress else samples, unfinished / out.name)
-    (unfinished / out.name).replace(out)
-    unfinished.rmdir()
-    return [out / path.name for path in paths]
+
+    kind: str
+    split: str
+    seed: int
+    first: int
+    stop: int
+
+    def read(self) -> Iterator[ToySample]:
+        """Yields the samples, see `pieces.Records`."""
+        for index in range(self.first, self.stop):
+            yield toy_sample(self.kind, self.split, index, self.seed)
+
+    def __len__(self) -> int:
+        return self.stop - self.first
 
 
-def _counted(samples: Iterable[ToySample], progress: Callable[[int], None]) -> Iterator[ToySample]:
-    """Yields the samples and reports how many there were."""
-    for count, sample in enumerate(samples, start=1):
-        yield sample
-        progress(count)
+def toy_records(*, kind: str, split: str, num_samples: int, seed: int) -> list[ToyRecords]:
+    """Returns what each shard of a toy data set holds.
+
+    Args:
+        kind, split, seed: see `toy_sample`.
+        num_samples: size of the data set.
+    """
+    return [
+        ToyRecords(kind=kind, split=split, seed=seed, first=first, stop=min(num_samples, first + SAMPLES_PER_SHARD))
+        for first in range(0, num_samples, SAMPLES_PER_SHARD)
+    ]

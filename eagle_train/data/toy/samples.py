@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from eagle_train.data.toy import clips, pages, scenes
+from eagle_train.data.toy import clips, pages, scenes, timelines
 from eagle_train.data.toy.albums import second_image_later, which_image
 from eagle_train.data.toy.conversations import (
     Attachment,
@@ -27,7 +27,7 @@ Scene = scenes.ShapesScene | scenes.BarsScene | pages.PrintScene | pages.Documen
 ToySample = tuple[str, dict[str, Any], dict[str, bytes]]
 """Key, canonical record, media bytes by member extension: what `write_shards` takes."""
 
-KINDS = ("shapes", "bars", "captions", "digits", "words", "documents", "multi_image", "video", "text")
+KINDS = ("shapes", "bars", "captions", "digits", "words", "documents", "multi_image", "video", "timelines", "text")
 """Kinds of the train split."""
 
 
@@ -49,6 +49,8 @@ def question_types(kind: str) -> tuple[str, ...]:
             return (kind.removesuffix("s"),)
         case "multi_image" | "video":
             return (kind,)
+        case "timelines":
+            return timelines.TYPES
     raise ValueError(f"no held-out questions for kind {kind!r}; use all or a kind with short answers")
 
 
@@ -64,7 +66,8 @@ def toy_sample(kind: str, split: str, index: int, seed: int) -> ToySample:
     Args:
         kind: one of `KINDS`; in the held-out split also `all`, and neither `captions` nor `text`.
         split: `train`: a conversation, whose `meta` is its kind; `heldout`: one question, whose `meta` is its
-            type. Types take turns, and so do the answers of a type. No picture is in both splits.
+            type (and how many answers the question itself names, if it does). Types take turns, and so do the
+            answers of a type. No picture is in both splits.
         index: number of the sample from 0.
         seed: of the whole set.
 
@@ -79,6 +82,8 @@ def toy_sample(kind: str, split: str, index: int, seed: int) -> ToySample:
     else:
         types = question_types(kind)
         meta = {"type": types[index % len(types)]}
+        if options := timelines.NUM_OPTIONS.get(meta["type"]):
+            meta["num_options"] = options
         conversation = heldout_conversation(meta["type"], index // len(types), rng)
     return (f"{kind}-{split}-{index:06d}", *canonical_record(conversation, meta))
 
@@ -106,6 +111,10 @@ def train_conversation(kind: str, rng: random.Random) -> Conversation:
             return which_image("train", rng) if rng.random() < 0.7 else second_image_later("train", rng)
         case "video":
             return _talk(clips.random_change(rng) if rng.random() < 0.5 else clips.random_move(rng), rng, least=2)
+        case "timelines":
+            timeline = timelines.random_timeline(rng)
+            questions = shuffled(timelines.timeline_questions(timeline, rng), rng, least=2)
+            return ask_about(clip_of(timeline, "train", rng), questions, rng)
         case "text":
             pairs = [random_text_turn(rng) for _ in range(rng.randint(2, 4))]
             return Conversation(turns=tuple(Turn(question=(text,), answer=answer) for text, answer in pairs))
@@ -122,6 +131,9 @@ def heldout_conversation(question_type: str, ordinal: int, rng: random.Random) -
     """
     if question_type == "multi_image":
         return which_image("heldout", rng, target=ordinal % 3)
+    if question_type in timelines.TYPES:
+        timeline, question = timelines.heldout_question(question_type, ordinal, rng)
+        return ask_about(clip_of(timeline, "heldout", rng), [question], rng)
     scene, answer = _scene_with_answer(question_type, ordinal, rng)
     question = next(q for q in questions_of(scene) if q.type == question_type and q.answer == answer)
     return ask_about(attachment_of(scene, "heldout", rng), [question], rng)
@@ -197,6 +209,13 @@ def attachment_of(scene: Scene, split: Split, rng: random.Random) -> Attachment:
             clip = video_in_split(split, lambda: clips.draw_clip(scene, rng), frames_per_second=clips.FRAMES_PER_SECOND)
             return Attachment(kind="video", data=clip)
     return Attachment(kind="image", data=data)
+
+
+def clip_of(timeline: timelines.Timeline, split: Split, rng: random.Random) -> Attachment:
+    """Returns a clip of a timeline that belongs to the split."""
+    rate = timelines.FRAMES_PER_SECOND
+    clip = video_in_split(split, lambda: timelines.draw_timeline(timeline, rng), frames_per_second=rate)
+    return Attachment(kind="video", data=clip)
 
 
 def _talk(scene: Scene, rng: random.Random, *, least: int) -> Conversation:

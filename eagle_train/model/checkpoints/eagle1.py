@@ -12,15 +12,22 @@ Source: NVlabs/Eagle, Eagle/ (facts only).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 
 import torch
 
 from eagle_train.model.checkpoints.eagle1_unused import clip_norm, convnext_head, eva02_tables, nothing
-from eagle_train.model.checkpoints.files import listed
+from eagle_train.model.checkpoints.names import (
+    OLD_BUFFERS,
+    Match,
+    Renames,
+    compare,
+    matches_any,
+    rename,
+    reversed_renames,
+)
 from eagle_train.model.encoders.base import VisionEncoder
 from eagle_train.model.encoders.clip_vit import ClipVit
 from eagle_train.model.encoders.convnext import ConvNext
@@ -32,12 +39,6 @@ TOWER = "model.vision_tower.vision_towers.{}.vision_tower."
 PROJECTOR = ("model.mm_projector.", "projector.layers.")
 ENCODER = "mixture.encoders.{}."
 LLM = "llm."
-OLD_BUFFERS = ("*.rotary_emb.inv_freq", "*.embeddings.position_ids")
-"""Constants that older transformers releases wrote into checkpoints."""
-
-Renames = Sequence[tuple[str, str]]
-"""(released pattern, our pattern): `{}` stands for one part of a dotted name, a final `*` for the rest. The first
-pattern that matches counts, in both directions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,28 +130,6 @@ TOWERS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Match:
-    """How a released checkpoint fits a model, tensor by tensor; all but `names` hold released names."""
-
-    names: dict[str, str]
-    """Released name -> our name, of the tensors that both have."""
-    unused: list[str]
-    """Harmless: of parts that no forward pass uses, or constants."""
-    unknown: list[str]
-    """Fatal: tensors without a place in the model."""
-    missing: list[str]
-    """Fatal: tensors of the model that the checkpoint does not hold."""
-    misshapen: list[str]
-    """Fatal: tensors of another shape, with both shapes."""
-
-    def demand(self) -> None:
-        """Raises ValueError if something fatal was found, with the names."""
-        kinds = {"missing": self.missing, "without a place in the model": self.unknown, "misshapen": self.misshapen}
-        if faults := [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]:
-            raise ValueError(f"the checkpoint does not fit the model: {'; '.join(faults)}")
-
-
 def match(released: Mapping[str, torch.Size], ours: Mapping[str, torch.Size], towers: Mapping[str, Tower]) -> Match:
     """Returns how the tensors of a released checkpoint fit those of a model.
 
@@ -158,19 +137,12 @@ def match(released: Mapping[str, torch.Size], ours: Mapping[str, torch.Size], to
         released, ours: shapes by name.
         towers: by the name of our encoder, in the order of `mm_vision_tower`.
     """
-    unused = [key for key in released if is_unused(key, towers)]
-    names = {key: to_ours(key, towers) for key in released.keys() - set(unused)}
-    known = {key: name for key, name in names.items() if name in ours}
-    return Match(
-        names={key: known[key] for key in released if key in known and released[key] == ours[known[key]]},
-        unused=unused,
-        unknown=sorted(names.keys() - known.keys()),
-        missing=sorted(to_released(name, towers) for name in ours.keys() - set(known.values())),
-        misshapen=sorted(
-            f"{key} {tuple(released[key])} instead of {tuple(ours[name])}"
-            for key, name in known.items()
-            if released[key] != ours[name]
-        ),
+    return compare(
+        released,
+        ours,
+        is_unused=partial(is_unused, towers=towers),
+        to_ours=partial(to_ours, towers=towers),
+        to_released=partial(to_released, towers=towers),
     )
 
 
@@ -203,8 +175,7 @@ def to_released(name: str, towers: Mapping[str, Tower]) -> str:
     for index, (encoder, tower) in enumerate(towers.items()):
         prefix = ENCODER.format(encoder)
         if name.startswith(prefix):
-            renames = [(ours, theirs) for theirs, ours in tower.renames]
-            return TOWER.format(index) + rename(name.removeprefix(prefix), renames)
+            return TOWER.format(index) + rename(name.removeprefix(prefix), reversed_renames(tower.renames))
     if name.startswith(PROJECTOR[1]):
         return PROJECTOR[0] + name.removeprefix(PROJECTOR[1])
     if name.startswith(LLM):
@@ -220,22 +191,3 @@ def unused_parts(released: Mapping[str, torch.Tensor], towers: Mapping[str, Towe
         own = {key.removeprefix(prefix): tensor for key, tensor in released.items() if key.startswith(prefix)}
         parts |= {prefix + key: tensor for key, tensor in tower.make_unused(own).items()}
     return parts
-
-
-def rename(name: str, renames: Renames) -> str:
-    """Returns `name` by the first pattern that matches it, or as it is."""
-    for source, target in renames:
-        if found := expression(source).fullmatch(name):
-            return target.replace("*", "{}").format(*found.groups())
-    return name
-
-
-def matches_any(name: str, patterns: Iterable[str]) -> bool:
-    """Returns whether one of the patterns matches all of `name`."""
-    return any(expression(pattern).fullmatch(name) for pattern in patterns)
-
-
-@cache
-def expression(pattern: str) -> re.Pattern:
-    """Returns the regular expression of a pattern of `Renames`."""
-    return re.compile(re.escape(pattern).replace(r"\{\}", "([^.]+)").replace(r"\*", "(.+)"))

@@ -36,7 +36,7 @@ class VisionEncoder(nn.Module, ABC):
         placeholder_size: side in pixels of the smallest image that reaches every parameter.
         mean, std: RGB statistics of its input, in 0..1.
         resize: from the tile's side to `input_size`.
-        recompute: whether an engine with activation checkpointing recomputes this encoder too.
+        recompute: whether an engine with activation checkpointing recomputes this encoder's layers too.
         pretrained: where its weights come from: a hub id, a local folder or a file; None: random weights.
             Only kept here: whoever builds a run reads it and loads what `adapt` returns.
         fresh: prefixes of the parameter names that such weights do not hold.

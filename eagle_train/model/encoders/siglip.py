@@ -56,12 +56,12 @@ class Siglip(VisionEncoder):
         pretrained: str | None = None,
         fan_in_init: bool = False,
     ) -> None:
-        depth = num_hidden_layers if select_layer == -1 else select_layer % (num_hidden_layers + 1)
-        if not (1 <= depth <= num_hidden_layers and -num_hidden_layers <= select_layer <= num_hidden_layers):
+        if select_layer == 0 or abs(select_layer) > num_hidden_layers:
             raise ValueError(
                 f"Siglip: select_layer {select_layer} is not the output of one of {num_hidden_layers} layers; it is "
                 f"-{num_hidden_layers} to -1, or 1 to {num_hidden_layers}"
             )
+        depth = num_hidden_layers if select_layer == -1 else select_layer % (num_hidden_layers + 1)
         config = SiglipVisionConfig(
             image_size=image_size,
             patch_size=patch_size,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from eagle_train.model.encoders.base import Resize, VisionEncoder, aligned
 
@@ -23,7 +25,8 @@ class Mixture(nn.Module, ABC):
         channels: C of those tokens.
         layer_norm: normalizes each encoder's features before they are fused, so that encoders of different
             scale start equal (random or unrelated weights).
-        micro_batch: tiles that the encoders see at once; null: all of a row.
+        micro_batch: tiles that the encoders see at once; null: all of a row. With activation checkpointing, no
+            more than their features outlives them: each micro-batch is recomputed when its gradient comes.
         resample: from an encoder's own grid to that of the fusion.
 
     Raises:
@@ -49,6 +52,7 @@ class Mixture(nn.Module, ABC):
         self.tokens_per_tile = tokens_per_tile
         self.channels = channels
         self.micro_batch = micro_batch
+        self.checkpointing = False
         self.resample = resample
         norms = {name: nn.LayerNorm(encoder.channels) for name, encoder in encoders.items()}
         self.norms = nn.ModuleDict(norms if layer_norm else {})
@@ -64,10 +68,26 @@ class Mixture(nn.Module, ABC):
         """
         if placeholder:
             return self.placeholder(pixels) if alone is None else self.seen_by(alone, pixels, placeholder=True)
-        pieces = pixels.split(self.micro_batch or len(pixels))
-        if alone is not None:
-            return torch.cat([self.seen_by(alone, some) for some in pieces])
-        return torch.cat([self.fuse(self.encode(some)) for some in pieces])
+        see = self.see if alone is None else partial(self.seen_by, alone)
+        return torch.cat([self.kept_small(see, some) for some in pixels.split(self.micro_batch or len(pixels))])
+
+    def see(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns fused features (N, P, C) of tiles (N, 3, S, S) uint8, all at once."""
+        return self.fuse(self.encode(pixels))
+
+    def kept_small(self, see: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        """Returns `see(pixels)`, recomputed in the backward pass where micro-batches are."""
+        recomputed = self.checkpointing and self.micro_batch is not None and torch.is_grad_enabled()
+        if recomputed and any(parameter.requires_grad for parameter in self.parameters()):
+            return checkpoint(see, pixels, use_reentrant=False)
+        return see(pixels)
+
+    def set_activation_checkpointing(self, encoders: Iterable[VisionEncoder]) -> None:
+        """Recomputes micro-batches, and the layers of those `encoders` that do not refuse, in the backward pass."""
+        self.checkpointing = True
+        for encoder in encoders:
+            if encoder.recompute:
+                encoder.set_activation_checkpointing()
 
     def seen_by(self, name: str, pixels: torch.Tensor, *, placeholder: bool = False) -> torch.Tensor:
         """Returns one encoder's features (N, P, C_i), not normalized, on a square grid of P tokens.

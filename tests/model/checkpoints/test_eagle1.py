@@ -9,7 +9,7 @@ from eagle_train.model.checkpoints.eagle1 import TOWERS, is_unused, match, to_ou
 from eagle_train.model.checkpoints.eagle1_config import read_llm, read_projector_depth, read_towers, write_config
 from eagle_train.model.checkpoints.files import read_weights
 from eagle_train.train.assemble import meta_model
-from eagle_train.train.released import differences, import_config, released_towers
+from eagle_train.train.released_eagle1 import differences, import_config, released_towers
 from tests.eagle1_layout import (
     CHANNELS,
     FULL,

@@ -11,6 +11,8 @@ from transformers import (
     Pix2StructForConditionalGeneration,
     SamConfig,
     SamModel,
+    SiglipConfig,
+    SiglipModel,
 )
 
 from tests.model.encoders import tiny
@@ -39,6 +41,11 @@ def pix2struct_checkpoint(encoder):
     return Pix2StructForConditionalGeneration(config)
 
 
+def siglip_checkpoint(encoder):
+    vision = encoder.vit.config.to_dict() | {"vision_use_head": True}
+    return SiglipModel(SiglipConfig(vision_config=vision, text_config=TINY_TEXT | {"vocab_size": 10}))
+
+
 def convnext_checkpoint(encoder):
     return timm.create_model("convnext_atto", depths=[1, 1, 2, 1], dims=[8, 12, 16, 24], num_classes=5)
 
@@ -48,6 +55,7 @@ CHECKPOINTS = {
     "convnext": (convnext_checkpoint, "stages.2.blocks.1.gamma", "", ""),
     "sam": (sam_checkpoint, "vision_encoder.layers.0.attn.rel_pos_h", "vision_encoder.", "sam."),
     "pix2struct": (pix2struct_checkpoint, "encoder.encoder.layer.1.mlp.wi_0.weight", "encoder.", "vit."),
+    "siglip": (siglip_checkpoint, "vision_model.head.probe", "vision_model.", "vit."),
 }
 
 
@@ -64,13 +72,33 @@ def test_a_library_checkpoint_gives_every_tensor_but_no_other(kind):
         assert torch.equal(tensor, state[prefix + name.removeprefix(own_prefix)]), name
 
 
-@pytest.mark.parametrize("kind", ["clip", "sam", "pix2struct"])
+@pytest.mark.parametrize("kind", ["clip", "sam", "pix2struct", "siglip"])
 def test_a_bare_library_model_fits_too(kind):
     encoder = randomized(TINY[kind]())
     own_prefix = CHECKPOINTS[kind][-1]
     bare = {name.removeprefix(own_prefix): tensor for name, tensor in encoder.state_dict().items()}
     adapted = encoder.adapt(bare)
     assert adapted.keys() == encoder.state_dict().keys()
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("prefix", ["", "vision_model.", "vision_model.vision_model.", "vision_tower.vision_model."])
+def test_siglip_is_found_behind_every_published_prefix_with_its_head_or_without(prefix, head):
+    encoder = tiny.siglip()
+    whole = randomized(siglip_checkpoint(encoder)).vision_model.state_dict()
+    assert any(name.startswith("head.") for name in whole)
+    state = {prefix + name: tensor for name, tensor in whole.items() if head or not name.startswith("head.")}
+    adapted = encoder.adapt(state | {"language_model.lm_head.weight": torch.ones(3)})
+    assert adapted.keys() == encoder.state_dict().keys()
+    assert all(torch.equal(tensor, whole[name.removeprefix("vit.")]) for name, tensor in adapted.items())
+
+
+def test_no_siglip_or_several_are_refused():
+    state = tiny.siglip().vit.state_dict()
+    with pytest.raises(ValueError, match="this one has 0"):
+        tiny.siglip().adapt({"model.embed_tokens.weight": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"this one has 2: \['a\.', 'b\.'\]"):
+        tiny.siglip().adapt({prefix + name: tensor for prefix in ("a.", "b.") for name, tensor in state.items()})
 
 
 def published_eva02(encoder):
@@ -129,7 +157,7 @@ def test_a_timm_checkpoint_gives_every_tensor(kind):
     assert torch.equal(encoder(pixels()), source(pixels()))
 
 
-@pytest.mark.parametrize("kind", ["clip", "sam", "eva02", "siglip2", "dinov2", "dinov3", "cradio"])
+@pytest.mark.parametrize("kind", ["clip", "sam", "eva02", "siglip", "siglip2", "dinov2", "dinov3", "cradio"])
 def test_weights_of_another_size_are_resampled(kind):
     small, large = randomized(TINY[kind]()), {"image_size": 2 * TINY[kind]().input_size}
     if kind in ("siglip2", "dinov2"):

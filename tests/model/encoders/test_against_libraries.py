@@ -7,7 +7,14 @@ from timm.layers import SwiGLU
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPVisionModel, Pix2StructImageProcessor, Pix2StructVisionModel, SamVisionModel
+from transformers import (
+    CLIPVisionModel,
+    Pix2StructImageProcessor,
+    Pix2StructVisionModel,
+    SamVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.model.encoders import tiny
 from tests.model.encoders.tiny import TINY, pixels, randomized, relative_error
@@ -110,6 +117,45 @@ def test_pix2struct_is_the_library_with_its_own_processor():
     patches[..., 2:] *= (6912 / 6911) ** 0.5
     wanted = bare(patches, inputs["attention_mask"].double()).last_hidden_state[:, :36]
     assert relative_error(encoder(tiles).flatten(2).transpose(1, 2), wanted) < 1e-5
+
+
+def bare_siglip(num_layers):
+    """Returns transformers' whole SigLIP vision model, pooling head included, with drawn weights."""
+    shape = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    return randomized(SiglipVisionModel(SiglipVisionConfig(**shape, num_hidden_layers=num_layers))).eval()
+
+
+@torch.no_grad()
+def test_siglip_is_the_library_after_its_final_norm():
+    bare, encoder = bare_siglip(2), tiny.siglip()
+    encoder.load_state_dict(encoder.adapt(bare.state_dict()))
+    wanted = bare(normalized(encoder, pixels())).last_hidden_state
+    assert torch.equal(encoder(pixels()).flatten(2).transpose(1, 2), wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("select_layer", [-2, -3, -4, 1, 2, 3, 4])
+def test_siglip_stops_at_a_hidden_state(select_layer):
+    bare, encoder = bare_siglip(4), tiny.siglip(num_hidden_layers=4, select_layer=select_layer)
+    encoder.load_state_dict(encoder.adapt(bare.state_dict()))
+    wanted = bare(normalized(encoder, pixels()), output_hidden_states=True).hidden_states
+    assert len(wanted) == 5
+    assert torch.equal(encoder(pixels()).flatten(2).transpose(1, 2), wanted[select_layer])
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    assert count + sum(encoder.not_built.values()) == sum(parameter.numel() for parameter in bare.parameters())
+
+
+def test_siglip_attends_with_torchs_own_kernels_whatever_the_size():
+    encoder = tiny.siglip()
+    assert encoder.vit.config._attn_implementation == "sdpa"
+    assert encoder(pixels(), 8).shape[2:] == (1, 1)
+    assert encoder(pixels(), 56).shape[2:] == (7, 7)
+
+
+@pytest.mark.parametrize("select_layer", [-5, 0, 5, -6])
+def test_siglip_has_no_features_before_its_first_layer_or_after_its_last(select_layer):
+    with pytest.raises(ValueError, match=f"select_layer {select_layer} .* -4 to -1, or 1 to 4"):
+        tiny.siglip(num_hidden_layers=4, select_layer=select_layer)
 
 
 LEARNT = {"img_size": 32, "dynamic_img_size": True}

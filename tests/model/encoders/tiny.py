@@ -13,6 +13,7 @@ from eagle_train.model.encoders.convnext import ConvNext
 from eagle_train.model.encoders.eva02 import Eva02
 from eagle_train.model.encoders.pix2struct import Pix2Struct
 from eagle_train.model.encoders.sam import Sam
+from eagle_train.model.encoders.siglip import Siglip
 from eagle_train.model.encoders.timm_vit import TimmVit
 
 TILE = 48
@@ -44,6 +45,10 @@ def pix2struct(**changes) -> Pix2Struct:
     return Pix2Struct(**(shape | WIDTHS | changes))
 
 
+def siglip(**changes) -> Siglip:
+    return Siglip(**({"image_size": 32, "patch_size": 8, "intermediate_size": 24} | WIDTHS | changes))
+
+
 def timm_vit(name: str, **options) -> Callable[..., TimmVit]:
     shape = {"name": name, "image_size": 32} | GREY
     sizes = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2} | options
@@ -57,6 +62,7 @@ TINY: dict[str, Callable[..., VisionEncoder]] = {
     "sam": sam,
     "eva02": eva02,
     "pix2struct": pix2struct,
+    "siglip": siglip,
     "siglip2": timm_vit("vit_so400m_patch16_siglip_384", **learnt),
     "dinov2": timm_vit("vit_large_patch14_dinov2", **learnt),
     "dinov3": timm_vit("vit_large_patch16_dinov3"),

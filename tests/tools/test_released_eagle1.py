@@ -10,9 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle_train.__main__ import main
 from eagle_train.model.checkpoints.files import read_weights, same, write_weights
+from eagle_train.model.embeddings import Vocabulary
+from eagle_train.train import released_eagle1
 from eagle_train.train.load import export_run, load_model, read_config
 from eagle_train.train.pretrained import load_start
-from eagle_train.train.released import export_projector, export_released, import_config, import_released
+from eagle_train.train.released_eagle1 import export_projector, export_released, import_config, import_released
 from tests.eagle1_layout import (
     LLAMA3_8B,
     SHALLOW,
@@ -144,7 +146,7 @@ def test_torch_files_import_like_safetensors(release, tmp_path):
 @pytest.fixture
 def tiny_command(monkeypatch):
     """Lets the command import tiny checkpoints."""
-    monkeypatch.setattr("eagle_train.tools.import_.import_config", lambda folder, experiment: tiny_config(folder))
+    monkeypatch.setattr(released_eagle1, "import_config", lambda folder, experiment: tiny_config(folder))
 
 
 def test_the_command_imports_and_its_import_answers(data, tmp_path, tiny_command, capsys):
@@ -230,7 +232,8 @@ def test_the_projector_alone_leaves_and_comes_back(release, tmp_path):
         encoder.pretrained = None
     torch.nn.init.zeros_(model.projector.layers[0].weight)
     model.projector.pretrained = str(tmp_path / "stage1")
-    starts = {start.component: start for start in load_start(model, None)}
+    vocabulary = Vocabulary(num_tokens=model.llm.config.vocab_size)
+    starts = {start.component: start for start in load_start(model, None, vocabulary)}
     assert starts["projector"].loaded == 4 and starts["projector"].fresh == ()
     assert torch.equal(model.projector.layers[0].weight, expected["model.mm_projector.0.weight"].float())
 

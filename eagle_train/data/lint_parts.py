@@ -1,0 +1,81 @@
+"""Lint of all parts of a data set by several processes; findings are kept on disk until all parts are looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from eagle_train.data.lint import Finding
+from eagle_train.data.lint_files import Checks, Chunk, Part, ShardWork
+from eagle_train.data.work_pool import run_all
+
+LINT_VERSION = 1
+"""Raised when the same part gets other findings, so that none of an older version are taken."""
+Look = Callable[[Checks, Any], Part]
+"""`lint_shard` or `lint_records`."""
+
+
+def lint_parts(
+    look: Look,
+    checks: Checks,
+    works: Iterable[ShardWork | Chunk],
+    folder: Path,
+    *,
+    workers: int,
+    num_works: int | None = None,
+    progress: Callable[[Part], None],
+) -> list[Part]:
+    """Returns the findings of all parts in their order, so that they do not depend on the processes.
+
+    Args:
+        folder: keeps the findings of each part until all are there; what the same look left there is taken.
+        workers: processes.
+        num_works: of parts, where it is known.
+        progress: called with every part as it is done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[int, Part] = {}
+    for work, part in run_all(partial(look_once, look, checks, folder), works, workers, num_works):
+        found[work.number] = part
+        progress(part)
+    shutil.rmtree(folder)
+    with suppress(OSError):  # unless another look is under way
+        folder.parent.rmdir()
+    return [found[number] for number in sorted(found)]
+
+
+def look_once(look: Look, checks: Checks, folder: Path, work: ShardWork | Chunk) -> Part:
+    """Returns the findings of a part, from the disk if they are there.
+
+    Missing media may have been added since, so a part that lacked some is looked at again.
+    """
+    path = folder / f"{hashlib.sha256(work.identity().encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.json"
+    if path.is_file():
+        part = from_json(path.read_text())
+        if all(finding.kind != "missing_media" for _, finding in part.findings):
+            return part
+    part = look(checks, work)
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    aside.write_text(to_json(part))
+    aside.replace(path)
+    return part
+
+
+def to_json(part: Part) -> str:
+    """Returns findings as text."""
+    return json.dumps(asdict(part) | {"media": sorted(part.media)})
+
+
+def from_json(text: str) -> Part:
+    """Returns the findings that `to_json` wrote."""
+    content = json.loads(text)
+    findings = [(key, Finding(**finding)) for key, finding in content["findings"]]
+    return Part(**content | {"findings": findings, "media": set(content["media"])})
