@@ -155,7 +155,7 @@ class SampleUse:
     num_tiles: int
     """Tiles of its images and frames."""
     num_frames: int
-    """Frames of its videos; 0 without one."""
+    """Frames of its videos and pages of its documents."""
     error: SampleError | None = None
     """Why it was not used."""
 

@@ -120,7 +120,7 @@ class ChatTemplate:
         """
         return self._encode_items(self.render(self.mark(messages, tokenizer)), tokenizer)
 
-    def mark(self, messages: Sequence[Message], tokenizer) -> Sequence[Message]:
+    def mark(self, messages: Sequence[Message], tokenizer) -> list[Message]:
         """Returns the messages with the names of special tokens marked as text, see `literals`."""
         return literals_of(tokenizer, tuple(self.content_tokens)).mark(messages)
 

@@ -117,9 +117,11 @@ class AutomaticDegradeSampling:
 
 
 def asked(medium: Media, frames: FrameRate) -> int:
-    """Returns the frames that a video, or the pages that a document, asks for."""
+    """Returns the frames that a video, or the pages that a document, asks for: of frames without times, all."""
     if medium.kind == "document":
         return medium.num_frames
+    if not medium.duration:
+        return min(medium.num_frames, frames.max_frames)
     return frames.num_frames(medium.duration, medium.num_frames)
 
 
@@ -146,7 +148,6 @@ def share_frames(
     the smallest part of what it asks for, of equal ones to the first. The allocation is the longest start of that order
     that fits. So more room never takes a frame away, and equal media differ by one frame at most.
     """
-
     order = frame_order(least, most)
     added = len(order)
     while True:

@@ -37,7 +37,7 @@ class Literals:
         self._name = re.compile("|".join(map(re.escape, sorted(names))) or "(?!)")
         self._start = re.compile(f"(?=(?:{self._name.pattern}))(.)", re.DOTALL)
 
-    def mark(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def mark(self, messages: Sequence[Message]) -> list[Message]:
         """Returns the messages with a mark inside every name of a special token."""
         return [self._mark(message) for message in messages]
 

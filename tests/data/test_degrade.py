@@ -248,10 +248,11 @@ def test_each_by_itself_ignores_the_budget():
         Media(kind="image", width=60, height=40),
         Media(kind="video", duration=9.0, num_frames=90),
         Media(kind="document", num_frames=7),
+        Media(kind="video", num_frames=3),
     ]
     plans, _ = encoder.plan_media(media, 0)
     assert plans == encoder.plan_media(media)[0]
-    assert plans == (TILINGS[0].plan(60, 40), MediaPlan(num_frames=4), MediaPlan(num_frames=7))
+    assert plans == (TILINGS[0].plan(60, 40), *(MediaPlan(num_frames=count) for count in (4, 7, 3)))
 
 
 def test_the_worked_example():

@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from eagle_train.data.degrade import EachByItself
+from eagle_train.data.degrade import AutomaticDegradeSampling, EachByItself
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
 from eagle_train.data.loss_weights import per_token
+from eagle_train.data.media_text import MediaText
 from eagle_train.data.tiling import CentreCrop, PadToSquare
 from eagle_train.data.too_long import DropTooLong, KeepTurns
 from eagle_train.train.assemble import load_tokenizer
 from eagle_train.train.config import build, load_config
-from eagle_train.train.stage_data import describe_layout, make_layout
+from eagle_train.train.schedule import Stage
+from eagle_train.train.stage_data import describe_layout, make_layout, of_stage
 from eagle_train.types import Message
 
 
@@ -61,3 +63,19 @@ def test_whatever_lengths_depend_on_is_in_the_fingerprint(encoder, changes, part
     assert one.fingerprint != two.fingerprint
     first, second = describe_layout(one), describe_layout(two)
     assert {name for name in first if first[name] != second[name]} == {part}
+
+
+def test_text_lengths_are_shared_by_templates_that_differ_in_the_text_of_media_alone(encoder):
+    numbered = replace(encoder, template=replace(encoder.template, media=MediaText(images="<image {number}>")))
+    one, two = make_layout(encoder, 64, DropTooLong()), make_layout(numbered, 64, DropTooLong())
+    assert one.text.fingerprint == two.text.fingerprint and one.fingerprint != two.fingerprint
+
+
+def test_a_stage_may_choose_frames_and_tiles_by_a_policy_of_its_own(encoder):
+    own = AutomaticDegradeSampling(frames=FrameRate(max_frames=512))
+    stage = Stage(recipe="r", learning_rates={}, max_length=64, rows_per_step=1, num_steps=1, degrade=own)
+    assert of_stage(encoder, stage).degrade is own
+    assert of_stage(encoder, replace(stage, degrade=None)).degrade is encoder.degrade
+    caps = replace(own, tile_caps=(4, 1))
+    prints = [make_layout(replace(encoder, degrade=each), 64, DropTooLong()).fingerprint for each in (own, caps)]
+    assert len({*prints, make_layout(encoder, 64, DropTooLong()).fingerprint}) == 3
