@@ -169,3 +169,14 @@ def test_eagle2_5_can_begin_with_the_weights_of_stage_1_5():
         ["+experiment=eagle2.5-8b", "~schedule.stage1", "~schedule.stage1_5", "init_from=runs/eagle2-stage1.5"]
     )
     assert list(build_schedule(config)) == ["stage2_32k", "stage3_64k", "stage4_128k"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_tokenizer_gets_every_special_token_of_the_prompts(name):
+    config = load_config([f"+experiment={name}"])
+    template = config["chat_template"]
+    named = {template["image_token"], *template["special_tokens"], *template["content_tokens"]}
+    assert named == set(config["new_tokens"])
+    # The released checkpoints have <IMG_CONTEXT> at 151667, and Qwen2.5's tokenizer ends at 151664.
+    assert 151665 + config["new_tokens"].index("<IMG_CONTEXT>") == 151667
+    assert 151665 + len(config["new_tokens"]) <= config["llm"]["vocab_size"]  # in the padding rows of its tables
