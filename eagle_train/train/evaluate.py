@@ -161,14 +161,19 @@ def read_question(dataset: RowDataset, number: int, max_frames: int | None = Non
     Args:
         max_frames: of each video; None: as many as its layout has.
     """
-    shard, index = dataset.catalog.locate(number)
-    layout = dataset.catalog.sizes(shard).layout(index)
-    sample, data = dataset.read(number, layout)
-    limit = max_frames or max((plan.num_frames for plan in layout.media), default=1)
-    plans = tuple(replace(plan, num_frames=min(plan.num_frames, limit)) for plan in layout.media)
-    tiles = dataset.encoder.new_tiles(plans)
-    dataset.encoder.decode_all(sample.key, sample.media, plans, data, tiles)
-    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], sample.media, plans, tiles), plans)
+    catalog, encoder = dataset.catalog, dataset.encoder
+    layout = catalog.layout_of(number)
+    plans = layout.media
+    if max_frames is not None:
+        kinds = [medium["kind"] for medium in catalog.index_row(*catalog.locate(number))["media"]]
+        plans = tuple(
+            replace(plan, num_frames=min(plan.num_frames, max_frames)) if kind == "video" else plan
+            for plan, kind in zip(plans, kinds, strict=False)  # media of turns that were cut off are not laid out
+        )
+    sample, data = dataset.read(number, replace(layout, media=plans))  # of a list, only the chosen frames are read
+    tiles = encoder.new_tiles(plans)
+    encoder.decode_all(sample.key, sample.media, plans, data, tiles)
+    return Question(sample, make_prompt(encoder, sample.messages[:-1], sample.media, plans, tiles), plans)
 
 
 def make_prompt(

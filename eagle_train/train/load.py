@@ -25,9 +25,6 @@ CARRIED = "released"
 """Folder in an import with what the model has no use for: unused tensors and the original `config.json`."""
 MODEL_KEYS = ("name", "new_tokens", "mixture", "projector", "llm", "chat_template", "data", "degrade", "loss")
 
-OLDER = {"new_tokens": []}
-"""Values of keys that configs written before there were such keys do not have."""
-
 
 def load_model(path: Path) -> tuple[VisionLanguageModel, Encoder]:
     """Returns the model, on this process's device in evaluation mode, and the encoder of samples.
@@ -88,11 +85,25 @@ def read_config(path: Path) -> dict[str, Any]:
     """Returns the config of an export, whose tokenizer lies in it, or of a run's newest checkpoint.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it is of an earlier version.
     """
     if is_export(path):
-        return OLDER | yaml.safe_load((path / CONFIG).read_text()) | {"tokenizer": str(path)}
-    return OLDER | yaml.safe_load((newest_checkpoint(path) / CONFIG).read_text())
+        return parse_config(path / CONFIG) | {"tokenizer": str(path)}
+    return parse_config(newest_checkpoint(path) / CONFIG)
+
+
+def parse_config(path: Path) -> dict[str, Any]:
+    """Returns the config in a file of a run or export.
+
+    Raises:
+        ValueError: if it lacks what this version needs.
+    """
+    config = yaml.safe_load(path.read_text())
+    if missing := [key for key in MODEL_KEYS if key not in config]:
+        raise ValueError(
+            f"{path} was written by an earlier version: it has no {', '.join(missing)}; use the version that wrote it"
+        )
+    return config
 
 
 def read_model_weights(path: Path) -> dict[str, torch.Tensor]:
