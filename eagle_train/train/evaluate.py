@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from eagle_train import dist
-from eagle_train.data.catalog import Catalog
 from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
 from eagle_train.data.loader import RowDataset
@@ -89,18 +88,21 @@ class Outcome:
 
 
 def evaluate(
-    model: VisionLanguageModel, catalog: Catalog, encoder: Encoder, evaluation: Evaluation, gallery: Path
+    model: VisionLanguageModel, dataset: RowDataset, evaluation: Evaluation, gallery: Path
 ) -> dict[str, float]:
     """Returns `eval/exact_match/<type>`, the same of `eval_grey`, `eval_chance` and others; rank 0 writes the gallery.
 
     Those about videos are also asked with shuffled frames, `eval_shuffled`, and with n frames, `eval_frames_<n>`.
     Ranks share the questions; every rank returns the scores of all. Questions that cannot be read are counted in
     `eval/dropped`.
+
+    Args:
+        dataset: of the held-out samples; its shards are closed at the end.
     """
+    catalog = dataset.catalog
     lengths = np.concatenate([catalog.sizes(shard).num_tokens for shard in range(len(catalog.shards))])
     order = [number for number in np.argsort(lengths, kind="stable").tolist() if lengths[number] > 0]
     mine = order[dist.rank() :: dist.world_size()]
-    dataset = RowDataset(catalog, encoder)
     outcomes: list[Outcome] = []
     training = model.training
     model.eval()
