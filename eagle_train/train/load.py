@@ -101,7 +101,8 @@ def parse_config(path: Path) -> dict[str, Any]:
     config = yaml.safe_load(path.read_text())
     if missing := [key for key in MODEL_KEYS if key not in config]:
         raise ValueError(
-            f"{path} was written by an earlier version: it has no {', '.join(missing)}; use the version that wrote it"
+            f"{path} was written by an earlier version: it has no {', '.join(missing)}; edit it as the changelog says, "
+            f"or use the version that wrote it"
         )
     return config
 

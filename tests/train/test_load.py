@@ -12,5 +12,5 @@ def test_a_config_of_an_earlier_version_is_refused_by_the_keys_that_it_lacks(tmp
     path.write_text(yaml.safe_dump(config))
     assert parse_config(path) == config
     path.write_text(yaml.safe_dump({key: "any" for key in MODEL_KEYS if key not in ("degrade", "new_tokens")}))
-    with pytest.raises(ValueError, match="has no new_tokens, degrade; use the version that wrote it"):
+    with pytest.raises(ValueError, match="has no new_tokens, degrade; edit it as the changelog says"):
         parse_config(path)
