@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,21 @@ import numpy as np
 
 from eagle_train.data.annotations import read_annotation
 from eagle_train.data.chat import ChatTemplate, TextRun
-from eagle_train.data.convert import read_media_file
-from eagle_train.data.frames import shown_seconds
-from eagle_train.data.images import ImageReader, probe_image
+from eagle_train.data.images import ImageReader
 from eagle_train.data.index import ensure_index, read_record, sample_key
 from eagle_train.data.lint import Finding, TextChecks, check_texts, short, text_of
-from eagle_train.data.media import MediaError
+from eagle_train.data.lint_media import check_files, check_sizes, decode_all, media_files
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_record
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_table
-from eagle_train.data.video_frames import decode_frames
-from eagle_train.data.videos import probe_video
 from eagle_train.types import Media, SampleError
 
 CHUNK = 500
 """Records of an annotation that are one job."""
 LONG_TEXT = 200
 """Characters from which on the same text with other media is worth a look; short questions repeat by nature."""
-LEAST_SIDE, MOST_ASPECT = 8, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,17 +158,19 @@ def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dic
         named = {path for ref in record.media for path in ref.paths}
         if unused := sorted(name for name in members if media_kind(name) and name not in named):
             findings.append(Finding("unused_media", ", ".join(unused)))
-        findings += check_sizes((m["width"], m["height"]) for m in row["media"] if m["kind"] == "image")
+        media = [Media(**medium) for medium in row["media"]]
+        findings += check_sizes((medium.width, medium.height) for medium in media if medium.kind == "image")
         if checks.images is not None:
-            findings += decode_all(record, checks.images, lambda name: reader.read(members[name]))
+            findings += decode_all(media_files(media), checks.images, lambda name: reader.read(members[name]))
     except (SampleError, OSError) as error:
         reason = error.reason if isinstance(error, SampleError) else "unreadable_file"
         part.add(key, [Finding(reason, short(getattr(error, "detail", str(error))))])
         return
     # Media are the same if their files are equally long and the pictures equally large: no byte of them is read.
-    sizes = [sum(members[name].size for name in m["members"] or [m["member"]]) for m in row["media"]]
-    media = [(n, m["width"], m["height"], m["start"], m["end"]) for n, m in zip(sizes, row["media"], strict=True)]
-    part.add(key, findings, **hashes(record, media))
+    told = [
+        (sum(members[name].size for name in m.members or [m.member]), m.width, m.height, m.start, m.end) for m in media
+    ]
+    part.add(key, findings, **hashes(record, told))
 
 
 def lint_records(checks: Checks, chunk: Chunk) -> Part:
@@ -191,57 +188,11 @@ def lint_records(checks: Checks, chunk: Chunk) -> Part:
             record = parse_record(data, key=key)
             part.media |= {path for ref in record.media for path in ref.paths}
             findings = [*check_texts(record, checks.texts), *count_tokens(record, checks)]
-            found, media = check_files(record, checks, key)
+            found, media = check_files(record, checks.media_root, checks.images, key)
             part.add(key, [*findings, *found], ident=ident, **hashes(record, media))
         except SampleError as error:
             part.add(key, [Finding(error.reason, short(error.detail))], ident=ident)
     return part
-
-
-def check_files(record: Record, checks: Checks, key: str) -> tuple[list[Finding], list[tuple]]:
-    """Returns the findings on the media files of a record, and what tells each from others.
-
-    That is bytes, width, height and bounds of a clip, or the path where there is no picture.
-    """
-    findings, media, sizes = [], [], []
-    contents: dict[str, bytes] = {}
-    for ref, file in [(medium, file) for medium in record.media for file in medium.files]:
-        try:
-            contents[file.ref] = data = read_media_file(file, checks.media_root, key)
-            probe = probe_image if file.kind == "image" else probe_video
-            width, height = probe(data)[:2]
-            media.append((len(data), width, height, ref.start, ref.end))
-            if ref.kind == "image":
-                sizes.append((width, height))
-        except (SampleError, MediaError) as error:
-            media.append((file.ref,))
-            findings.append(Finding(error.reason, short(f"{file.ref}: {error.detail}")))
-    findings += check_sizes(sizes)
-    if checks.images is not None and not any(f.kind.startswith(("missing", "unreadable")) for f in findings):
-        findings += decode_all(record, checks.images, contents.__getitem__)
-    return findings, media
-
-
-def check_sizes(sizes: Iterable[tuple[int, int]]) -> Iterator[Finding]:
-    """Yields a finding for the first odd one of image sizes (width, height)."""
-    for width, height in sizes:
-        if min(width, height) < LEAST_SIDE or max(width, height) > MOST_ASPECT * min(width, height):
-            yield Finding("odd_size", f"{width} x {height} pixels")
-            return
-
-
-def decode_all(record: Record, images: ImageReader, read: Callable[[str], bytes]) -> Iterator[Finding]:
-    """Yields a finding for each medium of a record that cannot be decoded; of videos two frames are."""
-    for file in (file for ref in record.media for file in ref.files):
-        try:
-            if file.kind == "image":
-                images.decode(read(file.ref))
-            else:
-                data = read(file.ref)
-                video = Media(kind="video", **probe_video(data)._asdict())
-                list(decode_frames(data, shown_seconds(video, 2)))
-        except MediaError as error:
-            yield Finding(error.reason, short(f"{file.ref}: {error}"))
 
 
 def count_tokens(record: Record, checks: Checks) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ def probe_medium(reader: ShardReader, key: str, ref: MediaRef, members: Sequence
     except MediaError as error:
         raise SampleError(key, error.reason, f"{member.name}: {error}") from error
     media = Media(kind="video", member=member.name, **facts._asdict())
-    return cut_clip(media, ref.start, ref.end, key) if ref.start or ref.end else media
+    return cut_clip(media, ref.start, ref.end, key)
 
 
 def probe_list(reader: ShardReader, key: str, ref: MediaRef, members: Sequence[Member]) -> Media:
@@ -62,11 +62,13 @@ def probe_list(reader: ShardReader, key: str, ref: MediaRef, members: Sequence[M
 
 
 def cut_clip(media: Media, start: float, end: float, key: str) -> Media:
-    """Returns the facts of a clip of a video file, from those of the file.
+    """Returns the facts of a clip of a video file, from those of the file; `start` and `end` of 0 are all of it.
 
     Raises:
         SampleError: `empty_clip`.
     """
+    if not start and not end:
+        return media
     try:
         start, end = clip_bounds(start, end, media.duration)
     except ValueError as error:

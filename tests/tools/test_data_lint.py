@@ -10,6 +10,8 @@ from PIL import Image
 from eagle_train.data import lint_files
 from eagle_train.tools import data as data_tool
 from eagle_train.tools import data_lint
+from tests.data.test_video_faults import damaged_middle
+from tests.data.test_video_frames import X264, write
 
 
 def picture(colour=0, size=(32, 24)):
@@ -144,6 +146,24 @@ def test_an_annotation_is_checked_with_its_files(tmp_path, capsys):
     path.write_text(whole[: len(whole) - 10])
     found = counts(lint(capsys, f"annotation={path}", f"media_root={tmp_path / 'images'}"))
     assert found["unreadable_file"] == 1 and found["missing_media"] == 1
+
+
+def test_of_a_video_only_the_part_that_is_trained_on_is_looked_at(tmp_path, capsys):
+    broken = damaged_middle(write("mp4", "libx264", codec_options=X264))
+    (tmp_path / "0.mp4").write_bytes(broken)
+    clips = {"whole": {}, "sound": {"end": 0.2}, "past": {"start": 90.0}}
+    records = [talk(f"<video>{key}?", "So.", video={"path": "0.mp4", **clip}) for key, clip in clips.items()]
+    (tmp_path / "all.json").write_text(json.dumps(records))
+    (tmp_path / "clips").mkdir()
+    members = [{"json": record, "0.mp4": broken} for record in records]
+    write_tar(tmp_path / "clips/clips-000000.tar", zip(clips, members, strict=True))
+    for where in ((f"annotation={tmp_path}/all.json", f"media_root={tmp_path}"), (f"tars={tmp_path}/clips/*.tar",)):
+        headers, pixels = (lint(capsys, *where, f"decode={decode}") for decode in ("false", "true"))
+        assert counts(headers) == {"empty_clip": 1}
+        assert counts(pixels) == {"empty_clip": 1, "unreadable_video": 1}
+        (source,) = pixels["sources"].values()
+        (bad,) = source["findings"]["unreadable_video"]["examples"]
+        assert bad["key"].endswith(("whole", "record 0"))
 
 
 def test_sound_data_has_no_finding_and_text_longer_than_a_row_is_an_error(data, capsys):
