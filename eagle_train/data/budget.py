@@ -25,9 +25,11 @@ class TooManyBadSamples(ValueError):
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(e.reason for e in errors).most_common())
         shown = "\n".join(f"  {error}" for error in errors[:SHOWN])
         more = f"\n  ... and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+        remedy = f"more than max_bad_share={max_bad_share:g}; repair or remove them, or raise max_bad_share"
+        if len(errors) == total:
+            remedy = "so nothing is left of it; look at the first ones"
         super().__init__(
-            f"source {source}: {len(errors)} of {total} samples are bad ({reasons}), more than "
-            f"max_bad_share={max_bad_share:g}; repair or remove them, or raise max_bad_share:\n{shown}{more}"
+            f"source {source}: {len(errors)} of {total} samples are bad ({reasons}), {remedy}:\n{shown}{more}"
         )
         self.errors = tuple(errors)
 

@@ -157,7 +157,7 @@ def progress(
     else:
         lines = _Lines(description, total, console, every_seconds, clock)
         yield lines.advance
-        lines.write()
+        lines.end()
 
 
 class _Lines:
@@ -170,14 +170,19 @@ class _Lines:
         self._every_seconds, self._clock = every_seconds, clock
         self._started = self._last = clock()
         self._done = 0
+        self._told: int | None = None
 
     def advance(self, count: int) -> None:
         self._done += count
         if self._clock() - self._last >= self._every_seconds:
             self.write()
 
+    def end(self) -> None:
+        if self._told != self._done:
+            self.write()
+
     def write(self) -> None:
-        self._last = self._clock()
+        self._last, self._told = self._clock(), self._done
         seconds = self._last - self._started
         total = "" if self._total is None else f"/{self._total}"
         line = f"{self._description}: {self._done}{total} in {seconds:.1f} s"

@@ -108,6 +108,18 @@ def test_progress_without_a_terminal_says_how_far_it_is_and_how_long_it_takes(cl
     ]
 
 
+def test_progress_without_a_terminal_says_the_end_once(clock):
+    console = make_console(False)
+    with progress("reading", 3, console=console, every_seconds=10.0, clock=clock) as advance:
+        clock.now += 12.0
+        advance(3)
+        clock.now += 1.0
+    assert lines_of(console) == ["reading: 3/3 in 12.0 s"]
+    with progress("reading", 0, console=console, clock=clock):
+        pass
+    assert lines_of(console)[-1] == "reading: 0/0 in 0.0 s"
+
+
 def test_progress_of_an_unknown_number_of_items_counts_them(clock):
     console = make_console(False)
     with progress("writing", None, console=console, clock=clock) as advance:
