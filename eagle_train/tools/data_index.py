@@ -23,6 +23,7 @@ from eagle_train.tools.data_arguments import (
     split_own,
     whole,
 )
+from eagle_train.tools.stdout import stdout
 from eagle_train.track.console import progress
 from eagle_train.train.assemble import DataSettings
 from eagle_train.train.config import build, load_choice
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         wanted = Wanted(layouts=layouts, text_only=True)
     started = time.perf_counter()
     reports = build_all(works, wanted, whole(values, "workers", 1))
-    show(reports, time.perf_counter() - started, Console())
+    show(reports, time.perf_counter() - started, stdout())
     problems = [problem for report in reports.values() for problem in report.problems]
     for problem in problems:
         print(problem)

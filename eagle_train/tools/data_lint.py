@@ -19,6 +19,7 @@ from eagle_train.data.lint_files import Checks, ShardWork, chunks, lint_records,
 from eagle_train.data.lint_parts import LINT_VERSION, lint_parts
 from eagle_train.data.lint_report import SourceReport
 from eagle_train.tools.data_arguments import check_keys, find_sources, parse_values, plain_encoder, whole, yes
+from eagle_train.tools.stdout import stdout
 from eagle_train.track.console import progress
 from eagle_train.train.assemble import load_tokenizer
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps({"sources": reports, **totals(reports)}))
     else:
-        show(reports, Console())
+        show(reports, stdout())
     return 1 if totals(reports)["errors"] else 0
 
 

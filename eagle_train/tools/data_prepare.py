@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from eagle_train.data.prepare import Outcome, prepare
 from eagle_train.data.recipe import DatasetCard, Recipe, load_recipe
 from eagle_train.data.shards import expected_shards
 from eagle_train.resources import resource_dir
+from eagle_train.tools.stdout import stdout
 from eagle_train.track.console import progress
 
 
@@ -33,7 +33,7 @@ def prepare_recipe(
         samples_per_shard=samples_per_shard,
         max_bad_share=max_bad_share,
     )
-    console = Console()
+    console = stdout()
     console.print(outcome_table(recipe, outcomes, data_root))
     for defect in defects:
         print(f"{folder}: {defect}")
@@ -83,7 +83,7 @@ def print_errors(outcomes: Sequence[Outcome]) -> None:
 
 def list_recipes(data_root: Path) -> int:
     """Prints all recipes with their sources; returns the exit code."""
-    console = Console()
+    console = stdout()
     for path in sorted(resource_dir("data_recipes").glob("*.yaml")):
         recipe = load_recipe(path.stem)
         table = Table(title=recipe.name, title_justify="left")

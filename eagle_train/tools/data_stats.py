@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from eagle_train.data.catalog import Catalog, Source
 from eagle_train.data.index_jobs import Wanted, build_shard, make_works
@@ -32,6 +31,7 @@ from eagle_train.tools.data_arguments import (
 )
 from eagle_train.tools.pages import write_page
 from eagle_train.tools.stats_view import COLUMNS, NAMES, brief, show
+from eagle_train.tools.stdout import stdout
 from eagle_train.track.console import progress
 from eagle_train.train.stage_data import describe_layout, fingerprint
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(found))
     elif not options.html:
-        show(found, Console())
+        show(found, stdout())
     return 0
 
 

@@ -19,6 +19,7 @@ from eagle_train.model.describe import describe
 from eagle_train.model.flops import count_flops, llm_flops
 from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.tools.stdout import stdout
 from eagle_train.train.assemble import build_encoder, build_schedule, meta_model, stage_model
 from eagle_train.train.config import constructor, load_config
 from eagle_train.train.costs import ForwardFlops, forward_flops
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps(plan))
     else:
-        show(plan, Console())
+        show(plan, stdout())
     return 0
 
 

@@ -121,7 +121,7 @@ def test_too_many_bad_records_leave_no_data_set(source, tmp_path):
 
 
 def test_a_set_without_one_good_record_is_refused_at_any_share(source, tmp_path):
-    with pytest.raises(TooManyBadSamples, match="1 of 1 .* so nothing is left of it"):
+    with pytest.raises(TooManyBadSamples, match=r"1 of 1 .* so nothing is left of it"):
         build_from_annotation(tmp_path / "out", annotation=write(source / "b.json", [{}]), max_bad_share=1.0)
 
 
