@@ -26,7 +26,7 @@ class TooManyBadSamples(ValueError):
         shown = "\n".join(f"  {error}" for error in errors[:SHOWN])
         more = f"\n  ... and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
         remedy = f"more than max_bad_share={max_bad_share:g}; repair or remove them, or raise max_bad_share"
-        if len(errors) == total:
+        if len(errors) <= max_bad_share * total:
             remedy = "so nothing is left of it; look at the first ones"
         super().__init__(
             f"source {source}: {len(errors)} of {total} samples are bad ({reasons}), {remedy}:\n{shown}{more}"
