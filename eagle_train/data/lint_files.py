@@ -24,7 +24,7 @@ from eagle_train.data.schemas import Record, parse_record
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_table
-from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.data.videos import probe_video
 from eagle_train.types import Media, SampleError
 
@@ -250,7 +250,7 @@ def decode_all(record: Record, images: ImageReader, read: Callable[[str], bytes]
             else:
                 data = read(file.ref)
                 video = Media(kind="video", **probe_video(data)._asdict())
-                list(decode_frames(data, shown_seconds(video, 2)))
+                list(PyAvVideo().decode(data, shown_seconds(video, 2)))
         except MediaError as error:
             yield Finding(error.reason, short(f"{file.ref}: {error}"))
 

@@ -26,7 +26,8 @@ CARRIED = "released"
 MODEL_KEYS = ("name", "new_tokens", "mixture", "projector", "llm", "chat_template", "data", "degrade", "loss")
 
 OLDER = {"new_tokens": []}
-"""Values of keys that configs written before there were such keys do not have."""
+OLDER_DATA = {"videos": {"_target_": "eagle_train.data.video_frames.PyAvVideo"}}
+"""Values of keys, of a config and of its `data`, that those written before there were such keys do not have."""
 
 
 def load_model(path: Path) -> tuple[VisionLanguageModel, Encoder]:
@@ -91,8 +92,14 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: if there is none.
     """
     if is_export(path):
-        return OLDER | yaml.safe_load((path / CONFIG).read_text()) | {"tokenizer": str(path)}
-    return OLDER | yaml.safe_load((newest_checkpoint(path) / CONFIG).read_text())
+        return parse_config(path / CONFIG) | {"tokenizer": str(path)}
+    return parse_config(newest_checkpoint(path) / CONFIG)
+
+
+def parse_config(path: Path) -> dict[str, Any]:
+    """Returns a config from its file, with the keys that earlier ones do not have."""
+    config = yaml.safe_load(path.read_text())
+    return OLDER | config | {"data": OLDER_DATA | config["data"]}
 
 
 def read_model_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from eagle_train.data.ledger_read import LedgerFile, open_files
 from eagle_train.data.loader import RowDataset
@@ -33,7 +32,7 @@ from eagle_train.train.checkpoint import (
 )
 from eagle_train.train.config import build
 from eagle_train.train.engine import PlainEngine
-from eagle_train.train.load import OLDER, load_weights, read_checkpoint_weights, without_aligner
+from eagle_train.train.load import load_weights, parse_config, read_checkpoint_weights, without_aligner
 from eagle_train.train.optim import freeze
 from eagle_train.train.pretrained import load_run_start
 from eagle_train.train.schedule import Stage
@@ -81,7 +80,7 @@ def config_of_run(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file() or not (run / "ledger").is_dir():
         raise ValueError(f"{run} is no run that has begun to train: it has no config.yaml and ledger; give its run_dir")
-    return OLDER | yaml.safe_load(path.read_text())
+    return parse_config(path)
 
 
 def stage_dataset(config: Mapping[str, Any], stage: Stage) -> RowDataset:
