@@ -16,18 +16,16 @@ from eagle_train.data.index import read_record
 from eagle_train.data.placeholders import MediaRef
 from eagle_train.data.schemas import Record, parse_record, stored_names, to_canonical
 from eagle_train.data.shard_reader import Member, ShardReader
-from eagle_train.data.shards import MAX_MEMBER_BYTES
+from eagle_train.data.shards import MAX_MEMBER_BYTES, TarSample
 from eagle_train.types import SampleError
 
 ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
-Good = tuple[str, dict[str, Any], dict[str, bytes]]
-"""Key, canonical record and media of a sample, as `write_shards` takes them."""
 ReadMedia = Callable[[MediaRef, str], bytes]
 """Takes a medium and the key of its sample."""
 
 
-def from_record(key: str, data: bytes | Any, read: ReadMedia) -> Good | SampleError:
+def from_record(key: str, data: bytes | Any, read: ReadMedia) -> TarSample | SampleError:
     """Returns the sample of one annotation record, or what is wrong with it.
 
     Args:
@@ -72,7 +70,7 @@ def read_media_file(ref: MediaRef, root: Path, key: str) -> bytes:
         raise SampleError(key, "missing_media", f"{ref.ref!r} cannot be read: {error}") from error
 
 
-def from_members(key: str, origin: str, reader: ShardReader, members: Sequence[Member]) -> Good | SampleError:
+def from_members(key: str, origin: str, reader: ShardReader, members: Sequence[Member]) -> TarSample | SampleError:
     """Returns one sample of a tar, or what is wrong with it.
 
     Args:
@@ -88,7 +86,7 @@ def from_members(key: str, origin: str, reader: ShardReader, members: Sequence[M
         return error
 
 
-def _assemble(key: str, record: Record, contents: Sequence[bytes]) -> Good:
+def _assemble(key: str, record: Record, contents: Sequence[bytes]) -> TarSample:
     """Returns the sample as it is written: `contents[i]` are the bytes of its i-th file."""
     names = stored_names(record.media)
     canonical = to_canonical(record, names)

@@ -16,11 +16,21 @@ class FrameRate:
     Args:
         fps: frames per second of video.
         min_frames, max_frames: bounds on the number of frames.
+
+    Raises:
+        ValueError: for a rate that is not above 0, or bounds that leave no number.
     """
 
     fps: float = 2.0
     min_frames: int = 1
     max_frames: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0 or not 1 <= self.min_frames <= self.max_frames:
+            raise ValueError(
+                f"fps {self.fps}, min_frames {self.min_frames} and max_frames {self.max_frames} choose no frames; "
+                f"fps is above 0, and 1 <= min_frames <= max_frames"
+            )
 
     def num_frames(self, duration: float, available: int) -> int:
         """Returns the number of frames for a video of `duration` seconds that has `available` frames."""

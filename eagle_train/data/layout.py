@@ -29,6 +29,8 @@ from eagle_train.data.tables import read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
 
+LAYOUT_VERSION = "1"
+"""Part of a layout's fingerprint: to be raised where the same header facts give other frames, tiles or tokens."""
 COUNTS = ("num_tokens", "num_targets", "num_tiles", "num_frames", "num_answers", "lost_turns", "lost_tokens")
 PLANS = pa.struct([("num_frames", pa.int32()), ("rows", pa.int16()), ("cols", pa.int16()), ("thumbnail", pa.bool_())])
 SCHEMA = pa.schema(

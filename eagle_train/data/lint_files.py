@@ -32,8 +32,6 @@ CHUNK = 500
 """Records of an annotation that are one job."""
 LONG_TEXT = 200
 """Characters from which on the same text with other media is worth a look; short questions repeat by nature."""
-TOLD_APART_BY = ("width", "height", "start", "end")
-"""Facts of the media that tell samples of equal text apart, beside the size of their files."""
 LEAST_SIDE, MOST_ASPECT = 8, 64
 
 
@@ -165,8 +163,7 @@ def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dic
         named = {path for ref in record.media for path in ref.paths}
         if unused := sorted(name for name in members if media_kind(name) and name not in named):
             findings.append(Finding("unused_media", ", ".join(unused)))
-        sizes = [(medium["width"], medium["height"]) for medium in row["media"] if medium["kind"] == "image"]
-        findings += check_sizes(sizes)
+        findings += check_sizes((m["width"], m["height"]) for m in row["media"] if m["kind"] == "image")
         if checks.images is not None:
             findings += decode_all(record, checks.images, lambda name: reader.read(members[name]))
     except (SampleError, OSError) as error:
@@ -174,16 +171,8 @@ def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dic
         part.add(key, [Finding(reason, short(getattr(error, "detail", str(error))))])
         return
     # Media are the same if their files are equally long and the pictures equally large: no byte of them is read.
-    media = [
-        (
-            sum(members[name].size for name in m["members"] or [m["member"]]),
-            m["width"],
-            m["height"],
-            m["start"],
-            m["end"],
-        )
-        for m in row["media"]
-    ]
+    sizes = [sum(members[name].size for name in m["members"] or [m["member"]]) for m in row["media"]]
+    media = [(n, m["width"], m["height"], m["start"], m["end"]) for n, m in zip(sizes, row["media"], strict=True)]
     part.add(key, findings, **hashes(record, media))
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from eagle_train.data.degrade import Candidate
-from eagle_train.data.frames import frame_indices
+from eagle_train.data.frames import frame_indices, label_seconds
 from eagle_train.data.images import ImageReader
 from eagle_train.data.media_text import MediaText, Place, medium_texts, opening, places
 from eagle_train.data.number_costs import NumberCosts
@@ -127,10 +127,9 @@ def label_of(medium: Media) -> str:
 
 def shown(medium: Media, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the numbers (n,) int64 and seconds (n,) float64 that the labels of a medium tell."""
-    indices = np.asarray(frame_indices(medium.num_frames, num_frames))
     if medium.kind == "document":
-        return indices + 1, np.zeros(num_frames)
-    return np.arange(1, num_frames + 1), indices * (medium.duration / medium.num_frames)
+        return np.array(frame_indices(medium.num_frames, num_frames)) + 1, np.zeros(num_frames)
+    return np.arange(1, num_frames + 1), np.array(label_seconds(medium, num_frames))
 
 
 def rounded(values: np.ndarray, decimals: int) -> np.ndarray:

@@ -10,10 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from eagle_train.data.convert import Good, from_record
+from eagle_train.data.convert import from_record
 from eagle_train.data.index import ensure_index
 from eagle_train.data.media_store import Places
-from eagle_train.data.shards import MAX_SHARD_BYTES, write_tars
+from eagle_train.data.shards import MAX_SHARD_BYTES, TarSample, write_tars
 from eagle_train.data.split import read_piece
 from eagle_train.types import SampleError
 
@@ -21,7 +21,7 @@ from eagle_train.types import SampleError
 class Records(Protocol):
     """Where the samples of one piece come from; can be sent to processes, and gives the same whenever it is read."""
 
-    def read(self) -> Iterator[Good | SampleError]:
+    def read(self) -> Iterator[TarSample | SampleError]:
         """Yields the samples, or what is wrong with them."""
 
 
@@ -37,7 +37,7 @@ class AnnotationRecords:
     path: Path
     places: Places
 
-    def read(self) -> Iterator[Good | SampleError]:
+    def read(self) -> Iterator[TarSample | SampleError]:
         """Yields the samples, see `Records`."""
         media = self.places.open()
         for key, data in read_piece(self.path):
@@ -84,7 +84,7 @@ def build_piece(piece: Piece, max_bytes: int = MAX_SHARD_BYTES) -> PieceReport:
     errors: list[SampleError] = []
     read = 0
 
-    def good() -> Iterator[Good]:
+    def good() -> Iterator[TarSample]:
         nonlocal read
         for sample in piece.records.read():
             read += 1

@@ -25,11 +25,11 @@ MAX_SHARD_BYTES = 2_000_000_000
 MANIFEST = "shards.json"
 
 
-Sample = tuple[str, Mapping[str, Any], Mapping[str, bytes]]
+TarSample = tuple[str, Mapping[str, Any], Mapping[str, bytes]]
 """Key, canonical record (see `schemas`) and media bytes by member extension."""
 
 
-def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000) -> list[Path]:
+def write_shards(samples: Iterable[TarSample], folder: Path, *, samples_per_shard: int = 1000) -> list[Path]:
     """Writes samples as tar shards and returns their paths.
 
     A manifest beside them holds the samples of each, so that a shard lost later is noticed. The bytes
@@ -49,7 +49,10 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
 
 
 def write_tars(
-    samples: Iterable[Sample], paths: Iterator[Path], max_samples: int | None = None, max_bytes: int = MAX_SHARD_BYTES
+    samples: Iterable[TarSample],
+    paths: Iterator[Path],
+    max_samples: int | None = None,
+    max_bytes: int = MAX_SHARD_BYTES,
 ) -> dict[Path, int]:
     """Writes samples into tars and returns how many each has; a tar appears when it is whole.
 
@@ -68,7 +71,7 @@ def write_tars(
     return counts
 
 
-def _write_tar(samples: Iterator[Sample], path: Path, max_samples: int | None, max_bytes: int) -> int:
+def _write_tar(samples: Iterator[TarSample], path: Path, max_samples: int | None, max_bytes: int) -> int:
     """Writes samples until the tar has enough; returns how many it has."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
     size = number = 0

@@ -17,8 +17,6 @@ from typing import NamedTuple
 from eagle_train.data.shard_reader import ShardReader
 
 BLOCK = 512
-END = bytes(BLOCK)
-"""A block of zeros ends an archive. Many writers leave it out; that is fine if the last member is whole."""
 MAX_EXTENSION_BYTES = 1 << 20
 """Of a long name or a PAX header; more is a broken or hostile header."""
 MAX_TAIL_BYTES = 1 << 20

@@ -9,9 +9,9 @@ from contextlib import closing
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from eagle_train.data.convert import Good, from_members
+from eagle_train.data.convert import from_members
 from eagle_train.data.shard_reader import Member
-from eagle_train.data.shards import scan_shard
+from eagle_train.data.shards import TarSample, scan_shard
 from eagle_train.data.split import Part, PieceWriter, read_piece
 from eagle_train.data.storage import open_shard
 from eagle_train.data.work_pool import run_all
@@ -28,7 +28,7 @@ class TarRecords:
 
     path: Path
 
-    def read(self) -> Iterator[Good | SampleError]:
+    def read(self) -> Iterator[TarSample | SampleError]:
         """Yields the samples, see `pieces.Records`."""
         reader = None
         for key, line in read_piece(self.path):

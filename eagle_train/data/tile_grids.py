@@ -82,7 +82,10 @@ class TileGrid(ABC):
         """
         side, rows, cols = self.tile_size, plan.rows, plan.cols
         if out.shape != (needed := (rows * cols + plan.thumbnail, 3, side, side)):
-            raise ValueError(f"{plan} with tiles of {side} px needs an array {needed}, out is {out.shape}")
+            raise ValueError(
+                f"{plan} with tiles of {side} px needs an array {needed}, out is {out.shape}; the tiling's tile_size "
+                f"must be that of data.tile_size"
+            )
         image = within_limit(image, cols * side)
         self.write(image, out[: rows * cols].reshape(rows, cols, 3, side, side))
         if plan.thumbnail:

@@ -16,7 +16,7 @@ from eagle_train.tools.pages import write_page
 from eagle_train.tools.preview_rows import RowView, view_rows
 from eagle_train.track.console import progress
 from eagle_train.train.assemble import build_encoder, build_schedule, meta_model
-from eagle_train.train.config import load_config
+from eagle_train.train.config import build, load_config
 from eagle_train.train.costs import forward_flops
 from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint
 from eagle_train.types import SampleError
@@ -69,7 +69,7 @@ def write_preview(overrides: Sequence[str], stage: str | None, first: int, count
     # Rows do not depend on the number of steps, and need not be counted.
     endless = replace(chosen, num_steps=1, num_epochs=None, tokens_per_step=None)
     data = build_stage_data(config, endless, encoder, flops)
-    dataset = RowDataset(data.catalog, data.encoder)
+    dataset = RowDataset(data.catalog, data.encoder, build(config["data"]).storage)
     plan = replace(data.plan, num_epochs=chosen.num_epochs)
     stream = steps(data.catalog, plan, first=first // plan.rows_per_step)
     rows = []

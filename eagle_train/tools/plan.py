@@ -19,11 +19,10 @@ from eagle_train.model.describe import describe
 from eagle_train.model.flops import count_flops, llm_flops
 from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.train.app import freeze_table_view
 from eagle_train.train.assemble import build_encoder, build_schedule, meta_model, stage_model
 from eagle_train.train.config import constructor, load_config
 from eagle_train.train.costs import ForwardFlops, forward_flops
-from eagle_train.train.optim import FreezeRow, freeze, freeze_table
+from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view
 from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import build_stage_data, fingerprint
 

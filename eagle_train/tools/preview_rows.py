@@ -41,7 +41,7 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """The tiles of an image, or of one frame of a video."""
+    """The tiles of an image, or of one frame or page."""
 
     label: str
     tiles: tuple[str, ...]
@@ -116,7 +116,7 @@ def view_row(
         media = [Media(**medium) for medium in catalog.index_row(use.shard, use.index)["media"]][: len(layout.media)]
         chosen = tuple(choices(encoder, media, layout, max_length))
         pixels = batch.pixels[tile : tile + layout.num_tiles]
-        samples.append(view_sample(encoder, batch, place, layout, chosen, pixels))
+        samples.append(view_sample(encoder, batch, place, layout, media, chosen, pixels))
         tile += layout.num_tiles
     return RowView(
         number=batch.row,
@@ -136,12 +136,14 @@ def view_sample(
     batch: PackedBatch,
     place: int,
     layout: SampleLayout,
+    media: Sequence[Media],
     chosen: tuple[str, ...],
     pixels: torch.Tensor,
 ) -> SampleView:
     """Returns what to show of the sample that is number `place` of a row.
 
     Args:
+        media: header facts of its media, in reading order.
         chosen: what was decided for it, in words.
         pixels: (N, 3, S, S) uint8, its tiles.
     """
@@ -157,7 +159,7 @@ def view_sample(
         num_learnt=sum(learnt),
         weight=float(batch.loss_weights[start:end].sum()),
         choices=chosen,
-        parts=tuple(split_parts(encoder, ids.tolist(), learnt, positions, layout.media, pixels)),
+        parts=tuple(split_parts(encoder, ids.tolist(), learnt, positions, media, layout.media, pixels)),
     )
 
 
@@ -210,18 +212,21 @@ def split_parts(
     ids: Sequence[int],
     learnt: Sequence[bool],
     positions: Sequence[int],
-    media: Sequence[MediaPlan],
+    media: Sequence[Media],
+    plans: Sequence[MediaPlan],
     pixels: torch.Tensor,
 ) -> Iterator[list[Token] | Picture]:
     """Yields the text and the pictures of a sample in the order the model reads them."""
     at, tile, place = 0, 0, 0
-    for number, plan in enumerate(media, 1):
+    for number, (medium, plan) in enumerate(zip(media, plans, strict=True), 1):
         per_frame = plan.num_tiles // plan.num_frames
         for frame in range(1, plan.num_frames + 1):
             first = positions[place]
             if at < first:
                 yield spell(encoder.tokenizer, ids[at:first], learnt[at:first])
-            label = f"frame {frame} of {plan.num_frames}" if plan.num_frames > 1 else f"image {number}"
+            label = f"{medium.kind} {number}"
+            if medium.kind != "image":
+                label += f", {'page' if medium.kind == 'document' else 'frame'} {frame} of {plan.num_frames}"
             num_tokens = per_frame * encoder.tokens_per_tile
             yield picture(label, pixels[tile : tile + per_frame], plan, num_tokens)
             tile, place, at = tile + per_frame, place + num_tokens, first + num_tokens

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from eagle_train import dist
 from eagle_train.data.encode import Encoder
@@ -48,7 +47,7 @@ from eagle_train.train.checkpoint import (
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import ForwardFlops, forward_flops
 from eagle_train.train.evaluate import evaluate
-from eagle_train.train.optim import FreezeRow, freeze, freeze_table, with_dtypes
+from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view, with_dtypes
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.pretrained import load_run_start, start_table
 from eagle_train.train.run_folder import changed_keys, changed_values, first_run_id, record_attempt
@@ -268,19 +267,6 @@ def show_stage(run: Run, stage: Stage, data: StageData, table: list[FreezeRow]) 
             console.print(f"  source {name} comes {float(repeat):.3g} times in every epoch", style="yellow")
 
 
-def freeze_table_view(stage: str, rows: list[FreezeRow]) -> Table:
-    """Returns the freeze table of a stage for the terminal."""
-    table = Table(title=f"stage {stage}: what is trained")
-    for column in ("module", "parameters", "trainable", "lr", "dtype"):
-        table.add_column(column, justify="left" if column in ("module", "dtype") else "right")
-    for row in rows:
-        rate = "frozen" if row.learning_rate is None else f"{row.learning_rate:g}"
-        table.add_row(row.module, f"{row.total:,}", f"{row.trainable:,}", rate, row.dtype)
-    total, trainable = sum(r.total for r in rows), sum(r.trainable for r in rows)
-    table.add_row("total", f"{total:,}", f"{trainable:,}", "", "", style="bold")
-    return table
-
-
 def finish(run: Run) -> None:
     """Evaluates on the held-out sources, unless it was done; the scores are the last record of the metrics."""
     if not run.config["evaluation"] or dist.broadcast_object(evaluated(run) if dist.rank() == 0 else None):
@@ -289,8 +275,10 @@ def finish(run: Run) -> None:
     recipe = load_recipe(list(run.schedule.values())[-1].recipe)
     sources = [card_source(recipe, name, Path(run.config["data_root"])) for name in evaluation.sources]
     longest = max(stage.max_length for stage in run.schedule.values())
-    catalog = read_sources(sources, make_layout(run.encoder, longest, DropTooLong()), build(run.config["data"]))
-    scores = evaluate(run.model.to(dist.device()), catalog, run.encoder, evaluation, run.folder / "gallery")
+    settings = build(run.config["data"])
+    catalog = read_sources(sources, make_layout(run.encoder, longest, DropTooLong()), settings)
+    dataset = RowDataset(catalog, run.encoder, settings.storage)
+    scores = evaluate(run.model.to(dist.device()), dataset, evaluation, run.folder / "gallery")
     run.trackers.log(scores, run.state.global_step)
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import random
-import statistics
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,13 +18,13 @@ import torch
 from PIL import Image
 
 from eagle_train import dist
-from eagle_train.data.catalog import Catalog
 from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
 from eagle_train.data.loader import RowDataset
 from eagle_train.model.generate import Prompt, generate
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import progress
+from eagle_train.train.scores import chance, scores
 from eagle_train.types import Media, MediaPlan, Message, Sample, SampleError
 
 log = logging.getLogger(__name__)
@@ -89,18 +88,21 @@ class Outcome:
 
 
 def evaluate(
-    model: VisionLanguageModel, catalog: Catalog, encoder: Encoder, evaluation: Evaluation, gallery: Path
+    model: VisionLanguageModel, dataset: RowDataset, evaluation: Evaluation, gallery: Path
 ) -> dict[str, float]:
     """Returns `eval/exact_match/<type>`, the same of `eval_grey`, `eval_chance` and others; rank 0 writes the gallery.
 
     Those about videos are also asked with shuffled frames, `eval_shuffled`, and with n frames, `eval_frames_<n>`.
     Ranks share the questions; every rank returns the scores of all. Questions that cannot be read are counted in
     `eval/dropped`.
+
+    Args:
+        dataset: of the held-out samples; its shards are closed at the end.
     """
+    catalog = dataset.catalog
     lengths = np.concatenate([catalog.sizes(shard).num_tokens for shard in range(len(catalog.shards))])
     order = [number for number in np.argsort(lengths, kind="stable").tolist() if lengths[number] > 0]
     mine = order[dist.rank() :: dist.world_size()]
-    dataset = RowDataset(catalog, encoder)
     outcomes: list[Outcome] = []
     training = model.training
     model.eval()
@@ -126,12 +128,7 @@ def ask(
     model: VisionLanguageModel, dataset: RowDataset, numbers: Sequence[int], evaluation: Evaluation
 ) -> list[Outcome]:
     """Returns the outcomes of the held-out samples `numbers` that can be read."""
-    questions = {}
-    for number in numbers:
-        try:
-            questions[number] = read_question(dataset, number)
-        except SampleError as error:
-            log.warning("held-out sample left out: %s", error)
+    questions = read_questions(dataset, numbers)
     said: dict[int, dict[str, str]] = {number: {} for number in questions}
     for view, seen in views(dataset, questions, evaluation.num_frames).items():
         answers = answer(model, dataset.encoder, list(seen.values()), evaluation.max_new_tokens) if seen else []
@@ -151,8 +148,22 @@ def views(
         "eval_shuffled": {number: shuffled(question) for number, question in about_videos.items()},
     }
     for count in num_frames:
-        found[f"eval_frames_{count}"] = {number: read_question(dataset, number, count) for number in about_videos}
+        found[f"eval_frames_{count}"] = read_questions(dataset, about_videos, count)
     return found
+
+
+def read_questions(dataset: RowDataset, numbers: Iterable[int], max_frames: int | None = None) -> dict[int, Question]:
+    """Returns those of the held-out samples `numbers` that can be read, see `read_question`.
+
+    Fewer frames are others, not some of the same: one may be damaged where the question as it is can be read.
+    """
+    questions = {}
+    for number in numbers:
+        try:
+            questions[number] = read_question(dataset, number, max_frames)
+        except SampleError as error:
+            log.warning("held-out sample left out: %s", error)
+    return questions
 
 
 def read_question(dataset: RowDataset, number: int, max_frames: int | None = None) -> Question:
@@ -160,15 +171,23 @@ def read_question(dataset: RowDataset, number: int, max_frames: int | None = Non
 
     Args:
         max_frames: of each video; None: as many as its layout has.
+
+    Raises:
+        SampleError: if it cannot be read or decoded.
     """
-    shard, index = dataset.catalog.locate(number)
-    layout = dataset.catalog.sizes(shard).layout(index)
-    sample, data = dataset.read(number, layout)
-    limit = max_frames or max((plan.num_frames for plan in layout.media), default=1)
-    plans = tuple(replace(plan, num_frames=min(plan.num_frames, limit)) for plan in layout.media)
-    tiles = dataset.encoder.new_tiles(plans)
-    dataset.encoder.decode_all(sample.key, sample.media, plans, data, tiles)
-    return Question(sample, make_prompt(dataset.encoder, sample.messages[:-1], sample.media, plans, tiles), plans)
+    catalog, encoder = dataset.catalog, dataset.encoder
+    layout = catalog.layout_of(number)
+    plans = layout.media
+    if max_frames is not None:
+        kinds = [medium["kind"] for medium in catalog.index_row(*catalog.locate(number))["media"]]
+        plans = tuple(
+            replace(plan, num_frames=min(plan.num_frames, max_frames)) if kind == "video" else plan
+            for plan, kind in zip(plans, kinds, strict=False)  # media of turns that were cut off are not laid out
+        )
+    sample, data = dataset.read(number, replace(layout, media=plans))  # of a list, only the chosen frames are read
+    tiles = encoder.new_tiles(plans)
+    encoder.decode_all(sample.key, sample.media, plans, data, tiles)
+    return Question(sample, make_prompt(encoder, sample.messages[:-1], sample.media, plans, tiles), plans)
 
 
 def make_prompt(
@@ -229,36 +248,6 @@ def answer(
 def options(question: Question) -> int | None:
     """Returns how many answers a question names itself (`meta.num_options`), None if it names none."""
     return question.sample.meta.get("num_options")
-
-
-def chance(facts: Sequence[tuple[str, str, int | None]]) -> list[tuple[str, float]]:
-    """Returns the score that seeing nothing can reach, per question type.
-
-    That is always giving the commonest answer, or guessing among those that the questions name.
-
-    Args:
-        facts: type, answer and named answers of each question.
-    """
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    guesses: dict[str, list[float]] = defaultdict(list)
-    for kind, right, named in facts:
-        answers[kind][right] += 1
-        guesses[kind].append(1 / named if named else 0.0)
-    return [
-        (kind, max(max(counts.values()) / counts.total(), statistics.fmean(guesses[kind])))
-        for kind, counts in answers.items()
-    ]
-
-
-def scores(right: Sequence[tuple[str, float]], simple: Sequence[str], prefix: str) -> dict[str, float]:
-    """Returns the mean per type, and the average of the simple types' means."""
-    by_type: dict[str, list[float]] = defaultdict(list)
-    for kind, value in right:
-        by_type[kind].append(value)
-    means = {kind: sum(values) / len(values) for kind, values in sorted(by_type.items())}
-    known = [means[kind] for kind in simple if kind in means]
-    overall = {f"{prefix}/simple": sum(known) / len(known)} if known else {}
-    return {f"{prefix}/{kind}": mean for kind, mean in means.items()} | overall
 
 
 def write_gallery(outcomes: Sequence[Outcome], folder: Path, per_type: int) -> None:

@@ -25,9 +25,8 @@ CARRIED = "released"
 """Folder in an import with what the model has no use for: unused tensors and the original `config.json`."""
 MODEL_KEYS = ("name", "new_tokens", "mixture", "projector", "llm", "chat_template", "data", "degrade", "loss")
 
-OLDER = {"new_tokens": []}
 OLDER_DATA = {"videos": {"_target_": "eagle_train.data.video_frames.PyAvVideo"}}
-"""Values of keys, of a config and of its `data`, that those written before there were such keys do not have."""
+"""What configs written before there was a choice meant, by keys of their `data`."""
 
 
 def load_model(path: Path) -> tuple[VisionLanguageModel, Encoder]:
@@ -89,7 +88,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Returns the config of an export, whose tokenizer lies in it, or of a run's newest checkpoint.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it is of an earlier version.
     """
     if is_export(path):
         return parse_config(path / CONFIG) | {"tokenizer": str(path)}
@@ -97,9 +96,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def parse_config(path: Path) -> dict[str, Any]:
-    """Returns a config from its file, with the keys that earlier ones do not have."""
+    """Returns the config in a file of a run or export.
+
+    Raises:
+        ValueError: if it lacks what this version needs.
+    """
     config = yaml.safe_load(path.read_text())
-    return OLDER | config | {"data": OLDER_DATA | config["data"]}
+    if missing := [key for key in MODEL_KEYS if key not in config]:
+        raise ValueError(
+            f"{path} was written by an earlier version: it has no {', '.join(missing)}; edit it as the changelog says, "
+            f"or use the version that wrote it"
+        )
+    return config | {"data": OLDER_DATA | config["data"]}
 
 
 def read_model_weights(path: Path) -> dict[str, torch.Tensor]:

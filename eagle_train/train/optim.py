@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from rich.table import Table
 from torch import nn
 
 from eagle_train.train.schedule import Stage
@@ -145,3 +146,16 @@ def module_of(parameter: str) -> str:
     """Returns the module a parameter counts under: `mixture.encoders.<name>`, or its first name."""
     parts = parameter.split(".")
     return ".".join(parts[:3]) if parts[:2] == ["mixture", "encoders"] else parts[0]
+
+
+def freeze_table_view(stage: str, rows: Sequence[FreezeRow]) -> Table:
+    """Returns the freeze table of a stage for the terminal."""
+    table = Table(title=f"stage {stage}: what is trained")
+    for column in ("module", "parameters", "trainable", "lr", "dtype"):
+        table.add_column(column, justify="left" if column in ("module", "dtype") else "right")
+    for row in rows:
+        rate = "frozen" if row.learning_rate is None else f"{row.learning_rate:g}"
+        table.add_row(row.module, f"{row.total:,}", f"{row.trainable:,}", rate, row.dtype)
+    total, trainable = sum(r.total for r in rows), sum(r.trainable for r in rows)
+    table.add_row("total", f"{total:,}", f"{trainable:,}", "", "", style="bold")
+    return table

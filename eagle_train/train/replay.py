@@ -75,7 +75,7 @@ def config_of_run(run: Path) -> dict[str, Any]:
     """Returns the config of a run's newest start.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it is of an earlier version.
     """
     path = run / "config.yaml"
     if not path.is_file() or not (run / "ledger").is_dir():
@@ -92,7 +92,7 @@ def stage_dataset(config: Mapping[str, Any], stage: Stage) -> RowDataset:
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     encoder = of_stage(encoder, stage)
     catalog = read_sources(sources, make_layout(encoder, stage.max_length, settings.too_long), settings)
-    return RowDataset(catalog, encoder)
+    return RowDataset(catalog, encoder, settings.storage)
 
 
 def checkpoints(run: Path) -> dict[int, Path]:

@@ -30,7 +30,8 @@ class Stage:
         betas, eps: of AdamW.
         max_grad_norm: global gradient norm is clipped to it; null: not clipped.
         seed: of the plan's shuffles, and of the aligner's weights.
-        chat_template, tiling, degrade: of this stage; null: those of the run.
+        chat_template, tiling, degrade: of this stage; null: those of the run, which its evaluation and its exports,
+            so `chat` too, have in any case.
         align: name of the one encoder that sees, through a projector of its own named `aligner`, which is thrown
             away when the stage ends (see `PreAlignment`); null: the whole mixture and its projector see.
     """

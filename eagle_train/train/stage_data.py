@@ -12,7 +12,7 @@ from typing import Any
 from eagle_train import dist
 from eagle_train.data.catalog import Catalog, Source
 from eagle_train.data.encode import Encoder
-from eagle_train.data.layout import Layout, ensure_layouts
+from eagle_train.data.layout import LAYOUT_VERSION, Layout, ensure_layouts
 from eagle_train.data.lengths import TextLayout
 from eagle_train.data.media_text import MediaText
 from eagle_train.data.mixing import asked_shares, repeats
@@ -162,6 +162,7 @@ def describe_layout(layout: Layout) -> dict[str, Any]:
     """Returns all that a layout depends on."""
     encoder = layout.encoder
     return {
+        "version": LAYOUT_VERSION,
         "tokenizer": tokenizer_hash(encoder),
         "chat_template": asdict(encoder.template),
         "tiling": describe(encoder.tiling),

@@ -153,12 +153,14 @@ def test_a_bad_sample_gives_its_place_in_the_row_to_the_next(tmp_path, encoder, 
     bad = {"0.png": corrupt(), "1.png": png(94), "2.png": corrupt(1)}
     images = {f"{k}.png": png(50 + k) for k in range(3)}
     samples = [GOOD[0], ("broken", record(), {"0.png": corrupt()}), ("three", record(images=3, shown=3), images)]
-    samples += [("text", record(images=0, shown=0), {}), ("half", record(images=3, shown=3), bad), GOOD[1]]
+    samples += [("text", record(images=0, shown=0), {}), ("half", record(images=3, shown=3), bad)]
+    pages = record(shown=1) | {"media": [{"kind": "document", "members": list(bad)}]}
+    samples += [("pages", pages, {"0.png": png(95), "1.png": png(96), "2.png": corrupt(2)}), GOOD[1]]
     found = catalog(tmp_path / "all", samples, encoder)
-    good = [number for number, (key, _, _) in enumerate(samples) if key not in ("broken", "half")]
+    good = [number for number, (key, _, _) in enumerate(samples) if key not in ("broken", "half", "pages")]
     kept = catalog(tmp_path / "good", [samples[number] for number in good], encoder)
     wanted = RowDataset(kept, encoder)[RowTask(0, np.arange(len(good)))]
-    nothing = np.array([1, 4])  # no tile is left
+    nothing = np.array([1, 4, 5])  # no tile is left
     step = replace(
         next(steps(found, plan_config(found, max_length=256, rows_per_step=1))),
         rows=(np.arange(len(samples)), nothing),
@@ -175,12 +177,12 @@ def test_a_bad_sample_gives_its_place_in_the_row_to_the_next(tmp_path, encoder, 
     )
     ((_, rows),) = loader
     row, empty = sorted(rows, key=lambda row: row.row)
-    assert row.num_images == len(row.pixels) == 5 and len(row.keys) == 4 and len(row.errors) == 2
+    assert row.num_images == len(row.pixels) == 5 and len(row.keys) == 4 and len(row.errors) == 3
     for name in ("input_ids", "labels", "loss_weights", "position_ids", "cu_seqlens", "image_positions", "pixels"):
         assert torch.equal(getattr(row, name), getattr(wanted, name)), name
     assert [key.rpartition("/")[2] for key in row.keys] == ["good000", "three", "text", "good001"]
     assert empty.num_images == 0 and empty.pixels.shape == (1, 3, 16, 16) and not empty.pixels.any()
-    assert empty.keys == () and len(empty.errors) == 2
+    assert empty.keys == () and len(empty.errors) == 3
 
 
 def add_source(data, tmp_path, samples):

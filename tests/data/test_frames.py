@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle_train.data.frames import clip_bounds, clip_frames, frame_indices, label_seconds, shown_seconds
+from eagle_train.data.frames import FrameRate, clip_bounds, clip_frames, frame_indices, label_seconds, shown_seconds
 from eagle_train.types import Media
 
 TOTALS = st.integers(1, 200_000)
@@ -72,3 +72,9 @@ def test_neighbouring_clips_have_the_frames_of_the_whole():
 def test_no_frame_is_the_callers_mistake(total, count):
     with pytest.raises(ValueError, match=f"{count} of {total} frames"):
         frame_indices(total, count)
+
+
+@pytest.mark.parametrize("bounds", [{"fps": 0.0}, {"fps": math.nan}, {"min_frames": 0}, {"min_frames": 9}])
+def test_a_rate_or_bounds_that_choose_no_frames_are_refused(bounds):
+    with pytest.raises(ValueError, match="1 <= min_frames <= max_frames"):
+        FrameRate(**bounds)

@@ -226,7 +226,7 @@ def test_the_digest_of_lengths_is_of_their_numbers(tmp_path, tokenizer):
     assert digest("a") == digest("b") != digest("c", "llama3")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_missing_is_built_by_every_number_of_workers_alike(tmp_path, tokenizer, workers):
     shards = write_shards(samples(12), tmp_path / "s", samples_per_shard=3)
     index_dir = tmp_path / "index"

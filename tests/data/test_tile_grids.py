@@ -251,6 +251,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_a_strip_of_any_length_takes_little_memory():
     command = [sys.executable, "-c", MEASURE]
     mebibytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -166,6 +166,7 @@ class CountedFile(io.BytesIO):
         return data
 
 
+@pytest.mark.slow
 def test_a_large_file_is_read_where_its_frames_are():
     data = write("mp4", "libx264", num_frames=1500, size=(160, 120), codec_options=X264 | {"crf": "1"})
     file = CountedFile(data)

@@ -73,13 +73,14 @@ def slopes(found):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", ["kept", "recomputed"])
+@pytest.mark.parametrize("way", ["kept", pytest.param("recomputed", marks=pytest.mark.slow)])
 def test_a_token_takes_the_same_in_a_row_twice_as_long(way, kind):
     model = model_in(way)
     first, second = slopes([held(model, row(kind, length)) for length in LENGTHS])
     assert first > 0 and second == pytest.approx(first, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiles", [0, 1])
 @pytest.mark.parametrize("way", WAYS)
 def test_so_it_does_on_the_meta_device(way, tiles):
@@ -93,7 +94,7 @@ def test_so_it_does_on_the_meta_device(way, tiles):
 
 
 @pytest.mark.parametrize("kind", ["text", "video"])
-@pytest.mark.parametrize("way", ["kept", "recomputed"])
+@pytest.mark.parametrize("way", ["kept", pytest.param("recomputed", marks=pytest.mark.slow)])
 def test_the_estimate_is_what_the_cpu_holds(way, kind):
     length = LENGTHS[-1]
     batch = row(kind, length)
@@ -113,6 +114,7 @@ def estimate(way, micro_batch, *, length, tiles):
     return activation_bytes(model, batch, num_targets=7)
 
 
+@pytest.mark.slow
 def test_recomputed_micro_batches_spare_what_recomputed_layers_keep():
     kept, layers, pieces = (
         estimate(*way, length=128, tiles=32) for way in [("kept", None), ("recomputed", None), ("recomputed", 2)]

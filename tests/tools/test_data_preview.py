@@ -146,4 +146,6 @@ def test_what_was_asked_and_what_a_row_has_room_for_are_shown(data, tmp_path):
     told = re.findall(r"media: ([\d,]+) tokens of ([\d,]+) that text leaves, ([\d,]+) asked", page)
     assert told and all(int(used) <= min(int(budget), int(wish)) for used, budget, wish in told)
     assert any(int(wish) > int(budget) for _, budget, wish in told), "some asked for more"
+    frames = re.findall(r"</div>video 1, frame (\d+) of (\d+), \d+ tokens", page)
+    assert len(frames) == sum(int(of) for number, of in frames if number == "1") > 2
     assert "that text leaves" not in preview(tmp_path, *overrides(data, tmp_path), "--rows", "2")

@@ -13,6 +13,7 @@ from eagle_train.data.media_text import MediaText
 from eagle_train.data.tiling import CentreCrop, PadToSquare
 from eagle_train.data.too_long import DropTooLong, KeepTurns
 from eagle_train.data.video_frames import PyAvVideo
+from eagle_train.train import stage_data
 from eagle_train.train.assemble import load_tokenizer
 from eagle_train.train.config import build, load_config
 from eagle_train.train.schedule import Stage
@@ -65,6 +66,13 @@ def test_whatever_lengths_depend_on_is_in_the_fingerprint(encoder, changes, part
     assert one.fingerprint != two.fingerprint
     first, second = describe_layout(one), describe_layout(two)
     assert {name for name in first if first[name] != second[name]} == {part}
+
+
+def test_a_raised_version_makes_layouts_anew(encoder, monkeypatch):
+    before = make_layout(encoder, 64, DropTooLong())
+    monkeypatch.setattr(stage_data, "LAYOUT_VERSION", f"{stage_data.LAYOUT_VERSION}+")
+    after = make_layout(encoder, 64, DropTooLong())
+    assert before.fingerprint != after.fingerprint and before.text.fingerprint == after.text.fingerprint
 
 
 def test_text_lengths_are_shared_by_templates_that_differ_in_the_text_of_media_alone(encoder):

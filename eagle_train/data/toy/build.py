@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eagle_train.data.toy.samples import ToySample, toy_sample
+from eagle_train.data.shards import TarSample
+from eagle_train.data.toy.samples import toy_sample
 
 SAMPLES_PER_SHARD = 1000
 
@@ -24,7 +25,7 @@ class ToyRecords:
     first: int
     stop: int
 
-    def read(self) -> Iterator[ToySample]:
+    def read(self) -> Iterator[TarSample]:
         """Yields the samples, see `pieces.Records`."""
         for index in range(self.first, self.stop):
             yield toy_sample(self.kind, self.split, index, self.seed)

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from eagle_train.data.shards import TarSample
 from eagle_train.data.toy import clips, pages, scenes, timelines
 from eagle_train.data.toy.albums import second_image_later, which_image
 from eagle_train.data.toy.conversations import (
@@ -24,8 +25,6 @@ from eagle_train.data.toy.splits import SPLITS, Split, image_in_split, video_in_
 from eagle_train.data.toy.texts import random_text_turn
 
 Scene = scenes.ShapesScene | scenes.BarsScene | pages.PrintScene | pages.DocumentScene | clips.ClipScene
-ToySample = tuple[str, dict[str, Any], dict[str, bytes]]
-"""Key, canonical record, media bytes by member extension: what `write_shards` takes."""
 
 KINDS = ("shapes", "bars", "captions", "digits", "words", "documents", "multi_image", "video", "timelines", "text")
 """Kinds of the train split."""
@@ -54,13 +53,13 @@ def question_types(kind: str) -> tuple[str, ...]:
     raise ValueError(f"no held-out questions for kind {kind!r}; use all or a kind with short answers")
 
 
-def toy_samples(kind: str, split: str, num_samples: int, seed: int) -> Iterator[ToySample]:
+def toy_samples(kind: str, split: str, num_samples: int, seed: int) -> Iterator[TarSample]:
     """Yields the first `num_samples` samples, see `toy_sample`."""
     for index in range(num_samples):
         yield toy_sample(kind, split, index, seed)
 
 
-def toy_sample(kind: str, split: str, index: int, seed: int) -> ToySample:
+def toy_sample(kind: str, split: str, index: int, seed: int) -> TarSample:
     """Returns one sample; equal arguments give equal samples.
 
     Args:

@@ -1,7 +1,7 @@
 """Longer clips whose questions need the right frames: colours one after another, moves, and flashes.
 
-All times are whole seconds, as the frame labels of the toy's template tell them. Whatever is asked about holds for at
-least two seconds, so that one frame a second is enough, and fewer show what fewer frames cost.
+There is a frame per second, so that all times are whole seconds, as the frame labels of the toy's template tell them.
+Whatever is asked about holds for at least two of them: fewer frames show what fewer frames cost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from eagle_train.data.toy.draw import BACKGROUNDS, INKS, Canvas, jitter
 from eagle_train.data.toy.scenes import Question
 
-FRAMES_PER_SECOND = 2
+FRAMES_PER_SECOND = 1
 SIDES = (40, 64)
 """Shortest and longest side of a frame, pixels."""
 TYPES = ("first_colour", "colour_at", "direction", "flashes")
