@@ -29,6 +29,7 @@ HOME_OF = {
     "fsspec": "data/storage.py",
     "simplejpeg": "data/turbo_jpeg.py",
     "liger_kernel": "model/loss.py",
+    "torchcodec": "data/torchcodec_video.py",
 }
 EXTRA_HOMES = {"av": {"data/video_frames.py", "data/toy/video.py"}}  # videos.py opens them, these decode and encode
 

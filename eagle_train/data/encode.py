@@ -19,6 +19,7 @@ from eagle_train.data.media import MediaError
 from eagle_train.data.media_content import Content, pictures
 from eagle_train.data.media_costs import MediaCosts, candidates
 from eagle_train.data.tiling import Tiling
+from eagle_train.data.video_frames import VideoDecoder
 from eagle_train.types import IGNORE_INDEX, EncodedSample, Media, MediaPlan, Sample, SampleError
 
 
@@ -30,6 +31,7 @@ class Encoder:
         template: the strings around turns.
         tokenizer: a fast transformers tokenizer.
         images: how images are decoded.
+        videos: what decodes videos.
         tiling: how images are cut.
         degrade: how many frames and tiles the media of a sample get.
         tile_size: S, side of a tile in pixels.
@@ -40,6 +42,7 @@ class Encoder:
     template: ChatTemplate
     tokenizer: object
     images: ImageReader
+    videos: VideoDecoder
     tiling: Tiling
     degrade: Degrade
     tile_size: int
@@ -101,7 +104,7 @@ class Encoder:
                 self.tiling.cut(image, plan, out)
                 return
             one = MediaPlan()
-            for picture, tile in zip(pictures(media, plan, data, self.images), out, strict=True):
+            for picture, tile in zip(pictures(media, plan, data, self.images, self.videos), out, strict=True):
                 self.tiling.cut(picture, one, tile[None])
         except MediaError as error:
             raise SampleError(key, error.reason, f"{media.member or media.kind}: {error}") from error

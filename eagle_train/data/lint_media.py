@@ -12,7 +12,7 @@ from eagle_train.data.lint import Finding, short
 from eagle_train.data.media import MediaError
 from eagle_train.data.probe import cut_clip
 from eagle_train.data.schemas import Record
-from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.data.videos import probe_video
 from eagle_train.types import Media, SampleError
 
@@ -85,6 +85,6 @@ def decode_all(
             if clip is None:
                 images.decode(read(name))
             else:
-                list(decode_frames(read(name), shown_seconds(clip, 2)))
+                list(PyAvVideo().decode(read(name), shown_seconds(clip, 2)))
         except MediaError as error:
             yield Finding(error.reason, short(f"{name}: {error}"))

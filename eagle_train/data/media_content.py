@@ -11,7 +11,7 @@ from eagle_train.data.frames import frame_indices, shown_seconds
 from eagle_train.data.images import ImageReader
 from eagle_train.data.media import MediaError
 from eagle_train.data.shard_reader import Member, ShardReader
-from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.video_frames import VideoDecoder
 from eagle_train.data.videos import WHOLE_BYTES
 from eagle_train.types import Media, MediaPlan
 
@@ -52,14 +52,16 @@ def chosen_members(media: Media, plan: MediaPlan) -> list[str]:
     return [media.members[index] for index in frame_indices(len(media.members), plan.num_frames)]
 
 
-def pictures(media: Media, plan: MediaPlan, content: Content, images: ImageReader) -> Iterator[Image.Image]:
+def pictures(
+    media: Media, plan: MediaPlan, content: Content, images: ImageReader, videos: VideoDecoder
+) -> Iterator[Image.Image]:
     """Yields the chosen frames of a video or pages of a document, RGB and upright, one at a time.
 
     Raises:
         MediaError: if one cannot be decoded.
     """
     if not media.members:
-        yield from decode_frames(content, shown_seconds(media, plan.num_frames))
+        yield from videos.decode(content, shown_seconds(media, plan.num_frames))
         return
     for name, data in zip(chosen_members(media, plan), content, strict=True):
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
 
 import av
 from av.video.reformatter import VideoReformatter
@@ -24,33 +25,42 @@ MISSING_SECONDS = 1.0
 """A file may end this much before its headers say so: then the last frame stands for what is missing."""
 
 
-def decode_frames(
-    file: BinaryIO | bytes, seconds: Sequence[float], *, max_pixels: int = MAX_PIXELS
-) -> Iterator[Image.Image]:
-    """Yields the frame shown at each of `seconds`: RGB, upright, one at a time, so only one is in memory.
+class VideoDecoder(Protocol):
+    """What makes pictures of video files; its repr is part of a run's identity."""
 
-    That is the last frame at or before the time, or the first one of the file; its pixels are those that decoding
-    everything from the start gives, whatever was left out.
+    def decode(self, file: BinaryIO | bytes, seconds: Sequence[float]) -> Iterator[Image.Image]:
+        """Yields the frame shown at each of `seconds`: RGB, upright, one at a time, so only one is in memory.
 
-    Args:
-        file: the bytes, or a seekable file of them, of which only the parts that are needed are read.
-        seconds: increasing times from the first frame, see `frames.shown_seconds`.
+        That is the last frame at or before the time, or the first one of the file; its pixels are those that decoding
+        everything from the start gives, whatever was left out.
 
-    Raises:
-        MediaError: if the video cannot be decoded up to a time, or ends before it.
-    """
-    with reported_as("unreadable_video"):
-        playback = Playback(file, max_pixels)
-    try:
-        shown, image = None, None
-        for time in seconds:
-            with reported_as("unreadable_video"):
-                frame = playback.frame_at(time)
-                if frame is not shown:
-                    shown, image = frame, playback.to_image(frame)
-            yield image
-    finally:
-        playback.close()
+        Args:
+            file: the bytes, or a seekable file of them.
+            seconds: increasing times from the first frame, see `frames.shown_seconds`.
+
+        Raises:
+            MediaError: if the video cannot be decoded up to a time, or ends before it.
+        """
+
+
+@dataclass(frozen=True)
+class PyAvVideo:
+    """PyAV and the FFmpeg in its wheels. Of a file only the parts that are needed are read."""
+
+    def decode(self, file: BinaryIO | bytes, seconds: Sequence[float]) -> Iterator[Image.Image]:
+        """Yields the frame shown at each of `seconds`, see `VideoDecoder`."""
+        with reported_as("unreadable_video"):
+            playback = Playback(file, MAX_PIXELS)
+        try:
+            shown, image = None, None
+            for time in seconds:
+                with reported_as("unreadable_video"):
+                    frame = playback.frame_at(time)
+                    if frame is not shown:
+                        shown, image = frame, playback.to_image(frame)
+                yield image
+        finally:
+            playback.close()
 
 
 class Playback:
@@ -105,7 +115,8 @@ class Playback:
 
     def to_image(self, frame: av.VideoFrame) -> Image.Image:
         """Returns the frame as shown, RGB."""
-        (plane,) = self._reformatter.reformat(frame, format="rgb24").planes
+        # One thread: by default swscale starts as many as there are cores, in each worker.
+        (plane,) = self._reformatter.reformat(frame, format="rgb24", threads=1).planes
         image = Image.frombuffer("RGB", (frame.width, frame.height), plane, "raw", "RGB", plane.line_size, 1)
         turns = quarter_turns(frame)
         return image.transpose(QUARTER_TURNS[turns]) if turns else image

@@ -221,6 +221,7 @@ def plain_encoder(values: Mapping[str, str]) -> Encoder:
         template=build(load_choice("chat_template", values["chat_template"])),
         tokenizer=load_tokenizer(values["tokenizer"]),
         images=data.images,
+        videos=data.videos,
         tiling=data.tiling,
         degrade=build(load_choice("degrade", "none")),
         tile_size=data.tile_size,

@@ -20,6 +20,7 @@ from eagle_train.data.tiling import Tiling
 from eagle_train.data.tokenizer import load
 from eagle_train.data.tokenizer.added import add_special_tokens
 from eagle_train.data.too_long import TooLong
+from eagle_train.data.video_frames import VideoDecoder
 from eagle_train.model.embeddings import Vocabulary
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.prealign import PreAlignment
@@ -37,6 +38,7 @@ class DataSettings:
     Args:
         tile_size: S, side in pixels of the tiles that the loader makes; encoders resize from it.
         images: how images are decoded.
+        videos: what decodes videos.
         tiling: how images are cut into tiles.
         loss_weight: weights of a sample's tokens, from which of them are supervised.
         too_long: what becomes of samples that are longer than a row.
@@ -52,6 +54,7 @@ class DataSettings:
 
     tile_size: int
     images: ImageReader
+    videos: VideoDecoder
     tiling: Tiling
     loss_weight: LossWeight
     too_long: TooLong
@@ -175,6 +178,7 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
         template=template,
         tokenizer=tokenizer,
         images=data.images,
+        videos=data.videos,
         tiling=data.tiling,
         degrade=build(config["degrade"]),
         tile_size=data.tile_size,

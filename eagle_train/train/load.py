@@ -25,6 +25,9 @@ CARRIED = "released"
 """Folder in an import with what the model has no use for: unused tensors and the original `config.json`."""
 MODEL_KEYS = ("name", "new_tokens", "mixture", "projector", "llm", "chat_template", "data", "degrade", "loss")
 
+OLDER_DATA = {"videos": {"_target_": "eagle_train.data.video_frames.PyAvVideo"}}
+"""What configs written before there was a choice meant, by keys of their `data`."""
+
 
 def load_model(path: Path) -> tuple[VisionLanguageModel, Encoder]:
     """Returns the model, on this process's device in evaluation mode, and the encoder of samples.
@@ -104,7 +107,7 @@ def parse_config(path: Path) -> dict[str, Any]:
             f"{path} was written by an earlier version: it has no {', '.join(missing)}; edit it as the changelog says, "
             f"or use the version that wrote it"
         )
-    return config
+    return config | {"data": OLDER_DATA | config["data"]}
 
 
 def read_model_weights(path: Path) -> dict[str, torch.Tensor]:

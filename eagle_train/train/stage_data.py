@@ -167,6 +167,7 @@ def describe_layout(layout: Layout) -> dict[str, Any]:
         "chat_template": asdict(encoder.template),
         "tiling": describe(encoder.tiling),
         "images": repr(encoder.images),
+        "videos": repr(encoder.videos),
         "degrade": describe(encoder.degrade),
         "tile_size": encoder.tile_size,
         "tokens_per_tile": encoder.tokens_per_tile,

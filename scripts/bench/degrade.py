@@ -24,6 +24,7 @@ from eagle_train.data.images import ImageReader
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.tile_grids import ImageAreaPreservation
 from eagle_train.data.tokenizer.load import default_cache, load_tokenizer
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.config import build, load_choice
 from eagle_train.types import Media
 
@@ -61,6 +62,7 @@ def make_encoder(tokenizer_path: str, template_name: str) -> Encoder:
         template=template,
         tokenizer=tokenizer,
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=ImageAreaPreservation(tile_size=448),
         degrade=AutomaticDegradeSampling(frames=FrameRate(fps=2.0, min_frames=8, max_frames=512)),
         tile_size=448,

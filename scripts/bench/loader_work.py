@@ -19,6 +19,7 @@ from eagle_train.data.images import ImageReader, probe_image
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.tokenizer import load
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.config import build, load_config
 from eagle_train.types import EncodedSample, Media, MediaPlan, Message, Sample
 
@@ -55,6 +56,7 @@ def make_encoder(tokenizer: str | Path, *, tile_size: int, tokens_per_tile: int,
         template=chat,
         tokenizer=load.load_tokenizer(str(tokenizer), load.default_cache()),
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=PadToSquare(),
         degrade=EachByItself(frames=FrameRate()),
         tile_size=tile_size,

@@ -33,7 +33,7 @@ from machine import circumstances, forget_peak, memory_mib
 from PIL import Image
 
 from eagle_train.data.frames import shown_seconds
-from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.data.videos import probe_video
 from eagle_train.types import Media
 
@@ -70,7 +70,7 @@ def make_file(path: Path, seconds: int) -> None:
 def ours(path: Path, seconds: Sequence[float]) -> Iterator[Image.Image]:
     """Yields the frames as training decodes them."""
     with path.open("rb") as file:
-        yield from decode_frames(file, seconds)
+        yield from PyAvVideo().decode(file, seconds)
 
 
 def naive(path: Path, seconds: Sequence[float]) -> Iterator[np.ndarray]:

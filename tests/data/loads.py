@@ -17,6 +17,7 @@ from eagle_train.data.shards import write_shards
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import steps
 from eagle_train.data.tiling import PadToSquare
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.assemble import load_tokenizer
 from eagle_train.train.config import build, load_config
 from tests.catalogs import plan_config, read_catalog
@@ -28,6 +29,7 @@ def tiny_encoder(data):
         template=build(load_config(["+experiment=toy"])["chat_template"]),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=PadToSquare(),
         degrade=EachByItself(frames=FrameRate()),
         tile_size=16,

@@ -24,6 +24,7 @@ from eagle_train.data.shards import scan_shard, write_shards
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import steps
 from eagle_train.data.tiling import PadToSquare
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.tools.plan import make_plan
 from eagle_train.train.app import train
 from eagle_train.train.assemble import load_tokenizer
@@ -72,6 +73,7 @@ def encoder(data):
         template=build(load_config(["+experiment=toy"])["chat_template"]),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=PadToSquare(),
         degrade=EachByItself(frames=FrameRate()),
         tile_size=16,

@@ -24,6 +24,7 @@ from eagle_train.data.number_costs import NumberCosts
 from eagle_train.data.tile_grids import ClosestAspectRatio, ImageAreaPreservation
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.too_long import DropTooLong, KeepTurns
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.config import build, load_choice
 from eagle_train.types import Media, MediaPlan, Message, Sample, SampleError
 
@@ -73,6 +74,7 @@ def encoder_of(template: str, digits: str, tiling: int, tokens_per_tile: int) ->
         template=template_of(template),
         tokenizer=tokenizer_of(digits),
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=TILINGS[tiling],
         degrade=ADS,
         tile_size=1,

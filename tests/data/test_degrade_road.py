@@ -15,6 +15,7 @@ from eagle_train.data.media_text import MediaText
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.shards import write_shards
 from eagle_train.data.tile_grids import ImageAreaPreservation
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.assemble import load_tokenizer
 from eagle_train.train.config import build, load_choice
 from tests.catalogs import read_catalog
@@ -36,6 +37,7 @@ def encoder(data):
         template=replace(build(load_choice("chat_template", "toy")), media=TEXT),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=ImageAreaPreservation(tile_size=16),
         degrade=AutomaticDegradeSampling(frames=FrameRate(fps=4.0, min_frames=2, max_frames=64)),
         tile_size=16,

@@ -22,6 +22,7 @@ from eagle_train.data.row_buffers import row_bytes
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import Cursor, steps
 from eagle_train.data.tiling import PadToSquare
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.assemble import load_tokenizer
 from eagle_train.train.config import build, load_config
 from tests.catalogs import read_catalog
@@ -50,6 +51,7 @@ def stages(data):
         template=build(load_config(["+experiment=toy"])["chat_template"]),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=PadToSquare(),
         degrade=EachByItself(frames=FrameRate(max_frames=4)),
         tile_size=16,

@@ -16,6 +16,7 @@ from eagle_train.data.loss_weights import per_token
 from eagle_train.data.shards import write_shards
 from eagle_train.data.tables import read_table
 from eagle_train.data.tiling import PadToSquare
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.assemble import build_encoder, build_schedule, load_tokenizer
 from eagle_train.train.config import build, load_config
 from eagle_train.train.costs import ForwardFlops
@@ -42,6 +43,7 @@ def encoder(data):
         template=build(load_config(["+experiment=toy"])["chat_template"]),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=OneTilePerColumn(),
         degrade=EachByItself(frames=FrameRate()),
         tile_size=16,
@@ -119,3 +121,4 @@ def test_the_policy_is_a_part_of_the_plans_identity(data, tmp_path):
     for override in ("exif_orientation=false", "max_pixels=99999", "background=[0,0,0]"):
         changed = layout(f"data.images.{override}")
         assert {name for name in plain if plain[name] != changed[name]} == {"images"}
+    assert plain["videos"] == repr(PyAvVideo())

@@ -23,6 +23,7 @@ from eagle_train.data.tables import read_table
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.tokenizer.load import load_tokenizer
 from eagle_train.data.too_long import DropTooLong, KeepTurns, Shortened
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.config import build, load_config
 from eagle_train.train.stage_data import make_layout
 from eagle_train.types import Media, MediaPlan, Message, Sample
@@ -84,6 +85,7 @@ def make_encoder(tokenizer, template="vicuna_v1", **changes) -> Encoder:
         template=build(load_config(["+experiment=toy", *chosen])["chat_template"]),
         tokenizer=tokenizer,
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=PadToSquare(),
         degrade=EachByItself(frames=FrameRate()),
         tile_size=8,

@@ -14,7 +14,7 @@ from eagle_train.data.retries import StorageError
 from eagle_train.data.shard_reader import Member, MemberFile, ShardReader
 from eagle_train.data.shards import scan_shard, write_shards
 from eagle_train.data.storage import open_shard
-from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.data.videos import probe_video
 from eagle_train.types import Media, MediaPlan
 from tests.data.test_bad_samples import catalog, corrupt, encoder, load, png
@@ -104,8 +104,8 @@ def test_clips_frames_and_documents_go_through_the_loader(tmp_path, encoder):
 def test_a_clip_shows_its_part_of_the_file():
     media = Media(kind="video", start=1.0, end=2.0, duration=1.0, num_frames=10)
     plan = MediaPlan(num_frames=3)
-    frames = list(media_content.pictures(media, plan, VIDEO, ImageReader()))
-    whole = list(decode_frames(VIDEO, [(i + 0.5) / 10 for i in (10, 14, 19)]))
+    frames = list(media_content.pictures(media, plan, VIDEO, ImageReader(), PyAvVideo()))
+    whole = list(PyAvVideo().decode(VIDEO, [(i + 0.5) / 10 for i in (10, 14, 19)]))
     assert [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in whole]
 
 
@@ -150,13 +150,13 @@ class Failing:
 def test_storage_that_does_not_answer_is_no_defect_of_a_video(data):
     member = Member("0.mp4", 0, len(data))
     needed = Failing(data, 10**6)
-    expected = [image.tobytes() for image in decode_frames(ShardReader(needed).open(member), [0.0, 3.0, 5.9])]
+    expected = [image.tobytes() for image in PyAvVideo().decode(ShardReader(needed).open(member), [0.0, 3.0, 5.9])]
     needed = 10**6 - needed.left
     assert needed > 3
     for reads in range(needed):
         with pytest.raises(StorageError):
-            list(decode_frames(ShardReader(Failing(data, reads)).open(member), [0.0, 3.0, 5.9]))
-    again = decode_frames(ShardReader(Failing(data, needed)).open(member), [0.0, 3.0, 5.9])
+            list(PyAvVideo().decode(ShardReader(Failing(data, reads)).open(member), [0.0, 3.0, 5.9]))
+    again = PyAvVideo().decode(ShardReader(Failing(data, needed)).open(member), [0.0, 3.0, 5.9])
     assert [image.tobytes() for image in again] == expected
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from eagle_train.data.frames import shown_seconds
 from eagle_train.data.media import MediaError
-from eagle_train.data.video_frames import Playback, decode_frames
+from eagle_train.data.video_frames import Playback, PyAvVideo
 from eagle_train.data.videos import open_video, probe_video, video_stream
 from eagle_train.types import Media
 
@@ -118,7 +118,7 @@ def test_chosen_frames_equal_those_of_decoding_everything(name):
     media = Media(kind="video", **probe_video(data)._asdict())
     for wanted in (1, 2, 5, 23, media.num_frames):
         seconds = shown_seconds(media, wanted)
-        for second, image in zip(seconds, decode_frames(data, seconds), strict=True):
+        for second, image in zip(seconds, PyAvVideo().decode(data, seconds), strict=True):
             np.testing.assert_array_equal(np.asarray(image), expected(times, pixels, tick, second))
 
 
@@ -170,20 +170,20 @@ class CountedFile(io.BytesIO):
 def test_a_large_file_is_read_where_its_frames_are():
     data = write("mp4", "libx264", num_frames=1500, size=(160, 120), codec_options=X264 | {"crf": "1"})
     file = CountedFile(data)
-    assert len(list(decode_frames(file, [0.0, 30.0, 59.9]))) == 3
+    assert len(list(PyAvVideo().decode(file, [0.0, 30.0, 59.9]))) == 3
     assert 0 < file.count < 0.25 * len(data)
 
 
 def test_of_a_time_after_the_end_the_file_must_tell_why():
     data = made("b frames")  # 6 seconds
-    (image,) = decode_frames(data, [6.9])
+    (image,) = PyAvVideo().decode(data, [6.9])
     np.testing.assert_array_equal(np.asarray(image), decode_all(data)[1][-1])
     with pytest.raises(MediaError, match=r"last frame is at 5.960 s, another was to be at 7.500 s"):
-        list(decode_frames(data, [7.5]))
+        list(PyAvVideo().decode(data, [7.5]))
 
 
 def test_frames_come_one_at_a_time():
-    frames = decode_frames(made("b frames"), [0.0, 1.0, 99.0])
+    frames = PyAvVideo().decode(made("b frames"), [0.0, 1.0, 99.0])
     assert len({next(frames).tobytes(), next(frames).tobytes()}) == 2
     with pytest.raises(MediaError):
         next(frames)
@@ -191,4 +191,4 @@ def test_frames_come_one_at_a_time():
 
 def test_a_stream_without_timestamps_is_refused_with_the_remedy():
     with pytest.raises(MediaError, match="put the stream into a container"):
-        list(decode_frames(write("h264", "libx264", num_frames=10), [0.0]))
+        list(PyAvVideo().decode(write("h264", "libx264", num_frames=10), [0.0]))

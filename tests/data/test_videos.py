@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eagle_train.data import video_frames
 from eagle_train.data.frames import frame_indices, shown_seconds
 from eagle_train.data.media import MediaError
-from eagle_train.data.video_frames import decode_frames
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.data.videos import probe_video
 from eagle_train.types import Media
 from tests.pictures import SIZE, corners, quarters
@@ -39,10 +40,10 @@ def numbers(frames):
     return [round(np.asarray(frame).mean() / STEP) for frame in frames]
 
 
-def frames_of(data, wanted, **limit):
+def frames_of(data, wanted):
     """The chosen frames of a whole video, as training decodes them."""
-    facts = probe_video(data, **limit)
-    return list(decode_frames(data, shown_seconds(Media(kind="video", **facts._asdict()), wanted), **limit))
+    facts = probe_video(data)
+    return list(PyAvVideo().decode(data, shown_seconds(Media(kind="video", **facts._asdict()), wanted)))
 
 
 CONTAINERS = {
@@ -65,7 +66,9 @@ def test_frames_are_evenly_spaced_from_first_to_last(name, wanted):
 def test_of_a_variable_rate_the_frames_shown_at_even_times_are_taken():
     # 6.3 s in 12 shares: their middles are at 0.26, 0.79, 1.31, ... s.
     assert numbers(frames_of(video(12, **VARIABLE), 12)) == [2, 2, 6, 6, 6, 6, 6, 6, 8, 8, 8, 9]
-    assert numbers(decode_frames(video(12, **VARIABLE), [0.05, 0.15, 0.85, 0.95, 4.05, 6.15])) == [0, 1, 2, 3, 7, 10]
+    seconds = [0.05, 0.15, 0.85, 0.95, 4.05, 6.15]
+    frames = PyAvVideo().decode(video(12, **VARIABLE), seconds)
+    assert numbers(frames) == [0, 1, 2, 3, 7, 10]
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -127,7 +130,7 @@ def sound():
     "data", [b"", b"<html>404</html>", video(12)[:200], sound()], ids=["empty", "page", "cut", "sound"]
 )
 def test_what_is_no_video_is_an_error(data):
-    for read in (probe_video, lambda data: list(decode_frames(data, [0.0, 1.0]))):
+    for read in (probe_video, lambda data: list(PyAvVideo().decode(data, [0.0, 1.0]))):
         with pytest.raises(MediaError) as error:
             read(data)
         assert error.value.reason == "unreadable_video"
@@ -155,7 +158,11 @@ def test_playlists_that_name_other_files_are_refused(tmp_path, monkeypatch):
         probe_video(playlist)
 
 
-def test_oversized_frames_are_refused():
-    for read in (probe_video, lambda data, **limit: list(decode_frames(data, [0.0], **limit))):
+def test_oversized_frames_are_refused(monkeypatch):
+    monkeypatch.setattr(video_frames, "MAX_PIXELS", 64 * 32 - 1)
+    for read in (
+        lambda data: probe_video(data, max_pixels=64 * 32 - 1),
+        lambda data: list(PyAvVideo().decode(data, [0.0])),
+    ):
         with pytest.raises(MediaError, match="64 x 32"):
-            read(video(2), max_pixels=64 * 32 - 1)
+            read(video(2))

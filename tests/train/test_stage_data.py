@@ -12,6 +12,7 @@ from eagle_train.data.loss_weights import per_token
 from eagle_train.data.media_text import MediaText
 from eagle_train.data.tiling import CentreCrop, PadToSquare
 from eagle_train.data.too_long import DropTooLong, KeepTurns
+from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train import stage_data
 from eagle_train.train.assemble import load_tokenizer
 from eagle_train.train.config import build, load_config
@@ -26,6 +27,7 @@ def encoder(data):
         template=build(load_config(["+experiment=toy"])["chat_template"]),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
+        videos=PyAvVideo(),
         tiling=PadToSquare(),
         degrade=EachByItself(frames=FrameRate()),
         tile_size=16,
