@@ -58,5 +58,7 @@ def medium_ids(texts: Sequence[str], frame_tokens: int, tokenizer) -> np.ndarray
     visual = np.full(frame_tokens, VISUAL)
     parts = []
     for text in texts:
-        parts += [np.array(encode(text, add_special_tokens=False).ids, np.int64), visual]
+        if text:  # most templates have none around images
+            parts.append(np.array(encode(text, add_special_tokens=False).ids, np.int64))
+        parts.append(visual)
     return np.concatenate(parts[:-1])
