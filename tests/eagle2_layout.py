@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+from eagle_train.data.tokenizer.added import write_tokenizer
+from eagle_train.model.checkpoints.files import write_weights
+from eagle_train.train.released_eagle2 import HEAD, import_config, import_released
 from tests.eagle1_layout import Shapes, convnext_shapes, linear, llm_shapes, norm
 
 SO400M = {"depth": 27, "width": 1152, "mlp": 4304, "side": 32, "patch": 14}
@@ -211,3 +216,56 @@ def old_config(llm: dict, siglip: dict = TINY_SIGLIP, *, several: bool = False, 
         "use_thumbnail": True,
         "vision_config": vision,
     }
+
+
+SPECIAL = ("<img>", "</img>", "<IMG_CONTEXT>", "<box>", "</box>", "<quad>", "</quad>", "<ref>", "</ref>")
+TOKENS = (*SPECIAL, "<interval>", "</interval>", "<|im_start|>", "<|im_end|>")
+EMBEDDINGS = "language_model.model.embed_tokens.weight"
+CODE = "class Eagle2_5_VLConfig: ...\n"
+
+
+def write_release(folder, config, weights, data):
+    """Writes a release in three shards, with a tokenizer that has its special tokens, and code."""
+    write_weights(folder, weights, shard_bytes=sum(t.nbytes for t in weights.values()) // 3 + 1)
+    write_tokenizer(str(data / "tokenizer"), TOKENS, folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "configuration_eagle2_5_vl.py").write_text(CODE)
+    return folder
+
+
+def tied_twice(weights):
+    """Returns weights in which the tied head is stored too."""
+    return weights | {HEAD: weights[EMBEDDINGS].clone()}
+
+
+CASES = {
+    "untied-with-pooling": (new_config(TINY_LLM), released_shapes(TINY_LLM), None),
+    "tied-without-pooling": (
+        new_config(TINY_LLM, tied=True),
+        released_shapes(TINY_LLM, tied=True, pooling=False),
+        None,
+    ),
+    "tied-and-stored-twice": (new_config(TINY_LLM, tied=True), released_shapes(TINY_LLM, tied=True), tied_twice),
+    "qwen3": (new_config(TINY_LLM, family="qwen3"), released_shapes(TINY_LLM, family="qwen3"), None),
+    "old-generation": (old_config(TINY_LLM), released_shapes(TINY_LLM), None),
+    "several-towers": (old_config(TINY_LLM, several=True), released_shapes(TINY_LLM, convnext=TINY_CONVNEXT), None),
+    "several-towers-old-layer-scale": (
+        old_config(TINY_LLM, several=True),
+        released_shapes(TINY_LLM, convnext=TINY_CONVNEXT, layer_scale="weight", pooling=False),
+        None,
+    ),
+}
+
+
+def shrunk(config):
+    """Returns a config whose ConvNeXt, if it has one, is tiny: a release does not tell its size."""
+    encoders = config["mixture"]["encoders"]
+    if "convnext" in encoders:
+        sizes = {key: list(value) for key, value in TINY_CONVNEXT.items()}
+        encoders = encoders | {"convnext": encoders["convnext"] | sizes}
+    return config | {"mixture": config["mixture"] | {"encoders": encoders}}
+
+
+def imported(release, out):
+    """Imports a release; returns what became of it."""
+    return import_released(release, out, shrunk(import_config(release)))

@@ -76,15 +76,6 @@ def open_file(location: Location, storage: Storage) -> RangeFile:
     return remote if storage.cache is None else CachedFile(remote, storage.cache)
 
 
-def read_whole(location: Location, storage: Storage | None = None) -> bytes:
-    """Returns the content of a small file, for example a manifest; FileNotFoundError if it is not there."""
-    location, storage = as_location(location), storage or Storage()
-    file = LocalFile(location, storage.retries()) if isinstance(location, Path) else RemoteFile(location, storage)
-    data = file.read_range(0, file.size())
-    file.close()
-    return data
-
-
 def exists(location: Location, storage: Storage | None = None) -> bool:
     """Returns whether there is a file; a storage that does not answer is a StorageError, not an absent file."""
     location = as_location(location)

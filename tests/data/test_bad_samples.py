@@ -11,25 +11,17 @@ from PIL import Image
 
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source
-from eagle_train.data.degrade import EachByItself
-from eagle_train.data.encode import Encoder
-from eagle_train.data.frames import FrameRate
-from eagle_train.data.images import ImageReader
 from eagle_train.data.index import ensure_index, index_path
 from eagle_train.data.loader import RowDataset, RowTask
-from eagle_train.data.loss_weights import per_token
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.row_buffers import row_bytes
 from eagle_train.data.shards import scan_shard, write_shards
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import steps
-from eagle_train.data.tiling import PadToSquare
-from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.tools.plan import make_plan
 from eagle_train.train.app import train
-from eagle_train.train.assemble import load_tokenizer
-from eagle_train.train.config import build, load_config
 from tests.catalogs import plan_config, read_catalog
+from tests.data.loads import tiny_encoder
 from tests.runs import KINDS, accounts, config, losses
 
 
@@ -69,17 +61,7 @@ BAD = {
 
 @pytest.fixture
 def encoder(data):
-    return Encoder(
-        template=build(load_config(["+experiment=toy"])["chat_template"]),
-        tokenizer=load_tokenizer(str(data / "tokenizer")),
-        images=ImageReader(),
-        videos=PyAvVideo(),
-        tiling=PadToSquare(),
-        degrade=EachByItself(frames=FrameRate()),
-        tile_size=16,
-        tokens_per_tile=4,
-        loss_weight=per_token,
-    )
+    return tiny_encoder(data)
 
 
 def catalog(folder, samples, encoder, share=1.0):

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 import yaml
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 from transformers import (
     AutoTokenizer,
@@ -18,66 +17,27 @@ from transformers import (
 )
 
 from eagle_train.__main__ import main
-from eagle_train.data.media_text import medium_texts, places
-from eagle_train.data.tokenizer.added import write_tokenizer
 from eagle_train.model.checkpoints.files import read_weights, same, write_weights
 from eagle_train.train.app import train
 from eagle_train.train.config import load_config
 from eagle_train.train.export_eagle2 import export_released
 from eagle_train.train.load import CARRIED, export_run, load_model, read_config
-from eagle_train.train.released_eagle2 import HEAD, import_config, import_released
-from eagle_train.types import Media, Message
+from eagle_train.train.released_eagle2 import HEAD
 from tests.eagle1_layout import random_weights
 from tests.eagle2_layout import (
     ALONE,
-    TINY_CONVNEXT,
+    CASES,
+    CODE,
+    EMBEDDINGS,
     TINY_LLM,
-    new_config,
-    old_config,
-    released_shapes,
+    TOKENS,
+    imported,
     text_config,
+    write_release,
 )
 from tests.runs import overrides
 
-SPECIAL = ("<img>", "</img>", "<IMG_CONTEXT>", "<box>", "</box>", "<quad>", "</quad>", "<ref>", "</ref>")
-TOKENS = (*SPECIAL, "<interval>", "</interval>", "<|im_start|>", "<|im_end|>")
 POOLING_KEYS = 11
-EMBEDDINGS = "language_model.model.embed_tokens.weight"
-CODE = "class Eagle2_5_VLConfig: ...\n"
-
-
-def write_release(folder, config, weights, data):
-    """Writes a release in three shards, with a tokenizer that has its special tokens, and code."""
-    write_weights(folder, weights, shard_bytes=sum(t.nbytes for t in weights.values()) // 3 + 1)
-    write_tokenizer(str(data / "tokenizer"), TOKENS, folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "configuration_eagle2_5_vl.py").write_text(CODE)
-    return folder
-
-
-def tied_twice(weights):
-    """Returns weights in which the tied head is stored too."""
-    return weights | {HEAD: weights[EMBEDDINGS].clone()}
-
-
-MOVE = {"several": True}
-CASES = {
-    "untied-with-pooling": (new_config(TINY_LLM), released_shapes(TINY_LLM), None),
-    "tied-without-pooling": (
-        new_config(TINY_LLM, tied=True),
-        released_shapes(TINY_LLM, tied=True, pooling=False),
-        None,
-    ),
-    "tied-and-stored-twice": (new_config(TINY_LLM, tied=True), released_shapes(TINY_LLM, tied=True), tied_twice),
-    "qwen3": (new_config(TINY_LLM, family="qwen3"), released_shapes(TINY_LLM, family="qwen3"), None),
-    "old-generation": (old_config(TINY_LLM), released_shapes(TINY_LLM), None),
-    "several-towers": (old_config(TINY_LLM, **MOVE), released_shapes(TINY_LLM, convnext=TINY_CONVNEXT), None),
-    "several-towers-old-layer-scale": (
-        old_config(TINY_LLM, **MOVE),
-        released_shapes(TINY_LLM, convnext=TINY_CONVNEXT, layer_scale="weight", pooling=False),
-        None,
-    ),
-}
 
 
 @pytest.fixture(params=CASES)
@@ -92,20 +52,6 @@ def plain(data, tmp_path):
     """An untied release with a pooling head."""
     config, shapes, _ = CASES["untied-with-pooling"]
     return write_release(tmp_path / "Eagle-Tiny", config, random_weights(shapes), data)
-
-
-def shrunk(config):
-    """Returns a config whose ConvNeXt, if it has one, is tiny: a release does not tell its size."""
-    encoders = config["mixture"]["encoders"]
-    if "convnext" in encoders:
-        sizes = {key: list(value) for key, value in TINY_CONVNEXT.items()}
-        encoders = encoders | {"convnext": encoders["convnext"] | sizes}
-    return config | {"mixture": config["mixture"] | {"encoders": encoders}}
-
-
-def imported(release, out):
-    """Imports a release; returns what became of it."""
-    return import_released(release, out, shrunk(import_config(release)))
 
 
 def test_import_and_export_give_back_every_bit(release, tmp_path):
@@ -221,42 +167,6 @@ def test_the_exported_folder_has_what_vllm_and_transformers_read(plain, tmp_path
     assert preprocessor["size"] == {"height": 32, "width": 32} and preprocessor["image_mean"] == [0.5] * 3
     assert preprocessor["tokens_per_tile"] == 4 and preprocessor["max_dynamic_tiles"] == 12
     assert json.loads((back / "processor_config.json").read_text())["image_token"] == "<IMG_CONTEXT>"
-
-
-CHAT = [
-    Message(role="user", content=("Look: ", 0, "\nWhat is it?")),
-    Message(role="assistant", content=("A cat.",)),
-    Message(role="user", content=(1, 'And "this"? {% a %} {{ b }}')),
-]
-
-
-@pytest.mark.parametrize("generation", [new_config, old_config])
-@pytest.mark.parametrize("chat", [CHAT, CHAT[:1], [Message(role="system", content=("Be brief.",)), *CHAT]])
-def test_the_chat_template_gives_the_text_that_the_formatter_gives(data, tmp_path, generation, chat):
-    release = write_release(tmp_path / "r", generation(TINY_LLM), random_weights(released_shapes(TINY_LLM)), data)
-    imported(release, tmp_path / "ours")
-    export_released(tmp_path / "ours", tmp_path / "back")
-    _, encoder = load_model(tmp_path / "ours")
-    template, num_images = encoder.template, sum(isinstance(part, int) for m in chat for part in m.content)
-    media = [Media(kind="image", member=f"{i}.png") for i in range(num_images)]
-    images = [
-        ("<IMG_CONTEXT>" * 8).join(medium_texts(template.media, medium, place, 1))  # two tiles of four tokens
-        for medium, place in zip(media, places(media), strict=True)
-    ]
-    pieces = [images[i] if isinstance(i, int) else "".join(text for text, _ in i) for i in template.render(chat)]
-    expected = "".join(pieces) + template.prefix["assistant"]
-    assert expected.count("<IMG_CONTEXT>") == 8 * num_images > 0
-    parts = [{"role": m.role, "content": [openai(part) for part in m.content]} for m in chat]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers and vLLM
-    jinja = environment.from_string((tmp_path / "back/chat_template.jinja").read_text())
-    rendered = jinja.render(messages=parts, add_generation_prompt=True)
-    assert rendered.replace("<image>", "<img>" + "<IMG_CONTEXT>" * 8 + "</img>") == expected  # as vLLM expands it
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "back")
-    assert tokenizer.apply_chat_template(parts, tokenize=False, add_generation_prompt=True) == rendered
-
-
-def openai(part):
-    return {"type": "image"} if isinstance(part, int) else {"type": "text", "text": part}
 
 
 def test_a_pooling_head_is_written_where_it_is_asked_for(data, tmp_path):

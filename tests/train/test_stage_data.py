@@ -5,35 +5,20 @@ from dataclasses import replace
 import pytest
 
 from eagle_train.data.degrade import AutomaticDegradeSampling, EachByItself
-from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
-from eagle_train.data.images import ImageReader
-from eagle_train.data.loss_weights import per_token
 from eagle_train.data.media_text import MediaText
-from eagle_train.data.tiling import CentreCrop, PadToSquare
+from eagle_train.data.tiling import CentreCrop
 from eagle_train.data.too_long import DropTooLong, KeepTurns
-from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train import stage_data
-from eagle_train.train.assemble import load_tokenizer
-from eagle_train.train.config import build, load_config
 from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import describe_layout, make_layout, of_stage
 from eagle_train.types import Message
+from tests.data.loads import tiny_encoder
 
 
 @pytest.fixture
 def encoder(data):
-    return Encoder(
-        template=build(load_config(["+experiment=toy"])["chat_template"]),
-        tokenizer=load_tokenizer(str(data / "tokenizer")),
-        images=ImageReader(),
-        videos=PyAvVideo(),
-        tiling=PadToSquare(),
-        degrade=EachByItself(frames=FrameRate()),
-        tile_size=16,
-        tokens_per_tile=4,
-        loss_weight=per_token,
-    )
+    return tiny_encoder(data)
 
 
 def test_a_tokenizer_whose_file_asks_for_truncation_is_the_same_before_and_after_it_is_called(encoder):
