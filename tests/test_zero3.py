@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eagle_train.train.zero import read_zero_weights
+from eagle_train.train.zero.checkpoints import read_zero_weights
 from tests.runs import must_run
 from tests.zero_ranks import RATES, plain
 

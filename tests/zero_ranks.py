@@ -20,7 +20,7 @@ from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.engine import Engine, PlainEngine
 from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
-from eagle_train.train.zero import ZeroEngine
+from eagle_train.train.zero.engine import ZeroEngine
 from eagle_train.types import PackedBatch
 from tests.toys import tiny_model, tiny_row, tiny_sample
 

@@ -18,7 +18,7 @@ from eagle_train.model.checkpoints.files import SAFETENSORS, SAFETENSORS_INDEX, 
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_encoder, build_model, meta_model
 from eagle_train.train.checkpoint import CheckpointDir
-from eagle_train.train.zero import read_zero_weights
+from eagle_train.train.zero.checkpoints import read_zero_weights
 
 CONFIG = "config.yaml"
 CARRIED = "released"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eagle_train.train.zero import ZeroEngine
+from eagle_train.train.zero.engine import ZeroEngine
 
 
 @pytest.mark.parametrize(

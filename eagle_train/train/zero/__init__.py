@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO behind the engine protocol: the only package that knows DeepSpeed."""
