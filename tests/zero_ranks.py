@@ -115,6 +115,7 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
     dist.barrier()
     engine.save(folder / "end")
     engine.close()
+    placement = engine.placement
     other, _ = make(case)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -123,6 +124,8 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
     engine.load(folder)
     resumed = run(engine, [dist.rank()], steps[3:])
     engine.close()
+    placement.make_whole(model)
+    engine.placement.make_whole(other)
     untouched, _ = make(case)
     pairs = list(zip(model.modules(), untouched.modules(), strict=True))
     return {
