@@ -31,6 +31,7 @@ from eagle_train.train.checkpoint import (
 )
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import ForwardFlops
+from eagle_train.train.freeze_proof import FreezeProof
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view, with_dtypes
 from eagle_train.train.placement import Placement
 from eagle_train.train.preemption import PreemptionFlag
@@ -107,6 +108,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
+        proof=FreezeProof(model, run.placement) if run.config["prove_freeze"] else None,
     )
     run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
     try:
