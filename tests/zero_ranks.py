@@ -22,6 +22,7 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero.engine import ZeroEngine
 from eagle_train.types import PackedBatch
+from tests.engine_facts import facts
 from tests.toys import tiny_model, tiny_row, tiny_sample
 
 RATES = {
@@ -159,6 +160,7 @@ def main(out: Path) -> None:
         dist.barrier()
         results[name] = sharded("trained" if name == "bf16" else name, out / name, bf16=name == "bf16")
     results["refusal"] = refusal(out / "trained")
+    results["facts"] = facts()
     if dist.rank() == 0:
         torch.save(results, out / "results.pt")
     dist.shutdown()

@@ -98,7 +98,7 @@ def gather_mixtures_at_once(model: nn.Module) -> list[RemovableHandle]:
     Returns:
         Hooks to remove with the engine.
     """
-    import_deepspeed().utils.set_z3_leaf_modules(model, [Mixture])
+    import_deepspeed().utils.set_z3_leaf_modules(model, [Mixture], raise_if_not_found=False)
     trained = [m for m in model.modules() if isinstance(m, Mixture) and any(p.requires_grad for p in m.parameters())]
     hooks = [(m.register_forward_pre_hook(with_gradient), m.register_forward_hook(through_inputs)) for m in trained]
     return [hook for pair in hooks for hook in pair]
