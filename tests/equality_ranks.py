@@ -46,7 +46,7 @@ TILES = [(2, 1, 1, 3, 1, 2), (1, 0, 2, 0, 1, 0), (0, 0, 0, 0, 0, 0), (0, 0, 0, 1
 
 SHARDED = {"zero_stage": 3, "persistence_threshold": 0, "prefetch_bucket_size": 1000}
 RECOMPUTED = {"activation_checkpointing": True}
-ON_HOST = {"offload_optimizer": True, "pin_memory": False}
+ON_HOST = {"offload_optimizer": True}
 WAYS = {
     "plain": None,
     "plain recomputed": RECOMPUTED,
@@ -54,9 +54,11 @@ WAYS = {
     "zero2": {"zero_stage": 2},
     "zero2 small buckets": {"zero_stage": 2, "reduce_bucket_size": 500, "allgather_bucket_size": 700},
     "zero2 recomputed": {"zero_stage": 2} | RECOMPUTED,
+    "zero2 overlapped": {"zero_stage": 2, "overlap_comm": True},
     "zero2 optimizer on host": {"zero_stage": 2} | ON_HOST,
     "zero3": SHARDED,
     "zero3 small ones whole": {"zero_stage": 3, "persistence_threshold": 600},
+    "zero3 overlapped": SHARDED | {"overlap_comm": True},
     "zero3 recomputed": SHARDED | RECOMPUTED,
     "zero3 optimizer on host": SHARDED | ON_HOST,
     "zero3 all on host": SHARDED | ON_HOST | {"offload_param": True},
