@@ -191,7 +191,7 @@ class Workers:
             generator=torch.Generator(),
             worker_init_fn=set_up_worker,
         )
-        # In the thread that collects, torch sets no handler of SIGCHLD: one would raise wherever the main thread is when
+        # In the thread that collects, torch sets no handler of SIGCHLD; it would raise wherever the main thread is when
         # a worker dies; without it the next read notices.
         return iter(loader)
 
