@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import keyword
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -54,7 +56,15 @@ def main(arguments: list[str]) -> int:
     module = f"{word}_" if keyword.iskeyword(word) else word
     tool = importlib.import_module(f"eagle_train.tools.{module}")
     try:
-        return tool.main(rest)
+        code = tool.main(rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if word == "train":
+            raise
+        # `| head` has seen enough. Python would flush stdout once more at its end, so that goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except ValueError as error:
         if not raised_by_us(error):
             raise
