@@ -26,7 +26,10 @@ STAGE = Stage(
     num_steps=1,
 )
 ONLY_LLM = replace(STAGE, learning_rates={"mixture": None, "projector": None, "llm": 1e-2})
-COSTS = {"projector": STAGE, "llm": ONLY_LLM}
+ONLY_VIT = replace(
+    STAGE, learning_rates={"mixture": None, "mixture.encoders.vit": 1e-2, "projector": None, "llm": None}
+)
+COSTS = {"projector": STAGE, "llm": ONLY_LLM, "vit": ONLY_VIT}
 ALL = replace(STAGE, learning_rates={"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2})
 SHARDED = {"zero_stage": 3, "persistence_threshold": 0}
 ENGINES = {"plain": None, "zero2": {"zero_stage": 2}, "zero3": SHARDED}
@@ -57,10 +60,11 @@ def frozen_costs(name: str, stage: Stage) -> dict[str, object]:
     model = tiny_model()
     engine = make_engine(name, model, stage)
     inside: list[str] = []
-    kept = dict.fromkeys(("mixture", "projector", "llm"), 0)
+    parts = {"mixture": model.mixture, "projector": model.projector, "llm": model.llm.model}
+    parts |= dict(model.mixture.encoders.items())
+    kept = dict.fromkeys(parts, 0)
     hooks = []
-    for part in kept:
-        module = getattr(model, part) if part != "llm" else model.llm.model
+    for part, module in parts.items():
         hooks.append(module.register_forward_pre_hook(lambda *_, part=part: inside.append(part)))
         hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
 

@@ -79,3 +79,13 @@ def test_hooks_are_gone_after_the_proof(engine):
     proof.seen.clear()
     step(engine)
     assert proof.seen == {}
+
+
+def test_a_frozen_weight_that_moves_is_named(engine):
+    freeze(engine.model, RATES | {"llm": None})
+    proof = FreezeProof(engine.model, engine.placement)
+    step(engine)
+    moved = engine.model.llm.model.norm.weight.data
+    moved[3] = torch.nextafter(moved[3], torch.tensor(9.0))
+    with pytest.raises(FreezeError, match=r"1 frozen but changed .*: llm.model.norm.weight\)"):
+        proof.check()
