@@ -38,7 +38,13 @@ def make() -> tuple[nn.Module, Stage]:
     model = tiny_model()
     rates = {"mixture": 1e-2, "mixture.encoders.vit": None, "projector": 2e-2, "llm": 5e-3}
     stage = Stage(
-        recipe="x", learning_rates=rates, max_length=256, rows_per_step=ROWS, num_steps=STEPS, eps=1e-4, weight_decay=0.1
+        recipe="x",
+        learning_rates=rates,
+        max_length=256,
+        rows_per_step=ROWS,
+        num_steps=STEPS,
+        eps=1e-4,
+        weight_decay=0.1,
     )
     freeze(model, rates)
     return model, stage

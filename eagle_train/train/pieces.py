@@ -208,16 +208,17 @@ class PieceReader:
         Args:
             wholes: of the model that is to be restored.
         """
+        common = wholes.keys() & self.wholes.keys()
         faults = {
             "missing in it": [name for name in wholes if name not in self.wholes],
             "unknown to the model": [name for name in self.wholes if name not in wholes],
             "of another shape": [
-                f"{name} {self.wholes[name].shape} instead of {whole.shape}"
-                for name, whole in wholes.items()
-                if name in self.wholes and self.wholes[name].shape != whole.shape
+                f"{name} {self.wholes[name].shape} instead of {wholes[name].shape}"
+                for name in sorted(common)
+                if self.wholes[name].shape != wholes[name].shape
             ],
             "trained there and frozen here, or the reverse": [
-                name for name, whole in wholes.items() if name in self.wholes and self.wholes[name].trained != whole.trained
+                name for name in sorted(common) if self.wholes[name].trained != wholes[name].trained
             ],
         }
         if any(faults.values()):
