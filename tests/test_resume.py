@@ -7,7 +7,6 @@ import signal
 import time
 
 import pytest
-import torch
 
 from eagle_train.data.shards import write_tars
 from eagle_train.data.toy.samples import toy_samples
@@ -15,7 +14,7 @@ from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.app import train
 from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.config import ConfigError
-from eagle_train.train.load import load_model
+from eagle_train.train.load import load_model, read_checkpoint_weights
 from eagle_train.train.run_folder import read_attempts
 from tests.runs import config, losses, must_run, overrides, rows, start
 
@@ -61,8 +60,8 @@ def test_a_run_stopped_anywhere_repeats_the_losses_to_the_bit(data, undisturbed,
 
 
 def weights(run):
-    state = torch.load(CheckpointDir(run / "checkpoints").latest() / "engine.pt", weights_only=True)
-    return {name: tensor.tolist() for name, tensor in state["model"].items()}
+    state = read_checkpoint_weights(CheckpointDir(run / "checkpoints").latest())
+    return {name: tensor.tolist() for name, tensor in state.items()}
 
 
 def test_workers_change_neither_rows_nor_losses(data, undisturbed, tmp_path, monkeypatch):
@@ -121,7 +120,7 @@ def test_other_numbers_of_ranks_run_the_same_rows(data, tmp_path, monkeypatch):
 def test_an_incomplete_checkpoint_is_skipped_with_a_warning_and_kept(data, undisturbed, tmp_path, caplog, monkeypatch):
     run_until(config(data, tmp_path), 7, monkeypatch)
     newest = CheckpointDir(tmp_path / "checkpoints").latest()
-    (newest / "engine.pt").write_bytes(b"torn")
+    next(newest.glob("state-*")).write_bytes(b"torn")
     assert train(config(data, tmp_path))
     assert "skipping incomplete checkpoint" in caplog.text and newest.name in caplog.text
     assert losses(tmp_path) == losses(undisturbed)
@@ -177,7 +176,7 @@ def test_changed_data_tokenizer_and_layout_are_named(data, tmp_path, monkeypatch
 def test_a_failed_start_leaves_the_run_usable(data, undisturbed, tmp_path):
     run = tmp_path / "copy"
     shutil.copytree(undisturbed, run)
-    with pytest.raises(RuntimeError, match=r"size mismatch|Unexpected key"):
+    with pytest.raises(ValueError, match=r"does not fit this run's model and stage: .*projector"):
         train(config(data, run, "projector.depth=1", "accept_changed_plan=true"))
     assert load_model(run)
 
@@ -195,24 +194,3 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_its_tracker_id(data, tmp
     assert train(config(data, tmp_path))
     first, second = read_attempts(tmp_path)
     assert first["run_id"] == second["run_id"] and second["resumed_from"] is None
-
-
-def test_a_checkpoint_that_a_rank_could_not_write_is_not_published(tmp_path):
-    checkpoints = CheckpointDir(tmp_path)
-    with pytest.raises(OSError, match=r"rank 0: .*No space left"), checkpoints.writing(3) as folder:
-        (folder / "part").write_text("x")
-        raise OSError(28, "No space left on device")
-    assert checkpoints.latest() is None and len(list(tmp_path.iterdir())) == 1
-
-
-def test_old_checkpoints_are_pruned_and_incomplete_ones_are_not(tmp_path):
-    checkpoints = CheckpointDir(tmp_path, keep_last=2)
-    for step in range(4):
-        with checkpoints.writing(step) as folder:
-            (folder / "part").write_text("x" * 10)
-        if step == 0:
-            (tmp_path / "step-00000000/part").write_text("torn")
-    assert [p.name for p in checkpoints.published()] == ["step-00000000", "step-00000002", "step-00000003"]
-    with checkpoints.writing(3) as folder:
-        (folder / "part").write_text("again")
-    assert (tmp_path / "step-00000003/part").read_text() == "x" * 10, "a whole checkpoint of the step stays"

@@ -145,11 +145,7 @@ class CheckpointDir:
                 log.warning("skipping %s: it was never finished; it goes when the next one is published", path)
         troubles = []
         for path in reversed(published):
-            trouble = (
-                problem_of_ranks(path)
-                if thorough
-                else dist.broadcast_object(problem(path) if dist.rank() == 0 else None)
-            )
+            trouble = problem_of_ranks(path, thorough=thorough)
             if trouble is None:
                 return path
             troubles.append(f"{path}: {trouble}")

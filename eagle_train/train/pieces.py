@@ -9,7 +9,7 @@ float32 masters. The files are safetensors: reading one cannot run code.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,18 +189,16 @@ class PieceReader:
             end = begin + piece.get_shape()[0]
             if begin <= position < min(end, start + count):
                 until = min(end, start + count)
-                parts.append(piece[position - begin : until - begin])
+                all_of_it = (position, until) == (begin, end)  # stays mapped: it costs memory only while it is used
+                parts.append(
+                    self._files[file].get_tensor(key) if all_of_it else piece[position - begin : until - begin]
+                )
                 position = until
         if position != start + count:
             raise ValueError(f"{self.folder} lacks elements {position} to {start + count} of {kind} of {name}")
         if not parts:
             return torch.zeros(0)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def weight(self, name: str) -> torch.Tensor:
-        """Returns a weight whole, as the model computed with it: masters are rounded to its dtype."""
-        whole = self.wholes[name]
-        return self.read(name, WEIGHT).to(whole.dtype).view(whole.shape)
 
     def check(self, wholes: Mapping[str, Whole]) -> None:
         """Raises ValueError unless the checkpoint holds exactly these tensors, whatever their dtypes.
@@ -224,6 +222,39 @@ class PieceReader:
         if any(faults.values()):
             found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names)
             raise ValueError(f"{self.folder} does not fit this run's model and stage: {found}")
+
+
+class CheckpointWeights(Mapping[str, torch.Tensor]):
+    """The weights in a folder of pieces by name, as the model computed with them; each is read when it is asked for.
+
+    Args:
+        reader: of the pieces.
+        names: of the weights that count; None: all.
+    """
+
+    def __init__(self, reader: PieceReader, names: Iterable[str] | None = None) -> None:
+        self.reader = reader
+        self.names = list(reader.wholes if names is None else names)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Returns a weight whole; float32 masters are rounded to the dtype of the model."""
+        if name not in self.reader.wholes:
+            raise KeyError(name)
+        whole = self.reader.wholes[name]
+        return self.reader.read(name, WEIGHT).to(whole.dtype).view(whole.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields the names."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """Returns the number of weights."""
+        return len(self.names)
+
+    def only(self, names: Iterable[str]) -> CheckpointWeights:
+        """Returns those of the weights that have one of these names."""
+        wanted = set(names)
+        return CheckpointWeights(self.reader, [name for name in self.names if name in wanted])
 
 
 @torch.no_grad()
