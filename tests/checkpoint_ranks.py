@@ -1,4 +1,4 @@
-"""`python -m tests.checkpoint_ranks OUT save|load` on any number of ranks: engines write checkpoints, others go on.
+"""`python -m tests.checkpoint_ranks OUT save:ENGINES load:ENGINES ...` on any number of ranks.
 
 `save` trains with every engine, saves in the middle and goes on; `load` goes on from each of those checkpoints with
 every engine. Rank 0 leaves the losses and final weights of each; `tests/train/test_checkpoint_ranks.py` compares.
@@ -6,6 +6,7 @@ every engine. Rank 0 leaves the losses and final weights of each; `tests/train/t
 
 from __future__ import annotations
 
+import resource
 import sys
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import torch
 from torch import nn
 
 from eagle_train import dist
+from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.engine import Engine, PlainEngine
 from eagle_train.train.optim import freeze
+from eagle_train.train.saving import Saver
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero.engine import ZeroEngine
 from tests.toys import tiny_model, tiny_row, tiny_sample
@@ -22,7 +25,6 @@ from tests.toys import tiny_model, tiny_row, tiny_sample
 SHARDED = {"persistence_threshold": 100, "prefetch_bucket_size": 1000}  # some weights stay whole, most do not
 ENGINES = {
     "plain": (PlainEngine, {}),
-    "zero1": (ZeroEngine, {"zero_stage": 1}),
     "zero2": (ZeroEngine, {"zero_stage": 2}),
     "zero3": (ZeroEngine, {"zero_stage": 3, **SHARDED}),
     "zero1-bf16": (ZeroEngine, {"zero_stage": 1, "bf16": True}),
@@ -98,10 +100,13 @@ def save(out: Path, names: list[str]) -> dict:
 
 
 def load(out: Path, names: list[str]) -> dict:
-    """Goes on from every checkpoint in `out` with every engine."""
+    """Goes on from every checkpoint in `out` with every engine; those of bfloat16 with the one that wrote them."""
     results = {}
-    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in out.iterdir() if path.is_dir() and path.name != "failing"):
+        writer = folder.name.rpartition("-")[0]
         for name in names:
+            if name != writer and "bf16" in name + writer:
+                continue
             model, stage = make()
             with torch.no_grad():
                 for parameter in model.parameters():
@@ -113,15 +118,50 @@ def load(out: Path, names: list[str]) -> dict:
     return results
 
 
-def main(out: Path, word: str, names: list[str]) -> None:
-    """Runs one word."""
+def fail(out: Path, names: list[str]) -> dict:
+    """Saves in the background while the last rank cannot write, and again when it can; damages the result.
+
+    Returns:
+        What was reported, and which step was found whole before and after the damage.
+    """
+    (name,) = names
+    engine = engine_of(name, *make())
+    saver = Saver(CheckpointDir(out / "failing"), background=True)
+    small = {f"rng-{dist.rank():05d}": b"x"}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    troubles, steps = [], []
+    for step in range(1, 4):
+        failing = step == 2 and dist.rank() == dist.world_size() - 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000 if failing else soft, hard))
+        report = saver.save(engine, step, small, wait=False)
+        while report.trouble is None and not report.published:
+            run(engine, range(1))
+            saver.poll()
+        troubles.append(report.trouble)
+    steps.append(saver.checkpoints.latest().name)
+    damaged = saver.checkpoints.path(3) / f"state-{dist.rank():05d}-of-{dist.world_size():05d}.safetensors"
+    if dist.rank() == dist.world_size() - 1:
+        data = bytearray(damaged.read_bytes())
+        data[-1] ^= 1
+        damaged.write_bytes(data)
+    dist.barrier()
+    steps.append(saver.checkpoints.latest().name)
+    engine.close()
+    return {"troubles": dist.gather_objects(troubles), "steps": dist.gather_objects(steps)}
+
+
+def main(out: Path, *tasks: str) -> None:
+    """Runs tasks one after another, each a word and the engines it is for: `save:plain,zero2`."""
     dist.init(timeout_seconds=60)
-    results = {"save": save, "load": load}[word](out, names)
-    if dist.rank() == 0:
-        torch.save(results, out / f"{word}-{dist.world_size()}.pt")
+    for task in tasks:
+        word, _, names = task.partition(":")
+        results = {"save": save, "load": load, "fail": fail}[word](out, names.split(","))
+        if dist.rank() == 0:
+            torch.save(results, out / f"{word}-{dist.world_size()}.pt")
+        dist.barrier()
     dist.shutdown()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(Path(sys.argv[1]), *sys.argv[2:])
