@@ -95,7 +95,7 @@ def load_shards(engine, folder: Path) -> None:
     for fragment in fragments:  # counts of an engine that has been used do not matter
         optimizer.optimizer.state[fragment.flat].pop("step", None)
     for fragment in fragments:
-        restore(reader, names[fragment.parameter], fragment, optimizer.optimizer.state)
+        restore(reader, names[fragment.parameter], fragment, optimizer.optimizer)
         if sharded:
             fragment.parameter.ds_tensor[: fragment.count].copy_(fragment.of(fragment.flat))
     for name, tensor in tensors.items():
@@ -110,19 +110,25 @@ def load_shards(engine, folder: Path) -> None:
         optimizer.update_lp_params()  # the model's weights, from the masters of all ranks
 
 
-def restore(reader: PieceReader, name: str, fragment: Fragment, state: dict) -> None:
+def restore(reader: PieceReader, name: str, fragment: Fragment, optimizer: torch.optim.Optimizer) -> None:
     """Copies a master and its moments into the optimizer, each flat tensor with a step count of its own."""
     fragment.of(fragment.flat).copy_(reader.read(name, WEIGHT, fragment.start, fragment.count))
     if not reader.moments():
         return
-    of = state[fragment.flat]
+    of = optimizer.state[fragment.flat]
     # All of a flat tensor's parameters were updated together; one without a count was never updated.
-    step = max(reader.steps.get(name, 0.0), float(of.get("step", 0)))
-    of["step"] = torch.tensor(step, dtype=torch.float32, device=fragment.flat.device)
+    of["step"] = step_count(max(reader.steps.get(name, 0.0), float(of.get("step", 0))), fragment.flat, optimizer)
     for kind in reader.moments():
         if kind not in of:
             of[kind] = torch.zeros_like(fragment.flat.detach())
         fragment.of(of[kind]).copy_(reader.read(name, kind, fragment.start, fragment.count))
+
+
+def step_count(step: float, flat: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor | int:
+    """Returns a count of steps as an optimizer keeps it: torch's fused ones beside the values, DeepSpeed's as int."""
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        return torch.tensor(step, dtype=torch.float32, device=flat.device)
+    return int(step)
 
 
 def replicated_fragments(tensors: dict[str, torch.Tensor], optimizer) -> Iterator[Fragment]:
