@@ -55,11 +55,10 @@ def save_shards(engine, folder: Path) -> None:
 
 def zero_pieces(engine) -> Iterator[Piece]:
     """Yields what this rank holds of a DeepSpeed engine's state, of stage 1, 2 or 3."""
-    sharded = engine.zero_optimization_stage() == 3
     tensors = saved_tensors(engine.module)
     names = {tensor: name for name, tensor in tensors.items()}
     state = engine.optimizer.optimizer.state
-    for fragment in sharded_fragments(engine.optimizer) if sharded else replicated_fragments(tensors, engine.optimizer):
+    for fragment in fragments_of(engine, tensors):
         whole = whole_of_zero(fragment.parameter)
         of = state.get(fragment.flat, {})
         moments = {kind: values for kind, values in of.items() if kind != "step"}
@@ -67,9 +66,6 @@ def zero_pieces(engine) -> Iterator[Piece]:
             name, step = names[fragment.parameter], float(of.get("step", 0))
             yield Piece(name, kind, fragment.start, fragment.of(flat), whole, step)
     frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
-    if not sharded:
-        yield from replicated_pieces(frozen, {})
-        return
     yield from replicated_pieces({name: t for name, t in frozen.items() if not is_sharded(t)}, {})
     for name, tensor in frozen.items():
         if is_sharded(tensor):
@@ -91,9 +87,13 @@ def load_shards(engine, folder: Path) -> None:
     reader.check({name: whole_of_zero(tensor) for name, tensor in tensors.items()})
     if sharded:
         optimizer.checkpoint_event_prologue()  # takes apart weights that stay whole between steps
-    fragments = list(sharded_fragments(optimizer) if sharded else replicated_fragments(tensors, optimizer))
-    for fragment in fragments:  # counts of an engine that has been used do not matter
-        optimizer.optimizer.state[fragment.flat].pop("step", None)
+    fragments = fragments_of(engine, tensors)
+    state = optimizer.optimizer.state
+    for fragment in fragments:  # what an engine has done before does not matter
+        if reader.moments():
+            state[fragment.flat].pop("step", None)  # its moments stay: DeepSpeed holds views of them
+        else:
+            state.pop(fragment.flat, None)
     for fragment in fragments:
         restore(reader, names[fragment.parameter], fragment, optimizer.optimizer)
         if sharded:
@@ -129,6 +129,17 @@ def step_count(step: float, flat: torch.Tensor, optimizer: torch.optim.Optimizer
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         return torch.tensor(step, dtype=torch.float32, device=flat.device)
     return int(step)
+
+
+def fragments_of(engine, tensors: dict[str, torch.Tensor]) -> list[Fragment]:
+    """Returns this rank's fragments of trained parameters, of stage 1, 2 or 3.
+
+    Args:
+        tensors: parameters and buffers of the model by name.
+    """
+    if engine.zero_optimization_stage() == 3:
+        return list(sharded_fragments(engine.optimizer))
+    return list(replicated_fragments(tensors, engine.optimizer))
 
 
 def replicated_fragments(tensors: dict[str, torch.Tensor], optimizer) -> Iterator[Fragment]:
