@@ -78,6 +78,7 @@ def run(engine: Engine, steps: range) -> list[float]:
 def result(engine: Engine, model: nn.Module, losses: list[float]) -> dict:
     """Returns losses and final weights, once the engine is closed."""
     engine.close()
+    engine.placement.make_whole(model)
     return {"losses": losses, "weights": {n: p.detach().float().clone() for n, p in model.named_parameters()}}
 
 

@@ -24,6 +24,7 @@ from eagle_train.train.pieces import (
     whole_of,
     write_pieces,
 )
+from eagle_train.train.zero.sharding import is_sharded
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +162,6 @@ def sharded_fragments(optimizer) -> Iterator[Fragment]:
             if count:
                 yield Fragment(parameter, start, count, flat, offset)
             offset += parameter.ds_tensor.numel()
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Returns whether a parameter or buffer is one that stage 3 shards."""
-    return "ds_tensor" in vars(tensor)
 
 
 def own_part(parameter) -> tuple[int, int]:
