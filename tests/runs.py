@@ -41,6 +41,7 @@ SMALL = (
     "tracker.wandb=null",
     "evaluation=none",
     "save_every=2",
+    "async_save=false",  # so that a run that is killed has published what it saved
     "schedule.pretrain.num_steps=3",
     "schedule.pretrain.max_length=384",
     "schedule.sft.max_length=384",

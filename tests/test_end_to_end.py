@@ -11,9 +11,11 @@ from eagle_train.__main__ import main
 from eagle_train.data.index import index_path
 from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.load import export_run, load_model
+from eagle_train.train.pieces import PieceReader
 from tests.runs import losses, must_run, overrides, run_ranks
 from tests.toys import tiny_row
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 EVALUATED = ("evaluation=toy", "evaluation.sources=[small_all]", "evaluation.gallery_per_type=1")
 
 
@@ -104,11 +106,12 @@ def test_plan_json_tells_parameters_steps_and_memory(data, tmp_path, capsys):
 def test_planned_memory_is_the_real_memory(data, tmp_path, run, capsys):
     main(["plan", *overrides(data, tmp_path), "--json"])
     memory = json.loads(capsys.readouterr().out)["stages"][1]["memory_bytes_per_rank"]
-    state = torch.load(CheckpointDir(run / "checkpoints").latest() / "engine.pt", weights_only=True)
-    weights = sum(t.numel() * t.element_size() for t in state["model"].values())
-    moments = [t for s in state["optimizer"]["state"].values() for n, t in s.items() if n != "step"]
-    assert memory["parameters"] == weights
-    assert memory["optimizer"] == sum(t.numel() * t.element_size() for t in moments)
+    state = PieceReader(CheckpointDir(run / "checkpoints").latest())
+    parts = {
+        kind: [state.read(n, kind) for n in state.wholes if kind in state.kinds[n]] for kind in ("weight", *MOMENTS)
+    }
+    assert memory["parameters"] == sum(tensor.nbytes for tensor in parts["weight"])
+    assert memory["optimizer"] == sum(tensor.nbytes for kind in MOMENTS for tensor in parts[kind])
 
 
 def test_plan_prints_tables(data, tmp_path, capsys):

@@ -9,7 +9,7 @@ from eagle_train.__main__ import main
 from eagle_train.train.app import train
 from eagle_train.train.assemble import build_model
 from eagle_train.train.checkpoint import CheckpointDir, read_state, seed_everything
-from eagle_train.train.load import export_run, load_model
+from eagle_train.train.load import export_run, load_model, read_checkpoint_weights
 from tests.runs import config, losses, must_run, overrides, rows
 from tests.test_resume import run_until
 
@@ -35,7 +35,7 @@ def run(data, tmp_path_factory):
 def weights(run):
     """Returns the weights at every step, in order, with the stage they belong to."""
     checkpoints = CheckpointDir(run / "checkpoints").published()
-    states = [torch.load(path / "engine.pt", weights_only=True)["model"] for path in checkpoints]
+    states = [read_checkpoint_weights(path) for path in checkpoints]
     return [(read_state(path).stage, state) for path, state in zip(checkpoints, states, strict=True)]
 
 

@@ -1,35 +1,51 @@
-"""`python -m eagle_train export RUN [--out DIR] [--layout LAYOUT]`."""
+"""`python -m eagle_train export RUN [--out DIR] [--checkpoint STEP] [--layout LAYOUT]`."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from eagle_train.train import export_eagle2, released_eagle1
-from eagle_train.train.load import export_run
+from eagle_train.train.load import CARRIED, CONFIG, check_empty, export_run, is_export, parse_config
 
+Export = Callable[[Path, Path], list[str]]
+"""Writes an export (first) in a released layout (second); returns what the original code cannot reproduce of it."""
 
-def export_native(run: Path, out: Path) -> list[str]:
-    """Writes the layout of this package; returns nothing, since nothing is lost."""
-    export_run(run, out)
-    return []
-
-
-LAYOUTS = {
-    "native": export_native,
+LAYOUTS: dict[str, Export | None] = {
+    "native": None,
     "eagle1": released_eagle1.export_released,
     "eagle2": export_eagle2.export_released,
     "mm_projector": released_eagle1.export_projector,
 }
 
 
+def through_native(run: Path, out: Path, export: Export, step: int | None, check: bool | None) -> list[str]:
+    """Writes a run in a released layout: from weights on disk, so that they need not all be in memory.
+
+    What the run's `init_from` keeps of a release is found as if the run had kept it.
+    """
+    check_empty(out)
+    native = out.with_name(f".{out.name}.native")
+    shutil.rmtree(native, ignore_errors=True)
+    try:
+        export_run(run, native, step=step, check=check)
+        began_with = parse_config(run / CONFIG).get("init_from")
+        if began_with is not None and (carried := Path(began_with).resolve() / CARRIED).is_dir():
+            (native / CARRIED).symlink_to(carried, target_is_directory=True)
+        return export(native, out)
+    finally:
+        shutil.rmtree(native, ignore_errors=True)
+
+
 def main(arguments: list[str]) -> int:
     """Exports; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle_train export",
-        description="Writes safetensors, config and tokenizer of a run's newest checkpoint.",
+        description="Writes safetensors, config and tokenizer of a checkpoint of a run.",
     )
     parser.add_argument("run", type=Path, help="run folder, for example runs/toy, or an export")
     parser.add_argument("--out", type=Path, help="default: RUN/export, with another layout's name behind it")
@@ -43,6 +59,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--pooling-head", action="store_true", help="eagle2: write SigLIP's unused pooling head even if there was none"
     )
+    parser.add_argument(
+        "--checkpoint", type=int, metavar="STEP", help="of this global step of the run; default: the newest whole one"
+    )
+    parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        help="compare the logits of a sample before and after, in host memory; default: if the model fits into it",
+    )
     options = parser.parse_args(arguments)
     name = "export" if options.layout == "native" else f"export-{options.layout}"
     out = options.out or options.run / name
@@ -51,7 +75,16 @@ def main(arguments: list[str]) -> int:
         if options.layout != "eagle2":
             parser.error("--pooling-head is for --layout eagle2")
         export = partial(export, pooling_head=True)
-    for difference in export(options.run, out):
+    if options.checkpoint is not None and is_export(options.run):
+        parser.error("--checkpoint is for runs; an export holds one model")
+    differences = []
+    if export is None:
+        export_run(options.run, out, step=options.checkpoint, check=options.check)
+    elif is_export(options.run):
+        differences = export(options.run, out)
+    else:
+        differences = through_native(options.run, out, export, options.checkpoint, options.check)
+    for difference in differences:
         print(f"warning: the original code cannot run this model: {difference}", file=sys.stderr)
     print(out)
     return 0

@@ -41,7 +41,9 @@ from eagle_train.train.evaluate import evaluate
 from eagle_train.train.placement import Construction
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.pretrained import load_run_start, start_table
+from eagle_train.train.retention import Retention
 from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
+from eagle_train.train.saving import Saver
 from eagle_train.train.stage_data import make_layout, read_sources
 from eagle_train.train.stage_run import Run, run_stage
 
@@ -62,7 +64,7 @@ def train(config: Mapping[str, Any]) -> bool:
             if run.state.stage != name:
                 run.state = replace(run.state, stage=name, step=0, plan="", cursor={}, read={})
             if not run_stage(run, stage):
-                log.warning("preempted at step %d; state saved, run the same command to go on", run.state.global_step)
+                log.warning("preempted at step %d; %s", run.state.global_step, after_preemption(run))
                 dist.shutdown()
                 return False
         run.preempted.close()  # a signal now ends the process at once: there is nothing left to save
@@ -74,19 +76,26 @@ def train(config: Mapping[str, Any]) -> bool:
     return True
 
 
+def after_preemption(run: Run) -> str:
+    """Returns what became of the state of a run that was asked to stop, and what to do."""
+    if run.saver.last.published:
+        return "state saved, run the same command to go on"
+    return "THE STATE COULD NOT BE SAVED; the same command goes on from the checkpoint before"
+
+
 def start(config: Mapping[str, Any]) -> Run:
     """Returns a run ready for its first or next stage."""
     folder = Path(config["run_dir"])
     schedule = build_schedule(config)
     meta = meta_model(config)
     check_stages(config, meta, schedule)
-    checkpoints = CheckpointDir(folder / "checkpoints", config["keep_last"])
+    checkpoints = CheckpointDir(folder / "checkpoints", make_retention(config))
     seed_everything(config["seed"])
     placement = build_placement(config["engine"])
     construction = Construction(partial(build_model, config), placement)
     model = construction.model
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
-    latest = checkpoints.latest()
+    latest = checkpoints.latest(accept_none=config["accept_lost_checkpoints"])
     if latest is None:
         run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
         state = TrainState(stage=next(iter(schedule)), run_id=run_id)
@@ -113,13 +122,19 @@ def start(config: Mapping[str, Any]) -> Run:
         flops=forward_flops(meta, describe(meta.mixture, config["data"]["tile_size"])),
         encoder=encoder,
         schedule=schedule,
-        checkpoints=checkpoints,
+        saver=Saver(checkpoints, background=config["async_save"], max_failures=config["max_failed_saves"]),
         resume_from=latest,
         state=state,
         preempted=PreemptionFlag(),
         attempt=attempt,
         trackers=make_trackers(config, folder, state),
     )
+
+
+def make_retention(config: Mapping[str, Any]) -> Retention:
+    """Returns which checkpoints stay."""
+    best = build(config["keep_best"]) if config["keep_best"] else None
+    return Retention(last=config["keep_last"], every=config["keep_every"], best=best)
 
 
 def make_trackers(config: Mapping[str, Any], folder: Path, state: TrainState) -> Trackers:

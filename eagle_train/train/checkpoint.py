@@ -1,27 +1,37 @@
-"""Checkpoints: written aside by all ranks, checked, published by one rename; the newest whole one resumes."""
+"""The checkpoints of a run on disk, and what they hold besides weights and optimizer.
+
+They are written aside by all ranks, published by one rename, and verified before one is resumed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from eagle_train import dist
+from eagle_train.track.jsonl import read_metrics
+from eagle_train.train.manifest import problem, problem_of_ranks, write_manifest
+from eagle_train.train.retention import Retention
+from eagle_train.train.tensor_file import Written, sync
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 PLAN = "plan.json"
+STATE = "state.json"
+WRITING = ".writing"
+"""Ends the names of folders that are being written, or were when their run was killed."""
+DELETED = ".deleted"
+"""Ends the names of folders that are being deleted, or were."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,103 +56,112 @@ class TrainState:
     config_hash: str = ""
 
 
+class LostCheckpointsError(ValueError):
+    """A run has checkpoints, and none of them is whole."""
+
+
 class CheckpointDir:
     """The checkpoints of one run.
 
     Args:
-        folder: of the run's checkpoints.
-        keep_last: whole checkpoints kept; older ones are deleted after a newer one is published.
+        folder: of the run's checkpoints; the metrics file is beside it.
+        retention: which of them stay.
     """
 
-    def __init__(self, folder: Path, keep_last: int = 3) -> None:
-        if keep_last < 1:
-            raise ValueError(f"keep_last is {keep_last}; at least the newest checkpoint must stay")
+    def __init__(self, folder: Path, retention: Retention | None = None) -> None:
         self.folder = folder
-        self.keep_last = keep_last
+        self.retention = retention or Retention()
 
-    @contextmanager
-    def writing(self, step: int) -> Iterator[Path]:
-        """Yields a folder that every rank writes into; on leaving, it is published as `step`.
+    def path(self, step: int) -> Path:
+        """Returns where the checkpoint of a global step is, or would be."""
+        return self.folder / f"step-{step:08d}"
 
-        All ranks call it. If any rank fails, nothing is published, the folder stays as it is, and every
-        rank raises.
+    def begin(self, step: int) -> Path:
+        """Makes a folder to write the checkpoint of a step into, and returns it; one process calls it.
 
         Raises:
-            OSError: if a rank could not write, with its reason.
+            OSError: if it cannot be made.
         """
-        final = self.folder / f"step-{step:08d}"
-        aside = Path(dist.broadcast_object(str(unused(final.with_name(f"{final.name}.writing")))))
-        if dist.rank() == 0:
-            aside.mkdir(parents=True)
-        dist.barrier()
-        trouble = None
-        try:
-            yield aside
-        except (OSError, RuntimeError) as error:  # torch.save raises the latter when a disk is full
-            trouble = f"rank {dist.rank()}: {error}"
-        troubles = [text for text in dist.gather_objects(trouble) if text]
-        if troubles:
-            raise OSError(f"checkpoint {final} is not published, {aside} is incomplete: {'; '.join(troubles)}")
-        if dist.rank() == 0:
-            publish(aside, final)
-            self.prune()
-        dist.barrier()
+        final = self.path(step)
+        aside = unused(final.with_name(f"{final.name}{WRITING}"))
+        aside.mkdir(parents=True)
+        return aside
+
+    def publish(self, aside: Path, step: int, files: Mapping[str, Written]) -> Path:
+        """Makes what was written the checkpoint of a step, at once; returns its folder. One process calls it.
+
+        One that is there already is moved out of the way: it may be damaged, or of rows that were given up.
+
+        Args:
+            files: what every rank wrote into `aside`, already on the disk.
+
+        Raises:
+            OSError: if it cannot.
+        """
+        write_manifest(aside, files)
+        sync(aside)
+        final = self.path(step)
+        if final.exists():
+            final.rename(unused(final.with_name(f"{final.name}.replaced")))
+        aside.rename(final)
+        sync(self.folder)
+        return final
 
     def prune(self) -> None:
-        """Deletes whole checkpoints beyond the last `keep_last`; incomplete ones are never touched."""
-        whole = [path for path in self.published() if problem(path) is None]
-        for path in whole[: -self.keep_last]:
-            shutil.rmtree(path)
+        """Deletes whole checkpoints that the retention does not keep, and what killed runs left unfinished.
+
+        Damaged ones are never touched. One process calls it, while none is being written.
+        """
+        whole = {step_of(path): path for path in self.published() if problem(path) is None}
+        metrics = self.folder.parent / "metrics.jsonl"
+        records = read_metrics(metrics) if self.retention.best and metrics.exists() else ()
+        for step in sorted(set(whole) - self.retention.kept(sorted(whole), records)):
+            # One rename first: a kill in the middle leaves no half of a checkpoint under its name.
+            whole[step].rename(unused(whole[step].with_name(f"{whole[step].name}{DELETED}")))
+        for left in (*self.folder.glob(f"step-*{DELETED}*"), *self.folder.glob(f"step-*{WRITING}*")):
+            shutil.rmtree(left)
 
     def published(self) -> list[Path]:
         """Returns the published checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*") if p.suffix == "" and p.is_dir())
 
-    def latest(self) -> Path | None:
-        """Returns the newest complete checkpoint, the same on every rank; skipped ones are warned about."""
-        chosen = None
+    def latest(self, *, thorough: bool = True, accept_none: bool = False) -> Path | None:
+        """Returns the newest whole checkpoint, the same on every rank; all ranks call it. None: there never was one.
+
+        Those that are passed over, and what is wrong with them, are warned about.
+
+        Args:
+            thorough: read every byte and compare the hashes; otherwise only sizes.
+            accept_none: return None also where there are checkpoints, but none is whole.
+
+        Raises:
+            LostCheckpointsError: if there are checkpoints, but none is whole, with what is wrong with each.
+        """
+        published, unfinished = dist.broadcast_object(
+            (self.published(), sorted(self.folder.glob(f"step-*{WRITING}*"))) if dist.rank() == 0 else None
+        )
         if dist.rank() == 0:
-            for path in sorted(self.folder.glob("step-*.writing*")):
-                log.warning("skipping %s: it was never finished; delete it when you like", path)
-            for path in reversed(self.published()):
-                if (trouble := problem(path)) is None:
-                    chosen = str(path)
-                    break
-                log.warning("skipping incomplete checkpoint %s: %s", path, trouble)
-        chosen = dist.broadcast_object(chosen)
-        return Path(chosen) if chosen else None
+            for path in unfinished:
+                log.warning("skipping %s: it was never finished; it goes when the next one is published", path)
+        troubles = []
+        for path in reversed(published):
+            trouble = problem_of_ranks(path, thorough=thorough)
+            if trouble is None:
+                return path
+            troubles.append(f"{path}: {trouble}")
+            if dist.rank() == 0:
+                log.warning("skipping incomplete checkpoint %s: %s; falling back to the one before", path, trouble)
+        if troubles and not accept_none:
+            raise LostCheckpointsError(
+                f"no checkpoint is whole: {'; '.join(troubles)}. Restore one of them, or start anew at step 0 with "
+                f"accept_lost_checkpoints=true or another run_dir"
+            )
+        return None
 
 
-def publish(aside: Path, final: Path) -> None:
-    """Writes the manifest, makes everything durable and renames `aside` to `final`."""
-    files = sorted(p for p in aside.rglob("*") if p.is_file())
-    for path in files:
-        sync(path)
-    sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
-    (aside / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1))
-    sync(aside / MANIFEST)
-    if final.exists() and problem(final) is None:  # the same step was saved before: keep it
-        shutil.rmtree(aside)
-        return
-    if final.exists():
-        final.rename(unused(final.with_name(f"{final.name}.replaced")))
-    aside.rename(final)
-    sync(final.parent)
-
-
-def problem(path: Path) -> str | None:
-    """Returns what is wrong with a published checkpoint, or None if it is complete."""
-    try:
-        sizes = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"no readable manifest ({error})"
-    for name, size in sizes.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-    return None
+def step_of(path: Path) -> int:
+    """Returns the global step of a published checkpoint."""
+    return int(path.name.removeprefix("step-"))
 
 
 def unused(path: Path) -> Path:
@@ -154,30 +173,32 @@ def unused(path: Path) -> Path:
     return candidate
 
 
-def sync(path: Path) -> None:
-    """Forces a file or folder onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def state_files(state: TrainState, config: str, plan: Mapping[str, Any]) -> dict[str, bytes]:
+    """Returns the small files of a checkpoint that are this rank's to write, by name, as things stand now.
 
-
-def write_state(folder: Path, state: TrainState, config: str, plan: Mapping[str, Any]) -> None:
-    """Writes the train state, the config and what the plan depends on (rank 0), and this rank's random states."""
-    if dist.rank() == 0:
-        (folder / PLAN).write_text(json.dumps(plan, default=str))
-        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        (folder / "config.yaml").write_text(config)
+    Those are its random states, and rank 0's also the train state, the config and what the plan depends on.
+    """
     generators = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         generators["cuda"] = torch.cuda.get_rng_state(dist.device())
-    torch.save(generators, folder / f"rng-{dist.rank():05d}.pt")
+    files = {random_file(): safetensors.torch.save(generators)}
+    if dist.rank() == 0:
+        files |= {
+            PLAN: json.dumps(plan, default=str).encode(),
+            STATE: json.dumps(asdict(state), indent=1).encode(),
+            "config.yaml": config.encode(),
+        }
+    return files
+
+
+def random_file() -> str:
+    """Returns the name of the file of this rank's random states."""
+    return f"rng-{dist.rank():05d}.safetensors"
 
 
 def read_state(folder: Path) -> TrainState:
     """Returns the train state of a checkpoint."""
-    return TrainState(**json.loads((folder / "state.json").read_text()))
+    return TrainState(**json.loads((folder / STATE).read_text()))
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -187,10 +208,10 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 def restore_random_states(folder: Path) -> None:
     """Restores this rank's random states; a rank that did not exist then keeps its seeded ones."""
-    path = folder / f"rng-{dist.rank():05d}.pt"
+    path = folder / random_file()
     if not path.exists():
         return
-    generators = torch.load(path, weights_only=True)
+    generators = safetensors.torch.load_file(path)
     torch.set_rng_state(generators["cpu"])
     if "cuda" in generators and torch.cuda.is_available():
         torch.cuda.set_rng_state(generators["cuda"], dist.device())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +11,8 @@ import torch.distributed
 from torch import nn
 
 from eagle_train import dist
-from eagle_train.train.optim import adamw, keeping_hyperparameters, set_learning_rates
+from eagle_train.train.optim import adamw, set_learning_rates
+from eagle_train.train.pieces import Piece, load_replicated, replicated_pieces, saved_tensors, write_pieces
 from eagle_train.train.placement import Placement, WholeWeights
 from eagle_train.train.schedule import Stage
 from eagle_train.types import PackedBatch
@@ -39,11 +40,18 @@ class Engine(Protocol):
         With a norm that is not finite, nothing is updated.
         """
 
+    def pieces(self) -> Iterator[Piece]:
+        """Yields this rank's share of weights and optimizer state, as views of what is in use; see `train.pieces`."""
+
     def save(self, folder: Path) -> None:
-        """Writes weights and optimizer state into `folder`; every rank calls it."""
+        """Writes the pieces into `folder`; every rank calls it."""
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote."""
+        """Restores what any engine wrote on any number of ranks; learning rates and the like stay the stage's.
+
+        Raises:
+            ValueError: if the checkpoint does not fit the model, or what the stage trains of it.
+        """
 
     def close(self) -> None:
         """Releases what the engine holds besides the model, whose weights stay current, where `placement` has them."""
@@ -125,24 +133,17 @@ class PlainEngine:
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def pieces(self) -> Iterator[Piece]:
+        """Yields this rank's share of weights and optimizer state, which are the same on every rank."""
+        return replicated_pieces(saved_tensors(self.model), self.optimizer.state)
+
     def save(self, folder: Path) -> None:
-        """Rank 0 writes weights and optimizer state; they are the same on every rank."""
-        if dist.rank() == 0:
-            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save(state, folder / "engine.pt")
+        """Every rank writes its share."""
+        write_pieces(folder, list(self.pieces()))
 
     def load(self, folder: Path) -> None:
-        """Restores weights and optimizer state; learning rates and the like stay those of the stage.
-
-        Raises:
-            ValueError: if another engine wrote the checkpoint.
-        """
-        if not (folder / "engine.pt").exists():
-            raise ValueError(f"{folder} was written by another engine; go on with that one")
-        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        with keeping_hyperparameters(self.optimizer):
-            self.optimizer.load_state_dict(state["optimizer"])
+        """Restores weights and optimizer state, whichever engine wrote them."""
+        load_replicated(folder, self.model, self.optimizer)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -15,12 +15,21 @@ from torch import nn
 from eagle_train import dist
 from eagle_train.data.encode import Encoder
 from eagle_train.data.tokenizer.added import write_tokenizer
-from eagle_train.model.checkpoints.files import SAFETENSORS, SAFETENSORS_INDEX, listed, read_weights, write_weights
+from eagle_train.model.checkpoints.files import (
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    SHARD_BYTES,
+    listed,
+    read_weights,
+    write_weights,
+)
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_encoder, build_model, meta_model
-from eagle_train.train.checkpoint import CheckpointDir
+from eagle_train.train.checkpoint import CheckpointDir, step_of
+from eagle_train.train.logits_check import check_logits, fits_memory
+from eagle_train.train.manifest import problem_of_ranks
+from eagle_train.train.pieces import CheckpointWeights, PieceReader
 from eagle_train.train.placement import Construction, WholeWeights
-from eagle_train.train.zero.checkpoints import read_zero_weights
 
 CONFIG = "config.yaml"
 CARRIED = "released"
@@ -125,29 +134,32 @@ def parse_config(path: Path) -> dict[str, Any]:
     return config | {"data": OLDER_DATA | config["data"]}
 
 
-def read_model_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_model_weights(path: Path) -> Mapping[str, torch.Tensor]:
     """Returns the weights of an export, or of a run's newest checkpoint, by parameter name.
 
-    They are mapped into memory where the files allow it, so that a model that takes them is not there twice.
+    They are mapped into memory, or read when asked for, so that a model that takes them is not there twice.
     """
     if is_export(path):
         return read_weights(path)
     return without_aligner(read_checkpoint_weights(newest_checkpoint(path)))
 
 
-def read_checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Returns the weights of a checkpoint by parameter name, whichever engine wrote it."""
-    plain = (checkpoint / "engine.pt").exists()
-    return read_weights(checkpoint / "engine.pt") if plain else read_zero_weights(checkpoint)
+def read_checkpoint_weights(checkpoint: Path) -> CheckpointWeights:
+    """Returns the weights of a checkpoint by parameter name, as the model computed with them."""
+    return CheckpointWeights(PieceReader(checkpoint))
 
 
-def without_aligner(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def without_aligner(weights: CheckpointWeights) -> CheckpointWeights:
     """Returns the weights of a model: the aligner of a stage of pre-alignment is no part of it."""
-    return {name: weight for name, weight in weights.items() if not name.startswith("aligner.")}
+    return weights.only(name for name in weights if not name.startswith("aligner."))
 
 
-def newest_checkpoint(run: Path) -> Path:
+def newest_checkpoint(run: Path, *, step: int | None = None, thorough: bool = False) -> Path:
     """Returns the newest complete checkpoint of a run.
+
+    Args:
+        step: the checkpoint of this global step instead.
+        thorough: read every byte of it and compare the hashes; otherwise only sizes.
 
     Raises:
         ValueError: if it has none, or is no run.
@@ -155,50 +167,96 @@ def newest_checkpoint(run: Path) -> Path:
     if not (run / CONFIG).is_file():
         released = "; `import` reads released checkpoints" if (run / "config.json").is_file() else ""
         raise ValueError(f"{run} is neither a run nor an export: it has no {CONFIG}{released}")
-    checkpoint = CheckpointDir(run / "checkpoints").latest()
-    if checkpoint is None:
-        raise ValueError(f"{run} has no complete checkpoint yet")
+    checkpoints = CheckpointDir(run / "checkpoints")
+    if step is None:
+        checkpoint = checkpoints.latest(thorough=thorough)
+        if checkpoint is None:
+            raise ValueError(f"{run} has no complete checkpoint yet")
+        return checkpoint
+    checkpoint = checkpoints.path(step)
+    if not checkpoint.is_dir():
+        there = ", ".join(str(step_of(path)) for path in checkpoints.published()) or "none"
+        raise ValueError(f"{run} has no checkpoint of step {step}; there are those of steps {there}")
+    if trouble := problem_of_ranks(checkpoint, thorough=thorough):
+        raise ValueError(f"{checkpoint} is no whole checkpoint: {trouble}")
     return checkpoint
 
 
-def export_run(run: Path, out: Path) -> Path:
-    """Writes weights, config and tokenizer of a run's newest checkpoint to `out`, in place of an earlier export.
+def export_run(
+    run: Path, out: Path, *, step: int | None = None, check: bool | None = None, shard_bytes: int = SHARD_BYTES
+) -> Path:
+    """Writes weights, config and tokenizer of a checkpoint of a run to `out`, in place of an earlier export.
 
-    The folder is all that `load_model` needs: it may be moved, the run deleted.
+    The folder is all that `load_model` needs: it may be moved, the run deleted. No more than one file of weights is
+    in memory at a time, whatever engine and number of ranks wrote the checkpoint.
+
+    Args:
+        run: a run folder, or an export, which is copied.
+        step: global step of the checkpoint; None: the newest.
+        check: compare the logits of a sample, from the checkpoint and from what was written, which takes as much memory
+            as the model; None: where there is room.
+        shard_bytes: of a file of weights, at most.
 
     Raises:
-        ValueError: if the weights do not fit the config's model, or `out` holds something else: an imported release
-            is never replaced.
+        ValueError: if the weights do not fit the config's model, the written ones give other logits, or `out` holds
+            something else: an imported release is never replaced.
     """
-    config = read_config(run)
-    weights = read_model_weights(run)
-    own = meta_model(config).state_dict(keep_vars=True)
-    first_of = {id(tensor): name for name, tensor in reversed(own.items())}  # tied weights: once
-    expected = {name: tensor.shape for name, tensor in own.items() if first_of[id(tensor)] == name}
-    weights = {name: tensor for name, tensor in weights.items() if name in expected or name not in own}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if differing := sorted(set(expected.items()) ^ set(found.items())):
-        raise ValueError(f"the weights of {run} do not fit its config: {differing[:4]}")
+    if is_export(run):
+        config, weights = read_config(run), read_weights(run)
+    else:
+        checkpoint = newest_checkpoint(run, step=step, thorough=True)
+        config, weights = parse_config(checkpoint / CONFIG), without_aligner(read_checkpoint_weights(checkpoint))
+    meta = meta_model(config)
+    weights = untied(weights, meta, run)
     replaces = is_export(out) and not (out / CARRIED).exists() and out.resolve() != run.resolve()
     if not replaces:
         check_empty(out)
     aside = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(aside, ignore_errors=True)
-    write_export(aside, config, weights)
+    write_export(aside, config, weights, shard_bytes)
+    if fits_memory(meta) if check is None else check:
+        written = read_config(aside)
+        model = build_model(written).eval()
+        encoder = build_encoder(written, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
+        check_logits(model, encoder, weights, read_weights(aside), aside)
     if out.exists():
         shutil.rmtree(out)
     aside.replace(out)
     return out
 
 
-def write_export(out: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+def untied(weights: Mapping[str, torch.Tensor], meta: nn.Module, run: Path) -> Mapping[str, torch.Tensor]:
+    """Returns the weights that a model needs, tied ones once.
+
+    Args:
+        meta: the model, on the meta device.
+        run: where they are from, for the message.
+
+    Raises:
+        ValueError: if they do not fit the model.
+    """
+    own = meta.state_dict(keep_vars=True)
+    first_of = {id(tensor): name for name, tensor in reversed(own.items())}
+    expected = {name: tensor.shape for name, tensor in own.items() if first_of[id(tensor)] == name}
+    found = {name: weights[name].shape for name in weights if name in expected or name not in own}
+    if differing := sorted(set(expected.items()) ^ set(found.items())):
+        raise ValueError(f"the weights of {run} do not fit its config: {differing[:4]}")
+    return weights.only(expected) if isinstance(weights, CheckpointWeights) else {n: weights[n] for n in expected}
+
+
+def write_export(
+    out: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], shard_bytes: int = SHARD_BYTES
+) -> None:
     """Writes a folder that `load_model` reads.
+
+    Args:
+        shard_bytes: of a file of weights, at most; so much is in memory at a time.
 
     Raises:
         ValueError: if `out` is not empty.
     """
     check_empty(out)
-    write_weights(out, weights)
+    write_weights(out, weights, shard_bytes)
     write_tokenizer(config["tokenizer"], config["new_tokens"], out)
     (out / CONFIG).write_text(yaml.safe_dump({key: config[key] for key in MODEL_KEYS}, sort_keys=False))
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -132,15 +131,6 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, scale: float) -> dict[s
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * scale
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
-
-
-@contextmanager
-def keeping_hyperparameters(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Keeps the groups' settings (peak rates, decay, betas) while a state with older ones is loaded."""
-    kept = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    yield
-    for group, settings in zip(optimizer.param_groups, kept, strict=True):
-        group.update(settings)
 
 
 def freeze_table(model: nn.Module, rates: Mapping[str, float | None]) -> list[FreezeRow]:

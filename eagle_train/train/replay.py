@@ -26,7 +26,6 @@ from eagle_train.train.assemble import (
 )
 from eagle_train.train.checkpoint import (
     CheckpointDir,
-    problem,
     read_state,
     restore_random_states,
     seed_everything,
@@ -34,6 +33,7 @@ from eagle_train.train.checkpoint import (
 from eagle_train.train.config import build
 from eagle_train.train.engine import PlainEngine
 from eagle_train.train.load import load_weights, parse_config, read_checkpoint_weights, without_aligner
+from eagle_train.train.manifest import problem
 from eagle_train.train.optim import freeze
 from eagle_train.train.placement import Construction
 from eagle_train.train.pretrained import load_run_start

@@ -23,11 +23,10 @@ from eagle_train.track.tracker import Trackers
 from eagle_train.train.assemble import stage_model
 from eagle_train.train.books import ledger_shards, make_budget, write_accounts
 from eagle_train.train.checkpoint import (
-    CheckpointDir,
     TrainState,
     read_plan,
     restore_random_states,
-    write_state,
+    state_files,
 )
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import ForwardFlops
@@ -36,6 +35,7 @@ from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_tabl
 from eagle_train.train.placement import Placement
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.run_folder import changed_values
+from eagle_train.train.saving import Saver, SaveReport
 from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint
 from eagle_train.train.trainer import Trainer
@@ -60,7 +60,7 @@ class Run:
     flops: ForwardFlops
     encoder: Encoder
     schedule: Mapping[str, Stage]
-    checkpoints: CheckpointDir
+    saver: Saver
     resume_from: Path | None
     state: TrainState
     preempted: PreemptionFlag
@@ -87,11 +87,12 @@ def run_stage(run: Run, stage: Stage) -> bool:
     ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
     dataset = RowDataset(data.catalog, data.encoder, build(run.config["data"]).storage)
 
-    def save() -> None:
-        with run.checkpoints.writing(run.state.global_step) as folder:
-            ledger.sync()
-            engine.save(folder)
-            write_state(folder, run.state, to_yaml(dict(run.config)), data.identity)
+    def save(*, wait: bool = True) -> SaveReport:
+        ledger.sync()
+        files = state_files(run.state, to_yaml(dict(run.config)), data.identity)
+        report = run.saver.save(engine, run.state.global_step, files, wait=wait)
+        log_save(run, report)
+        return report
 
     rows = iter(stage_loader(run, data, dataset, micro_batches, cursor))
     trainer = Trainer(
@@ -108,11 +109,14 @@ def run_stage(run: Run, stage: Stage) -> bool:
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
+        poll=lambda: log_save(run, run.saver.poll()),
         proof=FreezeProof(model, run.placement) if run.config["prove_freeze"] else None,
     )
     run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
     try:
         finished = trainer.fit()
+        if finished and (last := run.saver.last) and last.trouble:
+            raise OSError(f"stage {run.state.stage} is trained, but its end could not be saved: {last.trouble}")
         dist.barrier()  # every rank's ledger is written
     finally:
         rows.close()  # ends the workers, also where an error keeps them from being forgotten
@@ -122,6 +126,12 @@ def run_stage(run: Run, stage: Stage) -> bool:
             write_accounts(run.folder, run.state, data)
     engine.close()
     return finished
+
+
+def log_save(run: Run, report: SaveReport | None) -> None:
+    """Records how a save went, once it is settled."""
+    if report is not None and (report.published or report.trouble):
+        run.trackers.log(report.metrics(), run.state.global_step)
 
 
 def stage_loader(

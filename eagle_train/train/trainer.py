@@ -43,7 +43,9 @@ class Trainer:
         stage, num_steps: what is trained, and for how many optimizer steps.
         sources: names of the stage's sources.
         state: counts; kept current, and what `save` stores.
-        save: writes a checkpoint of `state`; all ranks call it together.
+        save: writes a checkpoint of `state`; all ranks call it together. With `wait=False` it may return before it
+            is published, after a copy was made.
+        poll: called after every step by all ranks together: publishes what was saved meanwhile.
         save_every, log_every: steps between; the last step always does both.
         proof: of the freeze table, which the first update completes; null: none.
     """
@@ -58,9 +60,10 @@ class Trainer:
     ledger: Ledger
     budget: BadSampleBudget
     preempted: PreemptionFlag
-    save: Callable[[], None]
+    save: Callable[..., object]
     save_every: int
     log_every: int
+    poll: Callable[[], object] = lambda: None
     proof: FreezeProof | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class Trainer:
             waited = time.perf_counter() - started
             preempted, metrics = self.train_step(rows, meter)
             self.book(step)
+            self.poll()
             meter.update(
                 capacity=self.stage.rows_per_step * self.stage.max_length,
                 data_wait_seconds=waited,
@@ -93,7 +97,7 @@ class Trainer:
                     metrics | self.flush_losses() | speed | {"time/eta_seconds": left}, self.state.global_step
                 )
             if preempted or self.due(self.save_every):
-                self.save()
+                self.save(wait=preempted or self.state.step == self.num_steps)
             if preempted:
                 return False
         return True

@@ -88,7 +88,7 @@ def trained(rows):
         ledger=None,
         budget=None,
         preempted=None,
-        save=lambda: None,
+        save=lambda **_: None,
         save_every=1,
         log_every=1,
     )

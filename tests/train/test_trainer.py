@@ -62,7 +62,7 @@ def make(tmp_path):
             ledger=ledgers[-1],
             budget=BadSampleBudget({"a": 100, "b": 100}, {"a": share, "b": 1.0}, []),
             preempted=flag,
-            save=lambda: (saved if saved is not None else []).append(1),
+            save=lambda **_: (saved if saved is not None else []).append(1),
             save_every=100,
             log_every=1,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,9 +12,10 @@ from torch import nn
 from eagle_train import dist
 from eagle_train.train.engine import spare_activations
 from eagle_train.train.optim import fused_adamw, parameter_groups, set_learning_rates
+from eagle_train.train.pieces import Piece
 from eagle_train.train.placement import Placement, WholeWeights
 from eagle_train.train.schedule import Stage
-from eagle_train.train.zero.checkpoints import load_shards, save_shards
+from eagle_train.train.zero.checkpoints import load_shards, save_shards, zero_pieces
 from eagle_train.train.zero.config import zero_bytes, zero_config
 from eagle_train.train.zero.host_adam import can_build_cpu_adam, cpu_adamw
 from eagle_train.train.zero.join import join_deepspeed
@@ -182,17 +183,17 @@ class ZeroEngine:
         self.engine.step()
         return rates, float(self.engine.get_global_grad_norm())
 
+    def pieces(self) -> Iterator[Piece]:
+        """Yields what this rank holds of masters, moments and frozen weights."""
+        return zero_pieces(self.engine)
+
     def save(self, folder: Path) -> None:
-        """Every rank writes its shards; `latest` is ours to publish, never DeepSpeed's."""
+        """Every rank writes what it holds."""
         save_shards(self.engine, folder)
 
     def load(self, folder: Path) -> None:
-        """Restores this rank's shards.
-
-        Raises:
-            ValueError: if the checkpoint was written by another number of ranks or another engine.
-        """
-        load_shards(self.engine, self.optimizer, folder, sharded=self.sharded)
+        """Restores this rank's part, whichever engine wrote it, on whatever number of ranks."""
+        load_shards(self.engine, folder)
 
     def close(self) -> None:
         """Leaves the weights where they are, sharded under stage 3, without DeepSpeed's hooks and attributes.
