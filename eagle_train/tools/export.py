@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from eagle_train.train import export_eagle2, released_eagle1
-from eagle_train.train.load import export_run
+from eagle_train.train.load import export_adapter, export_run
 
 
 def export_native(run: Path, out: Path) -> list[str]:
@@ -17,11 +17,18 @@ def export_native(run: Path, out: Path) -> list[str]:
     return []
 
 
+def export_peft(run: Path, out: Path) -> list[str]:
+    """Writes the LLM's adapters alone, as peft has them; returns nothing."""
+    export_adapter(run, out)
+    return []
+
+
 LAYOUTS = {
     "native": export_native,
     "eagle1": released_eagle1.export_released,
     "eagle2": export_eagle2.export_released,
     "mm_projector": released_eagle1.export_projector,
+    "adapter": export_peft,
 }
 
 
@@ -38,8 +45,10 @@ def main(arguments: list[str]) -> int:
         choices=LAYOUTS,
         default="native",
         help="native: for `chat` and `init_from`; eagle1: as the released Eagle 1 checkpoints; eagle2: as those of "
-        "Eagle 2 and 2.5, for vLLM and transformers; mm_projector: only the projector, as LLaVA's first stage",
+        "Eagle 2 and 2.5, for vLLM and transformers; mm_projector: only the projector, as LLaVA's first stage; "
+        "adapter: only the LLM's LoRA, as peft has it, which the others hold merged",
     )
+    parser.add_argument("--adapter", dest="layout", action="store_const", const="adapter", help="--layout adapter")
     parser.add_argument(
         "--pooling-head", action="store_true", help="eagle2: write SigLIP's unused pooling head even if there was none"
     )

@@ -15,8 +15,9 @@ from eagle_train import dist
 from eagle_train.data.encode import Encoder
 from eagle_train.data.tokenizer.added import write_tokenizer
 from eagle_train.model.checkpoints.files import SAFETENSORS, SAFETENSORS_INDEX, listed, read_weights, write_weights
+from eagle_train.model.lora import merge, write_adapter
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.train.assemble import build_encoder, build_model, meta_model
+from eagle_train.train.assemble import adapters, build_encoder, build_model, meta_model
 from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.zero.checkpoints import read_zero_weights
 
@@ -111,13 +112,14 @@ def parse_config(path: Path) -> dict[str, Any]:
 
 
 def read_model_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the weights of an export, or of a run's newest checkpoint, by parameter name.
+    """Returns the weights of an export, or of a run's newest checkpoint, by parameter name; adapters are merged.
 
     They are mapped into memory where the files allow it, so that a model that takes them is not there twice.
     """
     if is_export(path):
         return read_weights(path)
-    return without_aligner(read_checkpoint_weights(newest_checkpoint(path)))
+    weights = without_aligner(read_checkpoint_weights(newest_checkpoint(path)))
+    return merge(weights, adapters(read_config(path)))
 
 
 def read_checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -173,6 +175,22 @@ def export_run(run: Path, out: Path) -> Path:
     if out.exists():
         shutil.rmtree(out)
     aside.replace(out)
+    return out
+
+
+def export_adapter(run: Path, out: Path) -> Path:
+    """Writes the LLM's adapters of a run's newest checkpoint as peft has them, to be put on the LLM alone.
+
+    Raises:
+        ValueError: if the LLM has none, or `out` is not empty.
+    """
+    config = read_config(run)
+    found = adapters(config)
+    if "llm" not in found:
+        raise ValueError(f"{run} has no adapters of its LLM; its lora has {sorted(found)}")
+    check_empty(out)
+    weights = read_checkpoint_weights(newest_checkpoint(run))
+    write_adapter(out, "llm", found["llm"], weights, config["llm"].get("pretrained"))
     return out
 
 

@@ -16,6 +16,8 @@ from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.replay import RebuiltRow, last_step
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.assemble import (
+    adapters,
+    add_adapters,
     build_encoder,
     build_model,
     build_schedule,
@@ -128,15 +130,18 @@ def weights_before(config: Mapping[str, Any], place: Place, checkpoint: Path | N
     model = build_model(config)
     if checkpoint is None:
         load_run_start(config, model, load_tokenizer(config["tokenizer"], config["new_tokens"]))
+        add_adapters(config, model)
         trained = stage_model(config, model, stage)
     elif read_state(checkpoint).stage == place.stage:
+        add_adapters(config, model)
         trained = stage_model(config, model, stage)
         load_weights(trained, read_checkpoint_weights(checkpoint))
         restore_random_states(checkpoint)
     else:  # the end of the stage before
+        add_adapters(config, model)
         load_weights(model, without_aligner(read_checkpoint_weights(checkpoint)))
         trained = stage_model(config, model, stage)
-    freeze(trained.train(), stage.learning_rates)
+    freeze(trained.train(), stage.learning_rates, adapters(config))
     return PlainEngine(trained, stage, 1, bf16=config["engine"].get("bf16"))
 
 

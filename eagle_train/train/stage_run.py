@@ -19,7 +19,7 @@ from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import Cursor, steps
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.tracker import Trackers
-from eagle_train.train.assemble import stage_model
+from eagle_train.train.assemble import adapters, stage_model
 from eagle_train.train.attention_check import check_attention
 from eagle_train.train.books import ledger_shards, make_budget, write_accounts
 from eagle_train.train.checkpoint import (
@@ -67,8 +67,8 @@ def run_stage(run: Run, stage: Stage) -> bool:
     data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
     cursor = tie_plan(run, data)
     model = stage_model(run.config, run.model, stage).train()
-    freeze(model, stage.learning_rates)
-    table = freeze_table(model, stage.learning_rates)
+    freeze(model, stage.learning_rates, adapters(run.config))
+    table = freeze_table(model, stage.learning_rates, adapters(run.config))
     micro_batches = -(-stage.rows_per_step // dist.world_size())
     engine = build(run.config["engine"])(model, stage, micro_batches)
     if dist.rank() == 0:
