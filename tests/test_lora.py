@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from eagle_train.model.lora import is_adapter
-from eagle_train.tools import export
+from eagle_train.tools import export, replay
 from eagle_train.train.app import train
 from eagle_train.train.assemble import add_adapters, build_model
 from eagle_train.train.checkpoint import CheckpointDir, seed_everything
@@ -73,7 +73,7 @@ def test_an_export_has_merged_weights_and_the_same_logits(data, run, tmp_path):
     assert export.main([str(run), "--out", str(tmp_path / "out")]) == 0
     names = load_file(tmp_path / "out" / "model.safetensors").keys()
     assert not any("lora" in name or "base_layer" in name for name in names)
-    merged, encoder = load_model(tmp_path / "out")
+    merged, _ = load_model(tmp_path / "out")
     made = lora_config(data, run)
     adapted = build_model(made)
     add_adapters(made, adapted)
@@ -113,3 +113,9 @@ def test_a_module_that_is_not_there_is_named(data, tmp_path):
     with pytest.raises(ConfigError, match=r"no module 'mixture.encoders.vitt'; there are llm, .*mixture.encoders.vit"):
         train(made)
     assert not CheckpointDir(tmp_path / "checkpoints").published()
+
+
+def test_a_step_is_replayed_with_its_adapters(run, capsys):
+    assert replay.main(["6", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "losses" in found, found
