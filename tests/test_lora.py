@@ -58,6 +58,7 @@ def test_adapters_are_trained_and_the_weights_below_are_not(data, run):
     assert not [name for name in changed if name.startswith(("llm.", "mixture.encoders.vit."))]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_repeats_losses_and_weights_to_the_bit(data, run, tmp_path):
     """Dropout too: the random state goes on."""
     short = lora_config(data, tmp_path, "schedule.sft.num_steps=6")
@@ -73,6 +74,8 @@ def test_an_export_has_merged_weights_and_the_same_logits(data, run, tmp_path):
     assert export.main([str(run), "--out", str(tmp_path / "out")]) == 0
     names = load_file(tmp_path / "out" / "model.safetensors").keys()
     assert not any("lora" in name or "base_layer" in name for name in names)
+    with pytest.raises(ValueError, match="has no adapters of its LLM"):
+        export.main([str(tmp_path / "out"), "--adapter"])
     merged, _ = load_model(tmp_path / "out")
     made = lora_config(data, run)
     adapted = build_model(made)
@@ -95,12 +98,6 @@ def test_the_adapter_alone_is_exported_for_peft(run, tmp_path):
     assert torch.equal(tensors[f"base_model.model.{name}.weight"], trained[f"llm.{name}.default.weight"])
 
 
-def test_a_run_without_adapters_has_none_to_export(data, tmp_path):
-    assert train(config(data, tmp_path, "schedule.pretrain.num_steps=1", "schedule.sft.num_steps=1"))
-    with pytest.raises(ValueError, match="has no adapters of its LLM"):
-        export.main([str(tmp_path), "--adapter"])
-
-
 @pytest.mark.slow
 def test_plain_torch_and_zero_2_give_the_same_losses(data, tmp_path):
     for engine in ("plain", "zero2"):
@@ -115,7 +112,8 @@ def test_a_module_that_is_not_there_is_named(data, tmp_path):
     assert not CheckpointDir(tmp_path / "checkpoints").published()
 
 
-def test_a_step_is_replayed_with_its_adapters(run, capsys):
-    assert replay.main(["6", str(run), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert "losses" in found, found
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_step_is_replayed_with_its_adapters_to_the_bit(run, capsys, step):
+    """From the first weights, and from a checkpoint of the same stage."""
+    assert replay.main([str(step), str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"]["rebuilt"]["train/loss"] == losses(run)[step - 1]
