@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--median", type=int, default=512, help="of the samples' lengths")
+    parser.add_argument("--median", type=int, default=256, help="of the samples' lengths")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--key-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=64)
