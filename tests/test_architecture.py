@@ -28,7 +28,10 @@ HOME_OF = {
     "av": "data/videos.py",
     "fsspec": "data/storage.py",
     "simplejpeg": "data/turbo_jpeg.py",
+    "flash_attn": "model/attention/flash.py",
+    "flash_attn_interface": "model/attention/flash.py",
     "liger_kernel": "model/loss.py",
+    "peft": "model/lora.py",
     "torchcodec": "data/torchcodec_video.py",
 }
 EXTRA_HOMES = {"av": {"data/video_frames.py", "data/toy/video.py"}}  # videos.py opens them, these decode and encode

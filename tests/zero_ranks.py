@@ -13,6 +13,7 @@ from torch import nn
 
 from eagle_train import dist
 from eagle_train.model.encoders.siglip import Siglip
+from eagle_train.model.lora import Lora
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.projector import MlpProjector
@@ -37,6 +38,11 @@ RATES = {
     },
     "eagle2": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
     "aligned": {"mixture": None, "mixture.encoders.vit": 1e-2, "projector": None, "llm": None, "aligner": 1e-2},
+    "lora": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
+}
+ADAPTERS = {
+    "llm": Lora(rank=4, alpha=8, dropout=0.0, targets=["q_proj", "v_proj", "down_proj"]),
+    "mixture.encoders.vit": Lora(rank=2, alpha=4, dropout=0.0, targets=["q_proj", "fc1"]),
 }
 # Tiles of the rows of both ranks in every step: images on both, on one, on the other, on none, of unlike number.
 TILES = [(2, 1), (2, 0), (0, 1), (0, 0), (1, 3)]
@@ -57,9 +63,12 @@ def make(case: str) -> tuple[nn.Module, Stage]:
     )
     model: nn.Module = tiny_eagle2() if case == "eagle2" else tiny_model()
     model.mixture.micro_batch = 1  # ranks encode tiles in unlike numbers of pieces
+    adapters = ADAPTERS if case == "lora" else {}
+    for name, lora in adapters.items():
+        lora.add_to(name, model.get_submodule(name))
     if align:
         model = PreAlignment(model, align, MlpProjector)
-    freeze(model, stage.learning_rates)
+    freeze(model, stage.learning_rates, adapters)
     return model, stage
 
 

@@ -10,7 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from eagle_train.train import export_eagle2, released_eagle1
-from eagle_train.train.load import CARRIED, CONFIG, check_empty, export_run, is_export, parse_config
+from eagle_train.train.load import (
+    CARRIED,
+    CONFIG,
+    check_empty,
+    export_adapter,
+    export_run,
+    is_export,
+    parse_config,
+)
 
 Export = Callable[[Path, Path], list[str]]
 """Writes an export (first) in a released layout (second); returns what the original code cannot reproduce of it."""
@@ -51,11 +59,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="default: RUN/export, with another layout's name behind it")
     parser.add_argument(
         "--layout",
-        choices=LAYOUTS,
+        choices=[*LAYOUTS, "adapter"],
         default="native",
         help="native: for `chat` and `init_from`; eagle1: as the released Eagle 1 checkpoints; eagle2: as those of "
-        "Eagle 2 and 2.5, for vLLM and transformers; mm_projector: only the projector, as LLaVA's first stage",
+        "Eagle 2 and 2.5, for vLLM and transformers; mm_projector: only the projector, as LLaVA's first stage; "
+        "adapter: only the LLM's LoRA, as peft has it, which the others hold merged",
     )
+    parser.add_argument("--adapter", dest="layout", action="store_const", const="adapter", help="--layout adapter")
     parser.add_argument(
         "--pooling-head", action="store_true", help="eagle2: write SigLIP's unused pooling head even if there was none"
     )
@@ -70,6 +80,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     name = "export" if options.layout == "native" else f"export-{options.layout}"
     out = options.out or options.run / name
+    if options.layout == "adapter":
+        print(export_adapter(options.run, out, step=options.checkpoint))
+        return 0
     export = LAYOUTS[options.layout]
     if options.pooling_head:
         if options.layout != "eagle2":

@@ -21,6 +21,7 @@ from eagle_train.track.jsonl import JsonlTracker, read_metrics
 from eagle_train.track.tracker import Trackers
 from eagle_train.track.wandb_tracker import new_run_id
 from eagle_train.train.assemble import (
+    add_adapters,
     build_encoder,
     build_model,
     build_placement,
@@ -88,6 +89,7 @@ def start(config: Mapping[str, Any]) -> Run:
     folder = Path(config["run_dir"])
     schedule = build_schedule(config)
     meta = meta_model(config)
+    add_adapters(config, meta)
     check_stages(config, meta, schedule)
     checkpoints = CheckpointDir(folder / "checkpoints", make_retention(config))
     seed_everything(config["seed"])
@@ -109,6 +111,7 @@ def start(config: Mapping[str, Any]) -> Run:
             raise ConfigError(f"{latest} is in stage {state.stage!r}; the schedule has {sorted(schedule)}")
         if state.config_hash != hash_of(to_yaml(config)):
             log.warning("the config changed: %s", ", ".join(changed_keys(latest / "config.yaml", config)))
+    add_adapters(config, model)
     construction.finish(initial=latest is None)
     state.config_hash = hash_of(to_yaml(config))
     attempt = record_attempt(folder, config, state.run_id, latest) if dist.rank() == 0 else None

@@ -22,6 +22,7 @@ from eagle_train.data.tokenizer.added import add_special_tokens
 from eagle_train.data.too_long import TooLong
 from eagle_train.data.video_frames import VideoDecoder
 from eagle_train.model.embeddings import Vocabulary
+from eagle_train.model.lora import Lora
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.vlm import VisionLanguageModel
@@ -93,7 +94,34 @@ def assemble_model(config: Mapping[str, Any], mixture: Mixture) -> VisionLanguag
     """Returns the model of a mixture and, on the current default device, its LLM and projector."""
     llm = build(config["llm"])
     projector = build(config["projector"], in_channels=mixture.channels, hidden_size=llm.config.hidden_size)
-    return VisionLanguageModel(mixture=mixture, projector=projector, llm=llm, loss=build(config["loss"]))
+    return VisionLanguageModel(
+        mixture=mixture,
+        projector=projector,
+        llm=llm,
+        loss=build(config["loss"]),
+        attention=build(config["attention"]) if "attention" in config else None,  # exports do not have it
+    )
+
+
+def adapters(config: Mapping[str, Any]) -> dict[str, Lora]:
+    """Returns the adapters of a config, by the name of the module that has them; none where there is no `lora`."""
+    return build(config.get("lora") or {})
+
+
+def add_adapters(config: Mapping[str, Any], model: VisionLanguageModel) -> None:
+    """Puts a config's adapters on the model, whose weights are loaded.
+
+    Raises:
+        ConfigError: for a module that is not there.
+        ValueError: for targets that are not there or no linear layers.
+    """
+    for name, lora in adapters(config).items():
+        try:
+            module = model.get_submodule(name)
+        except AttributeError as error:
+            known = ["llm", "projector", *(f"mixture.encoders.{encoder}" for encoder in model.mixture.encoders)]
+            raise ConfigError(f"lora: there is no module {name!r}; there are {', '.join(known)}") from error
+        lora.add_to(name, module)
 
 
 def build_placement(engine: Mapping[str, Any]) -> Placement:
@@ -131,7 +159,7 @@ def check_stages(config: Mapping[str, Any], model: VisionLanguageModel, schedule
     with torch.device("meta"):
         for stage in schedule.values():
             trained = stage_model(config, model, stage)
-            freeze(trained, stage.learning_rates)
+            freeze(trained, stage.learning_rates, adapters(config))
             parameter_groups(trained, stage)
     for stage in schedule.values():
         recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))

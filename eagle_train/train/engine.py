@@ -26,6 +26,8 @@ class Engine(Protocol):
     """
 
     device: torch.device
+    bf16: bool
+    """Whether layers compute in bfloat16."""
     placement: Placement
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:

@@ -23,8 +23,9 @@ from eagle_train.model.checkpoints.files import (
     read_weights,
     write_weights,
 )
+from eagle_train.model.lora import MergedWeights, write_adapter
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.train.assemble import build_encoder, build_model, meta_model
+from eagle_train.train.assemble import adapters, build_encoder, build_model, meta_model
 from eagle_train.train.checkpoint import CheckpointDir, step_of
 from eagle_train.train.logits_check import check_logits, fits_memory
 from eagle_train.train.manifest import problem_of_ranks
@@ -135,13 +136,14 @@ def parse_config(path: Path) -> dict[str, Any]:
 
 
 def read_model_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """Returns the weights of an export, or of a run's newest checkpoint, by parameter name.
+    """Returns the weights of an export, or of a run's newest checkpoint, by parameter name; adapters are merged.
 
     They are mapped into memory, or read when asked for, so that a model that takes them is not there twice.
     """
     if is_export(path):
         return read_weights(path)
-    return without_aligner(read_checkpoint_weights(newest_checkpoint(path)))
+    weights = without_aligner(read_checkpoint_weights(newest_checkpoint(path)))
+    return MergedWeights(weights, adapters(read_config(path)))
 
 
 def read_checkpoint_weights(checkpoint: Path) -> CheckpointWeights:
@@ -205,7 +207,8 @@ def export_run(
         config, weights = read_config(run), read_weights(run)
     else:
         checkpoint = newest_checkpoint(run, step=step, thorough=True)
-        config, weights = parse_config(checkpoint / CONFIG), without_aligner(read_checkpoint_weights(checkpoint))
+        config = parse_config(checkpoint / CONFIG)
+        weights = MergedWeights(without_aligner(read_checkpoint_weights(checkpoint)), adapters(config))
     meta = meta_model(config)
     weights = untied(weights, meta, run)
     replaces = is_export(out) and not (out / CARRIED).exists() and out.resolve() != run.resolve()
@@ -225,6 +228,25 @@ def export_run(
     return out
 
 
+def export_adapter(run: Path, out: Path, *, step: int | None = None) -> Path:
+    """Writes the LLM's adapters of a checkpoint of a run as peft has them, to be put on the LLM alone.
+
+    Args:
+        step: global step of the checkpoint; None: the newest.
+
+    Raises:
+        ValueError: if the LLM has none, or `out` is not empty.
+    """
+    config = read_config(run)
+    found = adapters(config)
+    if "llm" not in found:
+        raise ValueError(f"{run} has no adapters of its LLM; its lora has {sorted(found)}")
+    check_empty(out)
+    weights = read_checkpoint_weights(newest_checkpoint(run, step=step, thorough=True))
+    write_adapter(out, "llm", found["llm"], weights, config["llm"].get("pretrained"))
+    return out
+
+
 def untied(weights: Mapping[str, torch.Tensor], meta: nn.Module, run: Path) -> Mapping[str, torch.Tensor]:
     """Returns the weights that a model needs, tied ones once.
 
@@ -241,7 +263,7 @@ def untied(weights: Mapping[str, torch.Tensor], meta: nn.Module, run: Path) -> M
     found = {name: weights[name].shape for name in weights if name in expected or name not in own}
     if differing := sorted(set(expected.items()) ^ set(found.items())):
         raise ValueError(f"the weights of {run} do not fit its config: {differing[:4]}")
-    return weights.only(expected) if isinstance(weights, CheckpointWeights) else {n: weights[n] for n in expected}
+    return {name: weights[name] for name in expected} if isinstance(weights, dict) else weights.only(expected)
 
 
 def write_export(

@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from eagle_train.model.lora import is_adapter
 from eagle_train.train.schedule import Stage
 
 
@@ -58,8 +59,11 @@ def decay_of(parameter: str, weight_decay: float | Mapping[str, float]) -> float
     return weight_decay[name]
 
 
-def freeze(model: nn.Module, rates: Mapping[str, float | None]) -> None:
+def freeze(model: nn.Module, rates: Mapping[str, float | None], adapted: Iterable[str] = ()) -> None:
     """Sets `requires_grad` of every parameter: trained where its learning rate is not null.
+
+    Args:
+        adapted: names of modules with adapters, of which these alone are trained.
 
     Raises:
         ValueError: for a parameter without a rate, or a rate that matches no parameter.
@@ -68,7 +72,7 @@ def freeze(model: nn.Module, rates: Mapping[str, float | None]) -> None:
     for name, parameter in model.named_parameters():
         key = rate_name(name, rates)
         used.add(key)
-        parameter.requires_grad_(rates[key] is not None)
+        parameter.requires_grad_(is_trained(name, rates, adapted))
     if unused := set(rates) - used:
         modules = module_names(name for name, _ in model.named_parameters())
         raise ValueError(f"learning_rates names {sorted(unused)}, which match nothing; modules are {modules}")
@@ -133,22 +137,37 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, scale: float) -> dict[s
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
 
 
-def freeze_table(model: nn.Module, rates: Mapping[str, float | None]) -> list[FreezeRow]:
+def is_trained(parameter: str, rates: Mapping[str, float | None], adapted: Iterable[str] = ()) -> bool:
+    """Returns whether a parameter of this name has a learning rate, and is no weight that adapters take the place of.
+
+    Args:
+        adapted: names of modules with adapters.
+    """
+    base = not is_adapter(parameter) and any(parameter.startswith(f"{module}.") for module in adapted)
+    return rates[rate_name(parameter, rates)] is not None and not base
+
+
+def freeze_table(model: nn.Module, rates: Mapping[str, float | None], adapted: Iterable[str] = ()) -> list[FreezeRow]:
     """Returns parameters, trainable parameters, learning rate and dtype per module of `model`.
 
-    The modules are the encoders by name, the mixture's own norms, the projector, the LLM and any aligner.
+    The modules are the encoders by name, the mixture's own norms, the projector, the LLM and any aligner. A module's
+    adapters have a line of their own.
+
+    Args:
+        adapted: names of modules with adapters.
     """
     rows: dict[str, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         rows.setdefault(module_of(name), []).append((name, parameter))
     table = []
     for module, members in rows.items():
-        learning_rates = {rates[rate_name(name, rates)] for name, _ in members} - {None}
+        trained = [(name, p) for name, p in members if is_trained(name, rates, adapted)]
+        learning_rates = {rates[rate_name(name, rates)] for name, _ in trained}
         table.append(
             FreezeRow(
                 module=module,
                 total=sum(p.numel() for _, p in members),
-                trainable=sum(p.numel() for n, p in members if rates[rate_name(n, rates)] is not None),
+                trainable=sum(p.numel() for _, p in trained),
                 learning_rate=max(learning_rates, default=None),
                 dtype=dtypes(p for _, p in members),
             )
@@ -170,9 +189,10 @@ def dtypes(parameters: Iterable[nn.Parameter]) -> str:
 
 
 def module_of(parameter: str) -> str:
-    """Returns the module a parameter counts under: `mixture.encoders.<name>`, or its first name."""
+    """Returns the module a parameter counts under: `mixture.encoders.<name>`, or its first name, and its adapters."""
     parts = parameter.split(".")
-    return ".".join(parts[:3]) if parts[:2] == ["mixture", "encoders"] else parts[0]
+    module = ".".join(parts[:3]) if parts[:2] == ["mixture", "encoders"] else parts[0]
+    return f"{module} (lora)" if is_adapter(parameter) else module
 
 
 def freeze_table_view(stage: str, rows: Sequence[FreezeRow]) -> Table:

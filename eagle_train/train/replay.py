@@ -17,6 +17,8 @@ from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.replay import RebuiltRow, last_step
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.assemble import (
+    adapters,
+    add_adapters,
     build_encoder,
     build_model,
     build_schedule,
@@ -132,6 +134,7 @@ def weights_before(config: Mapping[str, Any], place: Place, checkpoint: Path | N
     if checkpoint is None:
         tokenizer = load_tokenizer(config["tokenizer"], config["new_tokens"])
         load_run_start(config, model, tokenizer, put=construction.put)
+    add_adapters(config, model)
     construction.finish(initial=checkpoint is None)
     within = checkpoint is not None and read_state(checkpoint).stage == place.stage
     if checkpoint is not None and not within:  # the end of the stage before
@@ -140,7 +143,7 @@ def weights_before(config: Mapping[str, Any], place: Place, checkpoint: Path | N
     if within:
         load_weights(trained, read_checkpoint_weights(checkpoint))
         restore_random_states(checkpoint)
-    freeze(trained.train(), stage.learning_rates)
+    freeze(trained.train(), stage.learning_rates, adapters(config))
     return PlainEngine(trained, stage, 1, bf16=config["engine"].get("bf16"))
 
 

@@ -20,7 +20,8 @@ from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import Cursor, steps
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.tracker import Trackers
-from eagle_train.train.assemble import stage_model
+from eagle_train.train.assemble import adapters, stage_model
+from eagle_train.train.attention_check import check_attention
 from eagle_train.train.books import ledger_shards, make_budget, write_accounts
 from eagle_train.train.checkpoint import (
     TrainState,
@@ -73,13 +74,15 @@ def run_stage(run: Run, stage: Stage) -> bool:
     data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
     cursor = tie_plan(run, data)
     model = stage_model(run.config, run.model, stage).train()
-    freeze(model, stage.learning_rates)
+    freeze(model, stage.learning_rates, adapters(run.config))
     with torch.device("meta"):  # sharded weights have no shapes
-        table = freeze_table(stage_model(run.config, run.meta, stage), stage.learning_rates)
+        trained = stage_model(run.config, run.meta, stage)
+    table = freeze_table(trained, stage.learning_rates, adapters(run.config))
     micro_batches = -(-stage.rows_per_step // dist.world_size())
     engine = build(run.config["engine"])(model, stage, micro_batches, placement=run.placement)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
+    check_attention(model, engine)
     if run.resume_from is not None:
         engine.load(run.resume_from)
         restore_random_states(run.resume_from)
