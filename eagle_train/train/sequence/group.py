@@ -1,0 +1,94 @@
+"""The processes that share rows, and what they hand each other: a differentiable all-to-all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed
+from torch.autograd.function import once_differentiable
+
+from eagle_train.train.sequence.rows import RowGroups, overlaps
+from eagle_train.types import RowPart
+
+
+class SequenceGroup:
+    """This rank's group, joined. All ranks of the run make it together, and leave it together.
+
+    Args:
+        groups: see `RowGroups`; of size 2 or more.
+    """
+
+    def __init__(self, groups: RowGroups) -> None:
+        self.index, self.size = groups.index, groups.size
+        for first in range(0, groups.world_size, groups.size):  # every rank takes part in making every group
+            made = torch.distributed.new_group(list(range(first, first + groups.size)))
+            if first <= groups.rank < first + groups.size:
+                self.group = made
+
+    def exchange(self, rows: torch.Tensor, send: Sequence[int], receive: Sequence[int]) -> torch.Tensor:
+        """Returns what the ranks sent to this one, (sum(receive), ...), in their order; gradients go the way back.
+
+        All ranks of the group call it together, in the forward pass and, where `rows` asks for a gradient on any, in
+        the backward pass: so it must ask on all or on none.
+
+        Args:
+            rows: (sum(send), ...), those for rank 0 first.
+            send: how many of them go to each rank.
+            receive: how many come from each.
+        """
+        return Exchange.apply(rows, list(send), list(receive), self.group)
+
+    def place_visual(self, tokens: torch.Tensor, part: RowPart) -> torch.Tensor:
+        """Returns the visual tokens (M, H) that stand in this rank's part, of those that all ranks made.
+
+        Each goes to the one rank that needs it, and its gradient comes back to the rank that made it.
+
+        Args:
+            tokens: (M', H), of this rank's own tiles; without a tile none, but with a graph.
+
+        Raises:
+            ValueError: if they are not as many as were planned.
+        """
+        planned = part.made[self.index + 1] - part.made[self.index]
+        if planned != len(tokens) or part.made[-1] != part.placed[-1]:
+            raise ValueError(
+                f"{part.placed[-1]} image positions but {part.made[-1]} visual tokens in the row; this rank's tiles "
+                f"made {len(tokens)} of {planned}"
+            )
+        if part.made[-1] == 0:
+            return tokens
+        send = overlaps((part.made[self.index], part.made[self.index + 1]), part.placed)
+        receive = overlaps((part.placed[self.index], part.placed[self.index + 1]), part.made)
+        return self.exchange(tokens, send, receive)
+
+    def leave(self) -> None:
+        """Gives the group up."""
+        torch.distributed.destroy_process_group(self.group)
+
+
+class Exchange(torch.autograd.Function):
+    """`all_to_all_single` along the first dimension, whose gradient is the same with both directions changed over."""
+
+    @staticmethod
+    def forward(
+        ctx, rows: torch.Tensor, send: list[int], receive: list[int], group: torch.distributed.ProcessGroup
+    ) -> torch.Tensor:
+        """Returns what came, see `SequenceGroup.exchange`."""
+        ctx.way_back = (receive, send, group)
+        return all_to_all(rows, send, receive, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """Returns the gradients of what was sent."""
+        return all_to_all(gradient, *ctx.way_back), None, None, None
+
+
+def all_to_all(
+    rows: torch.Tensor, send: list[int], receive: list[int], group: torch.distributed.ProcessGroup
+) -> torch.Tensor:
+    """Returns what the ranks of the group sent to this one."""
+    came = rows.new_empty(sum(receive), *rows.shape[1:])
+    torch.distributed.all_to_all_single(came, rows.contiguous(), receive, send, group=group)
+    return came
