@@ -46,6 +46,7 @@ def pack(
         position_ids=join([torch.arange(length) for length in lengths], allocate),
         cu_seqlens=join([torch.from_numpy(starts.astype(np.int32))], allocate),
         max_seqlen=max(lengths),
+        segment_lengths=tuple(lengths),
         image_positions=join(offset_positions or [torch.empty(0, dtype=torch.int64)], allocate),
         pixels=pixels,
         num_images=sum(len(t) for t in tiles),

@@ -65,6 +65,7 @@ def meta_row(num_tokens: int, *, num_tiles: int, tokens_per_tile: int, tile_size
         position_ids=numbers(num_tokens),
         cu_seqlens=torch.tensor([0, num_tokens], dtype=torch.int32),
         max_seqlen=num_tokens,
+        segment_lengths=(num_tokens,),
         image_positions=numbers(num_visual),
         pixels=torch.empty(max(num_tiles, 1), 3, tile_size, tile_size, device="meta", dtype=torch.uint8),
         num_images=num_tiles,

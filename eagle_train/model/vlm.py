@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from eagle_train.model.attention import packed_arguments
+from eagle_train.model.attention.backend import AttentionBackend, Segments
+from eagle_train.model.attention.packed import packed_arguments
+from eagle_train.model.attention.segments import SegmentAttention
 from eagle_train.model.loss import LossHead, TokenLosses
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.recompute import recompute_layers, saved_on_host
@@ -23,20 +25,30 @@ class VisionLanguageModel(nn.Module):
         projector: features -> embeddings (N, P, H).
         llm: a transformers causal LM of hidden size H.
         loss: how the head computes the losses of tokens.
+        attention: of the LLM over packed rows; None: segment by segment.
     """
 
-    def __init__(self, *, mixture: Mixture, projector: nn.Module, llm: PreTrainedModel, loss: TokenLosses) -> None:
+    def __init__(
+        self,
+        *,
+        mixture: Mixture,
+        projector: nn.Module,
+        llm: PreTrainedModel,
+        loss: TokenLosses,
+        attention: AttentionBackend | None = None,
+    ) -> None:
         super().__init__()
         self.mixture = mixture
         self.projector = projector
         self.llm = llm
         llm.set_output_embeddings(LossHead(llm.get_output_embeddings(), loss))
+        self.attention = attention or SegmentAttention()
         self.offload = False
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
         embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels)
-        return packed_losses(self.llm, embeddings, batch, offload=self.offload)
+        return packed_losses(self.llm, embeddings, batch, self.attention, offload=self.offload)
 
     def embed(self, input_ids: torch.Tensor, image_positions: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         """Returns embeddings (T, H) with the visual tokens in their places.
@@ -67,19 +79,26 @@ class VisionLanguageModel(nn.Module):
 
 
 def packed_losses(
-    llm: PreTrainedModel, embeddings: torch.Tensor, batch: PackedBatch, *, offload: bool = False
+    llm: PreTrainedModel,
+    embeddings: torch.Tensor,
+    batch: PackedBatch,
+    attention: AttentionBackend,
+    *,
+    offload: bool = False,
 ) -> torch.Tensor:
     """Returns the loss of every token of a packed row, (T,) float32; 0 where there is no label.
 
     Args:
         embeddings: (T, H).
+        attention: of the LLM's layers.
         offload: what autograd keeps of the LLM's layers waits in host memory.
     """
+    segments = Segments(batch.cu_seqlens, batch.segment_lengths, batch.max_seqlen)
     with saved_on_host(embeddings.device) if offload else nullcontext():
         hidden = llm.model(
             inputs_embeds=embeddings[None],
             position_ids=batch.position_ids[None],
-            **packed_arguments(batch.cu_seqlens.diff().tolist(), embeddings.device),
+            **packed_arguments(attention, segments),
         ).last_hidden_state[0]
     return llm.get_output_embeddings()(hidden, batch.labels)
 

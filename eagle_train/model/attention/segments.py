@@ -1,0 +1,35 @@
+"""Attention segment by segment with torch's own kernels: runs everywhere, and is what the others are compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from eagle_train.model.attention.backend import Segments, repeat_heads
+
+
+class SegmentAttention:
+    """Calls `scaled_dot_product_attention` once per sample, or once for a row of samples of equal length."""
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        segments: Segments,
+        *,
+        scale: float,
+        causal: bool,
+    ) -> torch.Tensor:
+        """Returns attention within each segment, (T, heads, head_dim); see `AttentionBackend`."""
+        tensors = query, repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
+        if len(set(segments.lengths)) == 1:
+            batches = [[t.unflatten(0, (len(segments.lengths), -1)) for t in tensors]]
+        else:
+            pieces = [t.split(segments.lengths) for t in tensors]
+            batches = [[piece[None] for piece in sample] for sample in zip(*pieces, strict=True)]
+        outputs = [
+            F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in batch), is_causal=causal, scale=scale)
+            for batch in batches
+        ]
+        return torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])
