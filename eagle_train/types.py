@@ -169,20 +169,25 @@ class RowPart:
 
     index: int
     """The rank's place in its group, from 0."""
-    segment_lengths: tuple[int, ...]
-    """Tokens of each sample of the whole row, in order; they add up to T."""
+    begin: int
+    """Tokens of the row before its run."""
     made: tuple[int, ...]
     """(R + 1,): visual tokens that the ranks before r make of their tiles."""
     placed: tuple[int, ...]
     """(R + 1,): visual tokens that stand in the runs of the ranks before r; ends with the same number as `made`."""
+
+    @property
+    def num_made(self) -> int:
+        """Visual tokens that this rank makes."""
+        return self.made[self.index + 1] - self.made[self.index]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedBatch:
     """One micro-batch of one rank: K samples laid end to end in one row of T tokens, no padding.
 
-    Where ranks share rows, it holds what `part` names: T, M and N are those of the rank's part, the K samples those of
-    the whole row, of which some have no token here.
+    Where ranks share rows, it holds what `part` says: T, M and N count what the rank has, while the K samples with their
+    lengths stay those of the whole row, of which some have no token here.
     """
 
     input_ids: torch.Tensor

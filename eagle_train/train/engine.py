@@ -13,6 +13,7 @@ from torch import nn
 from eagle_train import dist
 from eagle_train.train.optim import adamw, keeping_hyperparameters, set_learning_rates
 from eagle_train.train.schedule import Stage
+from eagle_train.train.sequence.spread import Spread
 from eagle_train.types import PackedBatch
 
 
@@ -56,6 +57,7 @@ class PlainEngine:
         bf16: compute in bfloat16 over float32 weights; null: where there is a GPU.
         activation_checkpointing: recompute activations in the backward pass.
         activation_offload: with it, the inputs of the LLM's layers wait in host memory.
+        sequence_parallel: ranks that share each row, see `Spread`.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class PlainEngine:
         bf16: bool | None = None,
         activation_checkpointing: bool = False,
         activation_offload: bool = False,
+        sequence_parallel: int = 1,
     ) -> None:
         del micro_batches
         self.device = dist.device()
@@ -74,6 +77,7 @@ class PlainEngine:
         self.stage = stage
         self.bf16 = self.device.type == "cuda" if bf16 is None else bf16
         spare_activations(model, activation_checkpointing, activation_offload)
+        self.spread = Spread(model, sequence_parallel)
         self.optimizer = adamw(model, stage)
 
     @staticmethod
@@ -133,7 +137,8 @@ class PlainEngine:
             self.optimizer.load_state_dict(state["optimizer"])
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Leaves the group that shares rows."""
+        self.spread.leave()
 
 
 def spare_activations(model: nn.Module, checkpointing: bool, offload: bool) -> None:

@@ -34,6 +34,7 @@ from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_tabl
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.run_folder import changed_values
 from eagle_train.train.schedule import Stage
+from eagle_train.train.sequence.rows import RowGroups
 from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint
 from eagle_train.train.trainer import Trainer
 
@@ -68,7 +69,8 @@ def run_stage(run: Run, stage: Stage) -> bool:
     model = stage_model(run.config, run.model, stage).train()
     freeze(model, stage.learning_rates)
     table = freeze_table(model, stage.learning_rates)
-    micro_batches = -(-stage.rows_per_step // dist.world_size())
+    groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=run.config["engine"]["sequence_parallel"])
+    micro_batches = -(-stage.rows_per_step // groups.data_world_size)
     engine = build(run.config["engine"])(model, stage, micro_batches)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
@@ -85,10 +87,10 @@ def run_stage(run: Run, stage: Stage) -> bool:
             engine.save(folder)
             write_state(folder, run.state, to_yaml(dict(run.config)), data.identity)
 
-    rows = iter(stage_loader(run, data, dataset, micro_batches, cursor))
+    rows = iter(stage_loader(run, data, dataset, micro_batches, cursor, groups))
     trainer = Trainer(
         engine=engine,
-        steps=rows,
+        steps=groups.own_parts(rows),
         stage=stage,
         num_steps=data.num_steps,
         sources=[source.name for source in data.catalog.sources],
@@ -116,15 +118,15 @@ def run_stage(run: Run, stage: Stage) -> bool:
 
 
 def stage_loader(
-    run: Run, data: StageData, dataset: RowDataset, micro_batches: int, cursor: Cursor | None
+    run: Run, data: StageData, dataset: RowDataset, micro_batches: int, cursor: Cursor | None, groups: RowGroups
 ) -> StepLoader:
-    """Returns this rank's rows from the run's present step to the end of the stage."""
+    """Returns the rows of this rank's group from the run's present step to the end of the stage."""
     settings = build(run.config["data"])
     return StepLoader(
         dataset=dataset,
         steps=steps(data.catalog, data.plan, first=run.state.step, end=data.num_steps, cursor=cursor),
-        rank=dist.rank(),
-        world_size=dist.world_size(),
+        rank=groups.data_rank,
+        world_size=groups.data_world_size,
         micro_batches=micro_batches,
         num_workers=settings.num_workers,
         prefetch=settings.prefetch,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from eagle_train.model.attention.backend import AttentionBackend, Segments
 from eagle_train.train.sequence.group import SequenceGroup
 from eagle_train.train.sequence.rows import even_bounds
 
@@ -82,7 +83,7 @@ class UlyssesAttention:
         segments: Segments,
         *,
         scale: float,
-        causal: bool = True,
+        causal: bool,
     ) -> torch.Tensor:
         """Returns attention (t, heads, D) of this rank's tokens.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 
@@ -84,7 +83,6 @@ def own_part(row: PackedBatch, index: int, size: int) -> PackedBatch:
         labels=row.labels[begin:end],
         loss_weights=row.loss_weights[begin:end],
         position_ids=row.position_ids[..., begin:end],
-        cu_seqlens=row.cu_seqlens.clamp(begin, end) - begin,
         image_positions=row.image_positions[placed[index] : placed[index + 1]] - begin,
         pixels=pixels,
         num_images=tiles[index + 1] - tiles[index],
@@ -92,7 +90,7 @@ def own_part(row: PackedBatch, index: int, size: int) -> PackedBatch:
         errors=row.errors if index == 0 else (),
         part=RowPart(
             index=index,
-            segment_lengths=tuple(row.cu_seqlens.diff().tolist()),
+            begin=begin,
             made=tuple(per_tile * bound for bound in tiles),
             placed=tuple(placed),
         ),
@@ -116,6 +114,7 @@ def lengthened(row: PackedBatch, length: int) -> PackedBatch:
             [row.position_ids, torch.arange(more).expand(*row.position_ids.shape[:-1], more)], dim=-1
         ),
         cu_seqlens=torch.cat([row.cu_seqlens, row.cu_seqlens.new_tensor([length])]),
+        segment_lengths=(*row.segment_lengths, more),
         max_seqlen=max(row.max_seqlen, more),
     )
 
@@ -130,8 +129,3 @@ def overlaps(have: tuple[int, int], bounds: Iterable[int]) -> list[int]:
     """Returns how many of the things from `have[0]` up to `have[1]` lie between each bound and the next."""
     inside = [min(max(bound, have[0]), have[1]) for bound in bounds]
     return [end - begin for begin, end in zip(inside, inside[1:], strict=False)]
-
-
-def offsets(counts: Iterable[int]) -> list[int]:
-    """Returns where each of some runs begins, and the last one ends."""
-    return [0, *accumulate(counts)]

@@ -12,6 +12,7 @@ from eagle_train import dist
 from eagle_train.train.engine import spare_activations
 from eagle_train.train.optim import adamw, set_learning_rates
 from eagle_train.train.schedule import Stage
+from eagle_train.train.sequence.spread import Spread
 from eagle_train.train.zero.checkpoints import load_shards, save_shards
 from eagle_train.train.zero.config import zero_config
 from eagle_train.train.zero.join import join_deepspeed
@@ -27,7 +28,7 @@ class ZeroEngine:
         micro_batches: per step and rank, before one update.
         zero_stage: 1, 2 or 3.
         bf16: bfloat16 weights with float32 master weights; null: where there is a GPU.
-        activation_checkpointing, activation_offload: see `PlainEngine`.
+        activation_checkpointing, activation_offload, sequence_parallel: see `PlainEngine`.
         overlap_comm: reduce gradients while the backward pass still runs.
         reduce_bucket_size: elements reduced at once.
         persistence_threshold: stage 3 leaves weights of at most so many elements whole on every rank.
@@ -44,6 +45,7 @@ class ZeroEngine:
         bf16: bool | None = None,
         activation_checkpointing: bool = False,
         activation_offload: bool = False,
+        sequence_parallel: int = 1,
         overlap_comm: bool = False,
         reduce_bucket_size: int = 500_000_000,
         persistence_threshold: int = 100_000,
@@ -67,6 +69,7 @@ class ZeroEngine:
             prefetch_bucket_size=prefetch_bucket_size,
         )
         deepspeed = join_deepspeed()
+        self.spread = Spread(model, sequence_parallel)
         optimizer = adamw(model, stage)  # before the weights are sharded: groups depend on their shapes
         self.own_attributes = {module: set(vars(module)) for module in model.modules()}
         dtype = torch.bfloat16 if bf16 else torch.float32
@@ -137,6 +140,7 @@ class ZeroEngine:
         if self.sharded:
             self.engine.empty_partition_cache()
         self.engine.destroy()
+        self.spread.leave()
         del self.engine, self.optimizer
         if self.sharded:
             unshard(self.model)

@@ -1,0 +1,45 @@
+"""Ranks that share rows give what one process gives: loss, every gradient, every count."""
+
+import pytest
+import torch
+
+from tests.runs import must_run
+from tests.sequence_ranks import CASES, ENGINES, GROUPS, aligned, gradients_of, trained
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What four ranks did."""
+    out = tmp_path_factory.mktemp("sequence")
+    must_run([str(out)], module="tests.sequence_ranks")
+    return torch.load(out / "results.pt", weights_only=True)
+
+
+def assert_same(found, expected, *, tolerance):
+    counts, gradients = found
+    expected_counts, expected_gradients = expected
+    assert counts == pytest.approx(expected_counts, rel=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert torch.allclose(gradients[name], gradient, rtol=0, atol=tolerance), name
+
+
+@pytest.mark.parametrize("size", GROUPS)
+@pytest.mark.parametrize(("tiles", "llm"), CASES)
+def test_a_shared_row_has_the_loss_and_every_gradient_of_a_whole_one(results, tiles, llm, size):
+    expected = gradients_of(tiles, llm, 1)
+    largest = max(float(gradient.abs().max()) for gradient in expected[1].values())
+    assert_same(results[f"{tiles}/{llm}/{size}"], expected, tolerance=1e-6 * max(1.0, largest))
+
+
+@pytest.mark.parametrize("size", GROUPS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_trains_shared_rows_as_plain_torch_trains_whole_ones(results, engine, size):
+    assert_same(results[f"{engine}/{size}"], trained("recomputed", 1), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("size", GROUPS)
+def test_an_encoder_is_aligned_on_shared_rows_as_on_whole_ones(results, size):
+    assert_same(results[f"aligned/{size}"], aligned(1), tolerance=1e-6)
