@@ -186,8 +186,8 @@ class RowPart:
 class PackedBatch:
     """One micro-batch of one rank: K samples laid end to end in one row of T tokens, no padding.
 
-    Where ranks share rows, it holds what `part` says: T, M and N count what the rank has, while the K samples with their
-    lengths stay those of the whole row, of which some have no token here.
+    Where ranks share rows, it holds what `part` says: T, M and N count what the rank has. The K samples and their
+    lengths stay those of the whole row; some may have no token here.
     """
 
     input_ids: torch.Tensor

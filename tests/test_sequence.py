@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from tests.runs import must_run
+from eagle_train.track.jsonl import read_metrics
+from eagle_train.train.app import train
+from tests.runs import accounts, config, gradient_norms, losses, must_run, overrides, rows
 from tests.sequence_ranks import CASES, ENGINES, GROUPS, aligned, gradients_of, trained
 
 pytestmark = pytest.mark.slow
@@ -43,3 +45,19 @@ def test_every_engine_trains_shared_rows_as_plain_torch_trains_whole_ones(result
 @pytest.mark.parametrize("size", GROUPS)
 def test_an_encoder_is_aligned_on_shared_rows_as_on_whole_ones(results, size):
     assert_same(results[f"aligned/{size}"], aligned(1), tolerance=1e-6)
+
+
+RUNS = ("alone", "shared")
+WEIGHTS = "data.loss_weight.path=eagle_train.data.loss_weights.square_root"  # samples weigh unlike their tokens
+ROWS = ("schedule.pretrain.rows_per_step=2", "schedule.sft.rows_per_step=3", WEIGHTS)
+
+
+def test_a_run_on_shared_rows_has_the_curve_and_the_books_of_one_rank(data, tmp_path):
+    assert train(config(data, tmp_path / "alone", *ROWS))
+    must_run(overrides(data, tmp_path / "shared", *ROWS, "engine=zero3", "engine.sequence_parallel=2"), ranks=2)
+    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+    assert gradient_norms(tmp_path / "shared") == pytest.approx(gradient_norms(tmp_path / "alone"), rel=1e-4)
+    assert rows(tmp_path / "shared") == rows(tmp_path / "alone")
+    assert accounts(tmp_path / "shared") == accounts(tmp_path / "alone")
+    seen = [[r.get("train/tokens_seen") for r in read_metrics(tmp_path / run / "metrics.jsonl")] for run in RUNS]
+    assert seen[0] == seen[1] and seen[0][-1] > 0

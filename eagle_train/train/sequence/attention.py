@@ -12,6 +12,7 @@ Source: DeepSpeed-Ulysses (arXiv 2309.14509), ALST (arXiv 2506.13996).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -54,7 +55,7 @@ def head_shares(num_heads: int, num_key_value_heads: int, ranks: int) -> list[He
     groups = num_heads // num_key_value_heads
     bounds = even_bounds(num_heads, ranks)
     shares = []
-    for queries in zip(bounds, bounds[1:], strict=False):
+    for queries in pairwise(bounds):
         keys = (queries[0] // groups, (queries[1] - 1) // groups + 1)
         key_of = tuple(head // groups - keys[0] for head in range(*queries))
         run = len(key_of) // (keys[1] - keys[0])
@@ -95,7 +96,7 @@ class UlyssesAttention:
         size, index = self.group.size, self.group.index
         shares = head_shares(query.shape[1], key.shape[1], size)
         bounds = even_bounds(sum(segments.lengths), size)
-        parts = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+        parts = [end - begin for begin, end in pairwise(bounds)]
         own = shares[index]
         sent = [
             torch.cat([query[:, slice(*s.queries)], key[:, slice(*s.keys)], value[:, slice(*s.keys)]], dim=1)

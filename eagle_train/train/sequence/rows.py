@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -128,4 +129,4 @@ def even_bounds(total: int, parts: int) -> list[int]:
 def overlaps(have: tuple[int, int], bounds: Iterable[int]) -> list[int]:
     """Returns how many of the things from `have[0]` up to `have[1]` lie between each bound and the next."""
     inside = [min(max(bound, have[0]), have[1]) for bound in bounds]
-    return [end - begin for begin, end in zip(inside, inside[1:], strict=False)]
+    return [end - begin for begin, end in pairwise(inside)]
