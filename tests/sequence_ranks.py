@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,15 +44,22 @@ LLMS = {
     "heads_that_straddle": {"hidden_size": 48, "num_attention_heads": 12, "num_key_value_heads": 3},
     "heads_shared_unequally": {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2},
 }
-CASES = [(tiles, "two_kv_heads") for tiles in TILES] + [("mixed", llm) for llm in LLMS if llm != "two_kv_heads"]
-GROUPS = (2, 4)
+# (rows, LLM, ranks of a group); groups of two leave each of the two groups a row.
+CASES = [(tiles, "two_kv_heads", 4) for tiles in TILES]
+CASES += [("mixed", llm, 4) for llm in LLMS if llm != "two_kv_heads"]
+CASES += [("mixed", "one_kv_head", 2), ("images_in_one_row", "two_kv_heads", 2)]
 ENGINES = {
-    "recomputed": (PlainEngine, {"activation_checkpointing": True, "activation_offload": True}),
+    "recomputed": (PlainEngine, {"activation_checkpointing": True, "activation_offload": True, "mlp_tile": 5}),
     "zero2": (ZeroEngine, {"zero_stage": 2}),
-    "zero3": (ZeroEngine, {"zero_stage": 3, "persistence_threshold": 0, "activation_checkpointing": True}),
+    "zero3": (
+        ZeroEngine,
+        {"zero_stage": 3, "persistence_threshold": 0, "activation_checkpointing": True, "mlp_tile": 5},
+    ),
 }
+TRAINED = [("recomputed", 4), ("zero2", 2), ("zero3", 2), ("zero3", 4)]
 STEPS = ("mixed", "few_tokens", "images_in_one_row", "no_images")
 ALIGNED = {"mixture": None, "mixture.encoders.vit": 1e-2, "projector": None, "llm": None, "aligner": 1e-2}
+MLP_ALONE = {"mixture": None, "projector": None, "llm": None, "llm.model.layers.0.mlp": 1e-2}
 STAGE = Stage(
     recipe="x",
     learning_rates={"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
@@ -99,12 +107,14 @@ def groups_of(size: int) -> RowGroups:
     return RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=size)
 
 
-def trained(engine_name: str, size: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+def trained(
+    engine_name: str, size: int, *, rates: Mapping[str, float | None] = STAGE.learning_rates
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Returns gradient norms and final weights of some steps of an engine."""
-    model = tiny_model()
-    freeze(model, STAGE.learning_rates)
+    model, stage = tiny_model(), replace(STAGE, learning_rates=rates)
+    freeze(model, rates)
     kind, settings = ENGINES[engine_name]
-    engine = kind(model, STAGE, 2 // groups_of(size).data_world_size, sequence_parallel=size, **settings)
+    engine = kind(model, stage, 2 // groups_of(size).data_world_size, sequence_parallel=size, **settings)
     norms = []
     for tiles in STEPS:
         accumulate(engine, tiles, groups_of(size))
@@ -129,12 +139,12 @@ def run(out: Path) -> None:
     """Runs all cases."""
     dist.init(timeout_seconds=60)
     results = {}
-    for size in GROUPS:
-        for tiles, llm in CASES:
-            results[f"{tiles}/{llm}/{size}"] = gradients_of(tiles, llm, size)
-        for name in ENGINES:
-            results[f"{name}/{size}"] = trained(name, size)
-        results[f"aligned/{size}"] = aligned(size)
+    for tiles, llm, size in CASES:
+        results[f"{tiles}/{llm}/{size}"] = gradients_of(tiles, llm, size)
+    for name, size in TRAINED:
+        results[f"{name}/{size}"] = trained(name, size)
+    results["mlp"] = trained("zero3", 2, rates=MLP_ALONE)
+    results["aligned"] = aligned(4)
     if dist.rank() == 0:
         torch.save(results, out / "results.pt")
     dist.shutdown()

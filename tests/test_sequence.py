@@ -6,7 +6,8 @@ import torch
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.app import train
 from tests.runs import accounts, config, gradient_norms, losses, must_run, overrides, rows
-from tests.sequence_ranks import CASES, ENGINES, GROUPS, aligned, gradients_of, trained
+from tests.sequence_ranks import CASES, MLP_ALONE, TRAINED, aligned, gradients_of, trained
+from tests.toys import tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -28,23 +29,25 @@ def assert_same(found, expected, *, tolerance):
         assert torch.allclose(gradients[name], gradient, rtol=0, atol=tolerance), name
 
 
-@pytest.mark.parametrize("size", GROUPS)
-@pytest.mark.parametrize(("tiles", "llm"), CASES)
+@pytest.mark.parametrize(("tiles", "llm", "size"), CASES)
 def test_a_shared_row_has_the_loss_and_every_gradient_of_a_whole_one(results, tiles, llm, size):
     expected = gradients_of(tiles, llm, 1)
+    assert expected[1].keys() == {name for name, _ in tiny_model().named_parameters()}
     largest = max(float(gradient.abs().max()) for gradient in expected[1].values())
     assert_same(results[f"{tiles}/{llm}/{size}"], expected, tolerance=1e-6 * max(1.0, largest))
 
 
-@pytest.mark.parametrize("size", GROUPS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("engine", "size"), TRAINED)
 def test_every_engine_trains_shared_rows_as_plain_torch_trains_whole_ones(results, engine, size):
     assert_same(results[f"{engine}/{size}"], trained("recomputed", 1), tolerance=1e-4)
 
 
-@pytest.mark.parametrize("size", GROUPS)
-def test_an_encoder_is_aligned_on_shared_rows_as_on_whole_ones(results, size):
-    assert_same(results[f"aligned/{size}"], aligned(1), tolerance=1e-6)
+def test_a_tiled_mlp_behind_frozen_layers_is_trained_by_zero_3(results):
+    assert_same(results["mlp"], trained("recomputed", 1, rates=MLP_ALONE), tolerance=1e-4)
+
+
+def test_an_encoder_is_aligned_on_shared_rows_as_on_whole_ones(results):
+    assert_same(results["aligned"], aligned(1), tolerance=1e-6)
 
 
 RUNS = ("alone", "shared")

@@ -28,7 +28,7 @@ class ZeroEngine:
         micro_batches: per step and rank, before one update.
         zero_stage: 1, 2 or 3.
         bf16: bfloat16 weights with float32 master weights; null: where there is a GPU.
-        activation_checkpointing, activation_offload, sequence_parallel: see `PlainEngine`.
+        activation_checkpointing, activation_offload, mlp_tile, sequence_parallel: see `PlainEngine`.
         overlap_comm: reduce gradients while the backward pass still runs.
         reduce_bucket_size: elements reduced at once.
         persistence_threshold: stage 3 leaves weights of at most so many elements whole on every rank.
@@ -45,6 +45,7 @@ class ZeroEngine:
         bf16: bool | None = None,
         activation_checkpointing: bool = False,
         activation_offload: bool = False,
+        mlp_tile: int | None = None,
         sequence_parallel: int = 1,
         overlap_comm: bool = False,
         reduce_bucket_size: int = 500_000_000,
@@ -57,7 +58,7 @@ class ZeroEngine:
         self.model = model
         self.sharded = zero_stage == 3
         bf16 = self.device.type == "cuda" if bf16 is None else bf16
-        spare_activations(model, activation_checkpointing, activation_offload)
+        spare_activations(model, activation_checkpointing, activation_offload, mlp_tile)
         config = zero_config(
             zero_stage=zero_stage,
             bf16=bf16,

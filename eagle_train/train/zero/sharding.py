@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from eagle_train import dist
 from eagle_train.model.mixtures.base import Mixture
+from eagle_train.model.tiled_mlp import TiledMlp
 from eagle_train.train.zero.join import import_deepspeed
 
 
@@ -18,13 +19,14 @@ def shard(model: nn.Module, config: Mapping, dtype: torch.dtype) -> list[Removab
 
     Parameters move one by one, so that the device never holds the whole model. Ranks gather a module's weights
     together when they call it, so they must call the same modules in the same order. Within a mixture they need
-    not: its weights are gathered at once, since placeholders take another way through it than images.
+    not: its weights are gathered at once, since placeholders take another way through it than images. So are those
+    of an MLP that works in tiles, of which ranks have unlike numbers.
 
     Returns:
         Hooks to remove with the engine.
     """
     deepspeed = import_deepspeed()
-    deepspeed.utils.set_z3_leaf_modules(model, [Mixture])
+    deepspeed.utils.set_z3_leaf_modules(model, [Mixture, TiledMlp])
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     for buffer in model.buffers():
