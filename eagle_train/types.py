@@ -177,6 +177,11 @@ class RowPart:
     """(R + 1,): visual tokens that stand in the runs of the ranks before r; ends with the same number as `made`."""
 
     @property
+    def size(self) -> int:
+        """R, ranks that share the row."""
+        return len(self.made) - 1
+
+    @property
     def num_made(self) -> int:
         """Visual tokens that this rank makes."""
         return self.made[self.index + 1] - self.made[self.index]

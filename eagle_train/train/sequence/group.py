@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed
@@ -12,19 +13,19 @@ from eagle_train.train.sequence.rows import RowGroups, overlaps
 from eagle_train.types import RowPart
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceGroup:
-    """This rank's group, joined. All ranks of the run make it together, and leave it together.
+    """The ranks that share rows with this one.
 
     Args:
-        groups: see `RowGroups`; of size 2 or more.
+        index: this rank's place among them.
+        size: how many they are.
+        processes: joins them; None: on the meta device, where nothing is handed over but counted.
     """
 
-    def __init__(self, groups: RowGroups) -> None:
-        self.index, self.size = groups.index, groups.size
-        for first in range(0, groups.world_size, groups.size):  # every rank takes part in making every group
-            made = torch.distributed.new_group(list(range(first, first + groups.size)))
-            if first <= groups.rank < first + groups.size:
-                self.group = made
+    index: int
+    size: int
+    processes: torch.distributed.ProcessGroup | None
 
     def exchange(self, rows: torch.Tensor, send: Sequence[int], receive: Sequence[int]) -> torch.Tensor:
         """Returns what the ranks sent to this one, (sum(receive), ...), in their order; gradients go the way back.
@@ -37,7 +38,7 @@ class SequenceGroup:
             send: how many of them go to each rank.
             receive: how many come from each.
         """
-        return Exchange.apply(rows, list(send), list(receive), self.group)
+        return Exchange.apply(rows, list(send), list(receive), self.processes)
 
     def place_visual(self, tokens: torch.Tensor, part: RowPart) -> torch.Tensor:
         """Returns the visual tokens (M, H) that stand in this rank's part, of those that all ranks made.
@@ -62,9 +63,14 @@ class SequenceGroup:
         receive = overlaps((part.placed[self.index], part.placed[self.index + 1]), part.made)
         return self.exchange(tokens, send, receive)
 
-    def leave(self) -> None:
-        """Gives the group up."""
-        torch.distributed.destroy_process_group(self.group)
+
+def join(groups: RowGroups) -> SequenceGroup:
+    """Returns this rank's group; all ranks of the run call it together."""
+    mine = None
+    for first in range(0, groups.world_size, groups.size):  # every rank takes part in making every group
+        made = torch.distributed.new_group(list(range(first, first + groups.size)))
+        mine = made if first <= groups.rank < first + groups.size else mine
+    return SequenceGroup(index=groups.index, size=groups.size, processes=mine)
 
 
 class Exchange(torch.autograd.Function):
@@ -72,11 +78,11 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, rows: torch.Tensor, send: list[int], receive: list[int], group: torch.distributed.ProcessGroup
+        ctx, rows: torch.Tensor, send: list[int], receive: list[int], processes: torch.distributed.ProcessGroup
     ) -> torch.Tensor:
         """Returns what came, see `SequenceGroup.exchange`."""
-        ctx.way_back = (receive, send, group)
-        return all_to_all(rows, send, receive, group)
+        ctx.way_back = (receive, send, processes)
+        return all_to_all(rows, send, receive, processes)
 
     @staticmethod
     @once_differentiable
@@ -86,9 +92,10 @@ class Exchange(torch.autograd.Function):
 
 
 def all_to_all(
-    rows: torch.Tensor, send: list[int], receive: list[int], group: torch.distributed.ProcessGroup
+    rows: torch.Tensor, send: list[int], receive: list[int], processes: torch.distributed.ProcessGroup | None
 ) -> torch.Tensor:
-    """Returns what the ranks of the group sent to this one."""
+    """Returns what the ranks of a group sent to this one."""
     came = rows.new_empty(sum(receive), *rows.shape[1:])
-    torch.distributed.all_to_all_single(came, rows.contiguous(), receive, send, group=group)
+    if processes is not None:
+        torch.distributed.all_to_all_single(came, rows.contiguous(), receive, send, group=processes)
     return came

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+import torch.distributed
 from torch import nn
 
 from eagle_train import dist
 from eagle_train.train.sequence.attention import UlyssesAttention, head_shares
-from eagle_train.train.sequence.group import SequenceGroup
+from eagle_train.train.sequence.group import SequenceGroup, join
 from eagle_train.train.sequence.rows import RowGroups
 
 
@@ -26,19 +28,28 @@ class Spread:
 
     def __init__(self, model: nn.Module, size: int) -> None:
         groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=size)
-        self.group: SequenceGroup | None = None
-        if size == 1:
-            return
-        config = model.llm.config
-        head_shares(config.num_attention_heads, config.num_key_value_heads, size)
         self.model, self.alone = model, model.attention
-        self.group = SequenceGroup(groups)
-        model.attention = UlyssesAttention(model.attention, self.group)
-        model.place_visual = self.group.place_visual
+        self.group: SequenceGroup | None = None
+        if size > 1:
+            check_heads(model, size)
+            self.group = join(groups)
+            share_rows(model, self.group)
 
     def leave(self) -> None:
         """Leaves the model as it was; all ranks call it."""
         if self.group is not None:
             self.model.attention, self.model.place_visual = self.alone, None
-            self.group.leave()
+            torch.distributed.destroy_process_group(self.group.processes)
             self.group = None
+
+
+def share_rows(model: nn.Module, group: SequenceGroup) -> None:
+    """Makes a model attend and see together with the ranks of a group."""
+    model.attention = UlyssesAttention(model.attention, group)
+    model.place_visual = group.place_visual
+
+
+def check_heads(model: nn.Module, size: int) -> None:
+    """Raises ValueError if a group of `size` ranks has more of them than the LLM has heads."""
+    config = model.llm.config
+    head_shares(config.num_attention_heads, config.num_key_value_heads, size)
