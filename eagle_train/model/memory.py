@@ -155,7 +155,14 @@ def fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Returns what `F.scaled_dot_product_attention` gives, by the kernel that keeps one number per query."""
+    """Returns what `F.scaled_dot_product_attention` gives, by the kernel that keeps one number per query.
+
+    FlashAttention, which has no mask, takes keys and values of fewer heads as they are.
+    """
+    if enable_gqa and attn_mask is None:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[
+            0
+        ]
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from eagle_train.model.attention.backend import AttentionBackend, Segments
-from eagle_train.model.attention.packed import packed_arguments
+from eagle_train.model.attention.backend import AttentionBackend
+from eagle_train.model.attention.packed import packed_hidden
 from eagle_train.model.attention.segments import SegmentAttention
 from eagle_train.model.loss import LossHead, TokenLosses
 from eagle_train.model.mixtures.base import Mixture
@@ -109,13 +109,8 @@ def packed_losses(
         attention: of the LLM's layers.
         offload: what autograd keeps of the LLM's layers waits in host memory.
     """
-    segments = Segments(batch.cu_seqlens, batch.segment_lengths, batch.max_seqlen)
     with saved_on_host(embeddings.device) if offload else nullcontext():
-        hidden = llm.model(
-            inputs_embeds=embeddings[None],
-            position_ids=batch.position_ids[None],
-            **packed_arguments(attention, segments),
-        ).last_hidden_state[0]
+        hidden = packed_hidden(llm.model, embeddings, batch, attention)
     return llm.get_output_embeddings()(hidden, batch.labels)
 
 

@@ -20,6 +20,7 @@ from eagle_train.data.stream import Cursor, steps
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.tracker import Trackers
 from eagle_train.train.assemble import stage_model
+from eagle_train.train.attention_check import check_attention
 from eagle_train.train.books import ledger_shards, make_budget, write_accounts
 from eagle_train.train.checkpoint import (
     CheckpointDir,
@@ -71,9 +72,11 @@ def run_stage(run: Run, stage: Stage) -> bool:
     table = freeze_table(model, stage.learning_rates)
     groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=run.config["engine"]["sequence_parallel"])
     micro_batches = -(-stage.rows_per_step // groups.data_world_size)
+    attention = model.attention  # of a rank by itself; an engine may make ranks share it
     engine = build(run.config["engine"])(model, stage, micro_batches)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
+    check_attention(model, attention, engine)
     if run.resume_from is not None:
         engine.load(run.resume_from)
         restore_random_states(run.resume_from)

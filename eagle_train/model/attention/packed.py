@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from eagle_train.model.attention.backend import AttentionBackend, Segments
+from eagle_train.types import PackedBatch
 
 PACKED = "eagle_packed"
 """Name under which `packed_attention` is registered; a config's `_attn_implementation`."""
 
 NOT_SUPPORTED = ("softcap", "s_aux")
 """Arguments of some families' layers that change what attention is; no backend here knows them."""
+
+
+def packed_hidden(
+    llm: PreTrainedModel, embeddings: torch.Tensor, batch: PackedBatch, backend: AttentionBackend
+) -> torch.Tensor:
+    """Returns the last hidden state (T, H) of a packed row.
+
+    Args:
+        llm: a causal LM's body.
+        embeddings: (T, H).
+        batch: the row.
+        backend: of all layers' attention.
+    """
+    segments = Segments(batch.cu_seqlens, batch.segment_lengths, batch.max_seqlen)
+    return llm(
+        inputs_embeds=embeddings[None],
+        position_ids=batch.position_ids[None],
+        **packed_arguments(backend, segments),
+    ).last_hidden_state[0]
 
 
 def packed_arguments(backend: AttentionBackend, segments: Segments) -> dict:

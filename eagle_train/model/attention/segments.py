@@ -11,6 +11,13 @@ from eagle_train.model.attention.backend import Segments, repeat_heads
 class SegmentAttention:
     """Calls `scaled_dot_product_attention` once per sample, or once for a row of samples of equal length."""
 
+    def __str__(self) -> str:
+        return "segments"
+
+    def refusal(self, query: torch.Tensor) -> str | None:
+        """Returns None: it runs everywhere."""
+        return None
+
     def __call__(
         self,
         query: torch.Tensor,
@@ -22,14 +29,18 @@ class SegmentAttention:
         causal: bool,
     ) -> torch.Tensor:
         """Returns attention within each segment, (T, heads, head_dim); see `AttentionBackend`."""
-        tensors = query, repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
+        # Shared heads cost nothing on a CPU; on a GPU some kernels do not know them, and torch would make (T, T).
+        shared = query.device.type != "cuda"
+        tensors = [query, key, value] if shared else [query, *(repeat_heads(t, query.shape[1]) for t in (key, value))]
         if len(set(segments.lengths)) == 1:
             batches = [[t.unflatten(0, (len(segments.lengths), -1)) for t in tensors]]
         else:
             pieces = [t.split(segments.lengths) for t in tensors]
             batches = [[piece[None] for piece in sample] for sample in zip(*pieces, strict=True)]
         outputs = [
-            F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in batch), is_causal=causal, scale=scale)
+            F.scaled_dot_product_attention(
+                *(tensor.transpose(1, 2) for tensor in batch), is_causal=causal, scale=scale, enable_gqa=shared
+            )
             for batch in batches
         ]
         return torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])

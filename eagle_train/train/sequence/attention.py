@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 
 from eagle_train.model.attention.backend import AttentionBackend, Segments
+from eagle_train.model.attention.limits import cast
 from eagle_train.train.sequence.group import SequenceGroup
 from eagle_train.train.sequence.rows import even_bounds
 
@@ -76,6 +77,9 @@ class UlyssesAttention:
         self.backend = backend
         self.group = group
 
+    def __str__(self) -> str:
+        return f"{self.backend} for {self.group.size} ranks"
+
     def __call__(
         self,
         query: torch.Tensor,
@@ -93,6 +97,7 @@ class UlyssesAttention:
             key, value: (t, key-value heads, D).
             segments: of the whole row.
         """
+        query, key, value = cast(query, key, value)  # to the same dtype: they travel together
         size, index = self.group.size, self.group.index
         shares = head_shares(query.shape[1], key.shape[1], size)
         bounds = even_bounds(sum(segments.lengths), size)
