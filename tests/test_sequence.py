@@ -50,17 +50,34 @@ def test_an_encoder_is_aligned_on_shared_rows_as_on_whole_ones(results):
     assert_same(results["aligned"], aligned(1), tolerance=1e-6)
 
 
-RUNS = ("alone", "shared")
 WEIGHTS = "data.loss_weight.path=eagle_train.data.loss_weights.square_root"  # samples weigh unlike their tokens
 ROWS = ("schedule.pretrain.rows_per_step=2", "schedule.sft.rows_per_step=3", WEIGHTS)
 
 
-def test_a_run_on_shared_rows_has_the_curve_and_the_books_of_one_rank(data, tmp_path):
-    assert train(config(data, tmp_path / "alone", *ROWS))
-    must_run(overrides(data, tmp_path / "shared", *ROWS, "engine=zero3", "engine.sequence_parallel=2"), ranks=2)
-    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
-    assert gradient_norms(tmp_path / "shared") == pytest.approx(gradient_norms(tmp_path / "alone"), rel=1e-4)
-    assert rows(tmp_path / "shared") == rows(tmp_path / "alone")
-    assert accounts(tmp_path / "shared") == accounts(tmp_path / "alone")
-    seen = [[r.get("train/tokens_seen") for r in read_metrics(tmp_path / run / "metrics.jsonl")] for run in RUNS]
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """A run of plain torch on one rank."""
+    run = tmp_path_factory.mktemp("alone")
+    assert train(config(data, run, *ROWS))
+    return run
+
+
+def assert_same_run(run, alone):
+    assert losses(run) == pytest.approx(losses(alone), abs=1e-5)
+    assert gradient_norms(run) == pytest.approx(gradient_norms(alone), rel=1e-4)
+    assert rows(run) == rows(alone)
+    assert accounts(run) == accounts(alone)
+    seen = [[r.get("train/tokens_seen") for r in read_metrics(folder / "metrics.jsonl")] for folder in (run, alone)]
     assert seen[0] == seen[1] and seen[0][-1] > 0
+
+
+def test_a_run_on_shared_rows_has_the_curve_and_the_books_of_one_rank(data, alone, tmp_path):
+    must_run(overrides(data, tmp_path, *ROWS, "engine=zero3", "engine.sequence_parallel=2"), ranks=2)
+    assert_same_run(tmp_path, alone)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks_to_a_row(data, alone, tmp_path):
+    must_run(overrides(data, tmp_path, *ROWS, "~schedule.sft", "engine.sequence_parallel=2"), ranks=2)
+    assert len(losses(tmp_path)) == 3
+    assert train(config(data, tmp_path, *ROWS))
+    assert_same_run(tmp_path, alone)
