@@ -120,6 +120,7 @@ def trained(
         accumulate(engine, tiles, groups_of(size))
         norms.append(engine.step(1.0)[1])
     engine.close()
+    engine.placement.make_whole(model)
     return norms, model.state_dict()
 
 
