@@ -161,8 +161,39 @@ class SampleUse:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RowPart:
+    """Which part of a row a rank has, where the R ranks of a group share rows (sequence parallelism).
+
+    A row's tokens are cut into R runs, and so are its tiles, whose visual tokens may stand in any rank's run.
+    """
+
+    index: int
+    """The rank's place in its group, from 0."""
+    begin: int
+    """Tokens of the row before its run."""
+    made: tuple[int, ...]
+    """(R + 1,): visual tokens that the ranks before r make of their tiles."""
+    placed: tuple[int, ...]
+    """(R + 1,): visual tokens that stand in the runs of the ranks before r; ends with the same number as `made`."""
+
+    @property
+    def size(self) -> int:
+        """R, ranks that share the row."""
+        return len(self.made) - 1
+
+    @property
+    def num_made(self) -> int:
+        """Visual tokens that this rank makes."""
+        return self.made[self.index + 1] - self.made[self.index]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PackedBatch:
-    """One micro-batch of one rank: K samples laid end to end in one row of T tokens, no padding."""
+    """One micro-batch of one rank: K samples laid end to end in one row of T tokens, no padding.
+
+    Where ranks share rows, it holds what `part` says: T, M and N count what the rank has. The K samples and their
+    lengths stay those of the whole row; some may have no token here.
+    """
 
     input_ids: torch.Tensor
     """(T,) int64."""
@@ -198,6 +229,8 @@ class PackedBatch:
     """Number of the row in its stage; -1 for the empty row."""
     uses: tuple[SampleUse, ...] = ()
     """Every planned sample of the row in order, used and bad."""
+    part: RowPart | None = None
+    """Which part of the row this is; None: all of it."""
 
     def to(self, device: torch.device) -> PackedBatch:
         """Returns the batch with its tensors on `device` (asynchronously from pinned memory)."""

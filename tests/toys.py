@@ -22,26 +22,31 @@ TOKENS_PER_TILE = GRID * GRID
 VOCAB = 64
 
 
-def tiny_model(seed: int = 0) -> VisionLanguageModel:
-    """Returns a model of a few thousand parameters with two encoders of different kind and resolution."""
+def tiny_model(seed: int = 0, **llm) -> VisionLanguageModel:
+    """Returns a model of a few thousand parameters with two encoders of different kind and resolution.
+
+    Args:
+        llm: fields of its LLM that are to be others.
+    """
     torch.manual_seed(seed)
     vit = ClipVit(
         image_size=16, patch_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     convnext = ConvNext(name="convnext_atto", image_size=32, depths=[1, 1, 1, 1], dims=[8, 16, 16, 16], stage=1)
     mixture = ChannelConcat(encoders={"vit": vit, "convnext": convnext}, grid=GRID, layer_norm=True)
-    llm = build_llm(
-        model_type="llama",
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-    )
+    fields = {
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+    } | llm
+    projector = MlpProjector(mixture.channels, fields["hidden_size"])
     return VisionLanguageModel(
-        mixture=mixture, projector=MlpProjector(mixture.channels, 32), llm=llm, loss=ChunkedCrossEntropy(7)
+        mixture=mixture, projector=projector, llm=build_llm(**fields), loss=ChunkedCrossEntropy(7)
     )
 
 

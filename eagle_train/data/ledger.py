@@ -104,7 +104,12 @@ class Ledger:
             raise self._unwritten(error) from error
 
     def record(self, step: int, batch: PackedBatch) -> None:
-        """Takes what one row used and dropped; an empty row adds nothing. `flush` writes it."""
+        """Takes what one row used and dropped; an empty row adds nothing. `flush` writes it.
+
+        A row that ranks share is recorded by the first of them.
+        """
+        if batch.part is not None and batch.part.index > 0:
+            return
         planned = len(batch.keys) + len(batch.errors)
         assert len(batch.uses) == planned, f"row {batch.row} has {planned} samples and {len(batch.uses)} uses"
         self._pending += [(step, batch.row, use) for use in batch.uses]

@@ -1,5 +1,8 @@
 """The language-modelling loss, piece by piece, so that the logits of a long row never exist at once.
 
+torch's own `F.linear_cross_entropy` (2.15) is no choice: of bfloat16 states its losses are bfloat16, summed in chunks
+wrong by 1.9 % (13568 for 13320.2; ours 13320.3), and exact ones would ask for float32 copies of states and head.
+
 Shape letters: P supervised positions, H hidden size, V vocabulary.
 """
 

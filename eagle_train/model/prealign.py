@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eagle_train.model.recompute import recompute_layers
-from eagle_train.model.vlm import VisionLanguageModel, insert, packed_losses
+from eagle_train.model.vlm import PlaceVisual, VisionLanguageModel, insert, packed_losses, visual_tokens
 from eagle_train.types import PackedBatch
 
 
@@ -53,6 +53,7 @@ class PreAlignment(nn.Module):
         self.encoder = encoder
         self.attention = model.attention
         self.offload = False
+        self.place_visual: PlaceVisual | None = None
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
@@ -61,10 +62,12 @@ class PreAlignment(nn.Module):
     def embed(self, batch: PackedBatch) -> torch.Tensor:
         """Returns embeddings (T, H) with the encoder's tokens in their places."""
         embeddings = self.llm.get_input_embeddings()(batch.input_ids)
-        if len(batch.image_positions) == 0:
-            features = self.aligner(self.mixture(batch.pixels, placeholder=True, alone=self.encoder))
-            return embeddings + 0.0 * features.sum().to(embeddings.dtype)
-        return insert(embeddings, batch.image_positions, self.aligner(self.mixture(batch.pixels, alone=self.encoder)))
+        tokens = visual_tokens(self.see, batch.pixels, len(batch.image_positions), batch.part, self.place_visual)
+        return insert(embeddings, batch.image_positions, tokens)
+
+    def see(self, pixels: torch.Tensor, *, placeholder: bool = False) -> torch.Tensor:
+        """Returns the encoder's visual tokens (N, P, H) of tiles; see `Mixture.forward`."""
+        return self.aligner(self.mixture(pixels, placeholder=placeholder, alone=self.encoder))
 
     def set_activation_checkpointing(self, *, offload: bool = False) -> None:
         """Recomputes activations of the LLM and of the encoder; see `VisionLanguageModel`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -14,7 +15,10 @@ from eagle_train.model.attention.segments import SegmentAttention
 from eagle_train.model.loss import LossHead, TokenLosses
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.recompute import recompute_layers, saved_on_host
-from eagle_train.types import PackedBatch
+from eagle_train.types import PackedBatch, RowPart
+
+PlaceVisual = Callable[[torch.Tensor, RowPart], torch.Tensor]
+"""Visual tokens (M', H) of this rank's tiles -> those (M, H) that stand in this rank's part of the row."""
 
 
 class VisionLanguageModel(nn.Module):
@@ -44,28 +48,40 @@ class VisionLanguageModel(nn.Module):
         llm.set_output_embeddings(LossHead(llm.get_output_embeddings(), loss))
         self.attention = attention or SegmentAttention()
         self.offload = False
+        self.place_visual: PlaceVisual | None = None
+        """Where ranks share rows, what hands their visual tokens round."""
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
-        embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels)
+        embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels, batch.part)
         return packed_losses(self.llm, embeddings, batch, self.attention, offload=self.offload)
 
-    def embed(self, input_ids: torch.Tensor, image_positions: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        image_positions: torch.Tensor,
+        pixels: torch.Tensor,
+        part: RowPart | None = None,
+    ) -> torch.Tensor:
         """Returns embeddings (T, H) with the visual tokens in their places.
 
         Args:
             input_ids: (T,) int64.
             image_positions: (M,) int64, one per visual token; M may be 0 although there is a (placeholder)
-                tile, whose features then enter with weight zero.
+                tile, whose features then enter nowhere.
             pixels: (N, 3, S, S) uint8, N >= 1.
+            part: of a row that ranks share; the tiles need not be those of the positions then.
 
         Raises:
             ValueError: if the positions and the visual tokens disagree in number.
         """
         embeddings = self.llm.get_input_embeddings()(input_ids)
-        if len(image_positions) == 0:
-            return embeddings + 0.0 * self.projector(self.mixture(pixels, placeholder=True)).sum().to(embeddings.dtype)
-        return insert(embeddings, image_positions, self.projector(self.mixture(pixels)))
+        tokens = visual_tokens(self.see, pixels, len(image_positions), part, self.place_visual)
+        return insert(embeddings, image_positions, tokens)
+
+    def see(self, pixels: torch.Tensor, *, placeholder: bool = False) -> torch.Tensor:
+        """Returns the visual tokens (N, P, H) of tiles; see `Mixture.forward`."""
+        return self.projector(self.mixture(pixels, placeholder=placeholder))
 
     def set_activation_checkpointing(self, *, offload: bool = False) -> None:
         """Recomputes activations of the LLM and of the mixture in the backward pass.
@@ -98,13 +114,32 @@ def packed_losses(
     return llm.get_output_embeddings()(hidden, batch.labels)
 
 
-def insert(embeddings: torch.Tensor, positions: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Returns embeddings (T, H) with visual tokens (N, P, H) at `positions` (M,).
+def visual_tokens(
+    see: Callable[..., torch.Tensor],
+    pixels: torch.Tensor,
+    num_positions: int,
+    part: RowPart | None,
+    place_visual: PlaceVisual | None,
+) -> torch.Tensor:
+    """Returns the visual tokens (M, H) that stand in this rank's row, or its part of one.
+
+    Args:
+        see: tiles (N, 3, S, S) uint8 -> (N, P, H); called once, also where there are none but the `placeholder`: every
+            parameter gets its gradient, of zeros then.
+        num_positions: M.
+        part, place_visual: of a row that ranks share, and what hands their tokens round.
+    """
+    num_made = num_positions if part is None else part.num_made
+    tokens = (see(pixels) if num_made else see(pixels, placeholder=True)[:, :0]).flatten(0, 1)
+    return tokens if part is None else place_visual(tokens, part)
+
+
+def insert(embeddings: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Returns embeddings (T, H) with visual tokens (M, H) at `positions` (M,).
 
     Raises:
         ValueError: if the positions and the visual tokens disagree in number.
     """
-    tokens = features.flatten(0, 1).to(embeddings.dtype)
     if len(positions) != len(tokens):
         raise ValueError(f"{len(positions)} image positions but {len(tokens)} visual tokens")
-    return embeddings.index_copy(0, positions, tokens)
+    return embeddings.index_copy(0, positions, tokens.to(embeddings.dtype))

@@ -24,7 +24,10 @@ from eagle_train.train.assemble import adapters, add_adapters, build_encoder, bu
 from eagle_train.train.config import constructor, load_config
 from eagle_train.train.costs import ForwardFlops, forward_flops
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view
+from eagle_train.train.row_memory import row_bytes
 from eagle_train.train.schedule import Stage
+from eagle_train.train.sequence.rows import RowGroups
+from eagle_train.train.sequence.spread import check_heads
 from eagle_train.train.stage_data import build_stage_data, fingerprint
 
 GIB = 1024**3
@@ -41,9 +44,16 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("overrides", nargs="*", help="+experiment=NAME and key=value")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--ranks", type=int, default=1, help="number of ranks the memory is planned for")
+    parser.add_argument(
+        "--ranks", type=int, help="number of ranks the memory is planned for; else those that share a row"
+    )
+    parser.add_argument(
+        "--activations", action="store_true", help="estimate what a full row takes too; seconds for each stage"
+    )
     options = parser.parse_intermixed_args(arguments)
-    plan = make_plan(load_config(options.overrides), options.ranks)
+    config = load_config(options.overrides)
+    ranks = options.ranks or config["engine"]["sequence_parallel"]
+    plan = make_plan(config, ranks, activations=options.activations)
     if options.json:
         print(json.dumps(plan))
     else:
@@ -51,22 +61,36 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def make_plan(config: Mapping[str, Any], ranks: int) -> dict[str, Any]:
-    """Returns everything the plan tells, as plain JSON values."""
+def make_plan(config: Mapping[str, Any], ranks: int, *, activations: bool = False) -> dict[str, Any]:
+    """Returns everything the plan tells, as plain JSON values.
+
+    Args:
+        ranks: over which weights, gradients and optimizer state are spread.
+        activations: whether the memory of a full row is estimated.
+
+    Raises:
+        ValueError: if ranks cannot share rows as the engine is to make them.
+    """
     model = meta_model(config)
     with torch.device("meta"):
         add_adapters(config, model)
+    groups = RowGroups(rank=0, world_size=ranks, size=config["engine"]["sequence_parallel"])
+    check_heads(model, groups.size)
     geometry = describe(model.mixture, config["data"]["tile_size"])
     encoders = {name: {**asdict(e), "resampling": e.resampling} for name, e in geometry.encoders.items()}
     tokens = torch.zeros(1, geometry.tokens_per_tile, geometry.channels, device="meta")
     fusion = {"fusion": geometry.fusion_flops, "projector": count_flops(model.projector, tokens)}
     not_built = {f"mixture.encoders.{n}": e.not_built for n, e in model.mixture.encoders.items() if e.not_built}
     flops = forward_flops(model, geometry)
-    stages = [plan_stage(config, model, flops, name, stage, ranks) for name, stage in build_schedule(config).items()]
+    stages = [
+        plan_stage(config, model, flops, name, stage, groups, activations)
+        for name, stage in build_schedule(config).items()
+    ]
     total = sum(parameter.numel() for parameter in model.parameters())
     return {
         "experiment": config["name"],
         "ranks": ranks,
+        "ranks_per_row": groups.size,
         "tile_size": config["data"]["tile_size"],
         "encoders": encoders,
         "mixture": constructor(config["mixture"]).__name__,
@@ -89,7 +113,13 @@ def grid_taken_from(config: Mapping[str, Any], model: VisionLanguageModel) -> st
 
 
 def plan_stage(
-    config: Mapping[str, Any], model: VisionLanguageModel, flops: ForwardFlops, name: str, stage: Stage, ranks: int
+    config: Mapping[str, Any],
+    model: VisionLanguageModel,
+    flops: ForwardFlops,
+    name: str,
+    stage: Stage,
+    groups: RowGroups,
+    activations: bool,
 ) -> dict[str, Any]:
     """Returns the plan of one stage."""
     with torch.device("meta"):
@@ -98,7 +128,9 @@ def plan_stage(
     rows = freeze_table(trained, stage.learning_rates, adapters(config))
     total, trainable = sum(row.total for row in rows), sum(row.trainable for row in rows)
     engine = {k: v for k, v in config["engine"].items() if not k.startswith("_")}
-    memory = constructor(config["engine"]).state_bytes(total, trainable, ranks, **engine)
+    memory = constructor(config["engine"]).state_bytes(total, trainable, groups.world_size, **engine)
+    if activations:
+        memory["activations of a full row"] = row_bytes(config, trained, stage.max_length)
     return {
         "name": name,
         "parameters": {
@@ -109,7 +141,7 @@ def plan_stage(
         "freeze_table": [asdict(row) for row in rows],
         "max_length": stage.max_length,
         "rows_per_step": stage.rows_per_step,
-        "micro_batches": -(-stage.rows_per_step // ranks),
+        "micro_batches": -(-stage.rows_per_step // groups.data_world_size),
         "llm_flops_per_row": llm_flops(model.llm, stage.max_length),
         "memory_bytes_per_rank": memory,
         "data": plan_data(config, model, stage, flops),
@@ -146,7 +178,8 @@ def plan_data(
 
 def show(plan: Mapping[str, Any], console: Console) -> None:
     """Prints a plan for reading."""
-    console.print(f"[bold]{plan['experiment']}[/bold] on {plan['ranks']} rank(s)")
+    shared = f", {plan['ranks_per_row']} to a row" if plan["ranks_per_row"] > 1 else ""
+    console.print(f"[bold]{plan['experiment']}[/bold] on {plan['ranks']} rank(s){shared}")
     show_geometry(plan, console)
     for stage in plan["stages"]:
         console.print()
@@ -156,7 +189,8 @@ def show(plan: Mapping[str, Any], console: Console) -> None:
             f"({stage['micro_batches']} per rank); {flops(stage['llm_flops_per_row'])} forward per full row (LLM)"
         )
         show_data(stage["data"], console)
-        memory = Table(title="memory per rank, without activations")
+        known = "activations of a full row" in stage["memory_bytes_per_rank"]
+        memory = Table(title="memory per rank" + ("" if known else ", without activations (--activations)"))
         for part, size in stage["memory_bytes_per_rank"].items():
             memory.add_row(part, f"{size / GIB:,.2f} GiB")
         on_device = sum(size for part, size in stage["memory_bytes_per_rank"].items() if part != "host")

@@ -31,6 +31,7 @@ from eagle_train.train.geometry_check import check_geometry
 from eagle_train.train.optim import freeze, parameter_groups
 from eagle_train.train.placement import Placement
 from eagle_train.train.schedule import Stage
+from eagle_train.train.sequence.spread import check_heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +151,13 @@ def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: St
 def check_stages(config: Mapping[str, Any], model: VisionLanguageModel, schedule: Mapping[str, Stage]) -> None:
     """Raises ValueError, before anything is trained, if a stage could not begin.
 
-    That is for an encoder to align that is not there, learning rates or weight decays that match nothing, or sources
-    without shards.
+    That is for an encoder to align that is not there, learning rates or weight decays that match nothing, sources
+    without shards, or more ranks to a row than the LLM has heads.
 
     Args:
         model: on the meta device.
     """
+    check_heads(model, config["engine"]["sequence_parallel"])
     with torch.device("meta"):
         for stage in schedule.values():
             trained = stage_model(config, model, stage)

@@ -8,6 +8,7 @@ from torch import nn
 
 from eagle_train import dist
 from eagle_train.data.collate import pack
+from eagle_train.model.attention.backend import AttentionBackend
 from eagle_train.model.attention.probe import probe_attention
 from eagle_train.train.engine import Engine
 from eagle_train.types import EncodedSample
@@ -16,8 +17,11 @@ LENGTHS = (37, 150, 70)
 """Tokens of the samples: none fills the kernels' blocks of 64 and 128, one is longer than a block."""
 
 
-def check_attention(model: nn.Module, engine: Engine) -> None:
+def check_attention(model: nn.Module, attention: AttentionBackend, engine: Engine) -> None:
     """Probes the attention of a stage's model as its engine computes, and says what it is.
+
+    Args:
+        attention: of whole rows, also where ranks share them: it is what each of them calls for its heads.
 
     Raises:
         LeakError: if it leaks.
@@ -26,10 +30,10 @@ def check_attention(model: nn.Module, engine: Engine) -> None:
     row = pack([text_sample(length) for length in LENGTHS], [], filler_id=0, tile_size=1).to(engine.device)
     body = model.llm.model
     autocast = engine.bf16 and next(body.parameters()).dtype == torch.float32
-    found = probe_attention(body, model.attention, row, autocast=autocast)
+    found = probe_attention(body, attention, row, autocast=autocast)
     if dist.rank() == 0:
         Console(stderr=True).print(
-            f"attention: {model.attention}; a sample in a row is itself alone to {found.outputs:.0e} forward, "
+            f"attention: {attention}; a sample in a row is itself alone to {found.outputs:.0e} forward, "
             f"{found.gradients:.0e} backward"
         )
 

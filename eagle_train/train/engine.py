@@ -11,10 +11,12 @@ import torch.distributed
 from torch import nn
 
 from eagle_train import dist
+from eagle_train.model.tiled_mlp import tile_mlps
 from eagle_train.train.optim import adamw, set_learning_rates
 from eagle_train.train.pieces import Piece, load_replicated, replicated_pieces, saved_tensors, write_pieces
 from eagle_train.train.placement import Placement, WholeWeights
 from eagle_train.train.schedule import Stage
+from eagle_train.train.sequence.spread import Spread
 from eagle_train.types import PackedBatch
 
 
@@ -69,6 +71,8 @@ class PlainEngine:
         bf16: compute in bfloat16 over float32 weights; null: where there is a GPU.
         activation_checkpointing: recompute activations in the backward pass.
         activation_offload: with it, the inputs of the LLM's layers wait in host memory.
+        mlp_tile: tokens that the LLM's MLPs work on at a time, see `TiledMlp`; null: all of a row.
+        sequence_parallel: ranks that share each row, see `Spread`.
     """
 
     def __init__(
@@ -81,6 +85,8 @@ class PlainEngine:
         bf16: bool | None = None,
         activation_checkpointing: bool = False,
         activation_offload: bool = False,
+        mlp_tile: int | None = None,
+        sequence_parallel: int = 1,
     ) -> None:
         del micro_batches
         self.device = dist.device()
@@ -89,7 +95,8 @@ class PlainEngine:
         self.placement.put_rest(model)
         self.stage = stage
         self.bf16 = self.device.type == "cuda" if bf16 is None else bf16
-        spare_activations(model, activation_checkpointing, activation_offload)
+        spare_activations(model, activation_checkpointing, activation_offload, mlp_tile)
+        self.spread = Spread(model, sequence_parallel)
         self.optimizer = adamw(model, stage)
 
     @staticmethod
@@ -148,11 +155,12 @@ class PlainEngine:
         load_replicated(folder, self.model, self.optimizer)
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Leaves the group that shares rows."""
+        self.spread.leave()
 
 
-def spare_activations(model: nn.Module, checkpointing: bool, offload: bool) -> None:
-    """Makes a model recompute its activations, and keep in host memory what that starts from, if so asked.
+def spare_activations(model: nn.Module, checkpointing: bool, offload: bool, mlp_tile: int | None = None) -> None:
+    """Makes a model recompute its activations, keep in host memory what that starts from, and tile MLPs, if so asked.
 
     Raises:
         ValueError: for offload alone: host memory would have to take every activation.
@@ -164,3 +172,4 @@ def spare_activations(model: nn.Module, checkpointing: bool, offload: bool) -> N
         )
     if checkpointing:
         model.set_activation_checkpointing(offload=offload)
+    tile_mlps(model.llm, mlp_tile)

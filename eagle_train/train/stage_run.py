@@ -38,6 +38,7 @@ from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.run_folder import changed_values
 from eagle_train.train.saving import Saver, SaveReport
 from eagle_train.train.schedule import Stage
+from eagle_train.train.sequence.rows import RowGroups
 from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint
 from eagle_train.train.trainer import Trainer
 
@@ -78,11 +79,13 @@ def run_stage(run: Run, stage: Stage) -> bool:
     with torch.device("meta"):  # sharded weights have no shapes
         trained = stage_model(run.config, run.meta, stage)
     table = freeze_table(trained, stage.learning_rates, adapters(run.config))
-    micro_batches = -(-stage.rows_per_step // dist.world_size())
+    groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=run.config["engine"]["sequence_parallel"])
+    micro_batches = -(-stage.rows_per_step // groups.data_world_size)
+    attention = model.attention  # of a rank by itself; an engine may make ranks share it
     engine = build(run.config["engine"])(model, stage, micro_batches, placement=run.placement)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
-    check_attention(model, engine)
+    check_attention(model, attention, engine)
     if run.resume_from is not None:
         engine.load(run.resume_from)
         restore_random_states(run.resume_from)
@@ -97,10 +100,10 @@ def run_stage(run: Run, stage: Stage) -> bool:
         log_save(run, report)
         return report
 
-    rows = iter(stage_loader(run, data, dataset, micro_batches, cursor))
+    rows = iter(stage_loader(run, data, dataset, micro_batches, cursor, groups))
     trainer = Trainer(
         engine=engine,
-        steps=rows,
+        steps=groups.own_parts(rows),
         stage=stage,
         num_steps=data.num_steps,
         sources=[source.name for source in data.catalog.sources],
@@ -138,15 +141,15 @@ def log_save(run: Run, report: SaveReport | None) -> None:
 
 
 def stage_loader(
-    run: Run, data: StageData, dataset: RowDataset, micro_batches: int, cursor: Cursor | None
+    run: Run, data: StageData, dataset: RowDataset, micro_batches: int, cursor: Cursor | None, groups: RowGroups
 ) -> StepLoader:
-    """Returns this rank's rows from the run's present step to the end of the stage."""
+    """Returns the rows of this rank's group from the run's present step to the end of the stage."""
     settings = build(run.config["data"])
     return StepLoader(
         dataset=dataset,
         steps=steps(data.catalog, data.plan, first=run.state.step, end=data.num_steps, cursor=cursor),
-        rank=dist.rank(),
-        world_size=dist.world_size(),
+        rank=groups.data_rank,
+        world_size=groups.data_world_size,
         micro_batches=micro_batches,
         num_workers=settings.num_workers,
         prefetch=settings.prefetch,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
+from torch.nn import functional as F
 
 from eagle_train import dist
 from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
@@ -214,9 +215,10 @@ def sums_by_source(row: PackedBatch, losses: torch.Tensor, sources: list[str]) -
     Args:
         losses: (T,) float32, weighted.
     """
-    per_sample = torch.stack([losses, row.loss_weights]).double().cumsum(1).cpu()
-    ends = row.cu_seqlens[1:].long().cpu() - 1
-    sums = per_sample[:, ends].diff(dim=1, prepend=torch.zeros(2, 1, dtype=torch.float64)).T
+    before = F.pad(torch.stack([losses, row.loss_weights]).double().cumsum(1), (1, 0)).cpu()
+    begin = 0 if row.part is None else row.part.begin
+    bounds = (row.cu_seqlens.long().cpu() - begin).clamp(0, len(losses))  # samples may begin and end on other ranks
+    sums = before[:, bounds].diff(dim=1).T
     by_source = torch.zeros(len(sources), 2, dtype=torch.float64)
     places = [sources.index(source) for source in row.sources]
     return by_source.index_add(0, torch.tensor(places, dtype=torch.int64), sums[: len(places)])

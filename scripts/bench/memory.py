@@ -30,7 +30,9 @@ from torch import nn
 from eagle_train.model.memory import activation_bytes, forget_gradient, meta_row
 from eagle_train.train.assemble import build_model, build_schedule, meta_model
 from eagle_train.train.config import build, constructor, load_config
+from eagle_train.train.engine import spare_activations
 from eagle_train.train.optim import freeze
+from eagle_train.train.row_memory import weight_dtype
 from eagle_train.types import IGNORE_INDEX, PackedBatch
 
 GIB, MIB = 2**30, 2**20
@@ -46,31 +48,24 @@ class Way:
     recomputed: bool
     micro_batch: int | None
     offload: bool
+    mlp_tile: int | None
 
 
-def ways(micro_batch: int) -> list[Way]:
+def ways(micro_batch: int, mlp_tile: int) -> list[Way]:
     """Returns the ways to run, each sparing more than the one before."""
-    return [
-        Way(name="all kept", recomputed=False, micro_batch=None, offload=False),
-        Way(name="recomputed", recomputed=True, micro_batch=None, offload=False),
-        Way(name="and tiles in micro-batches", recomputed=True, micro_batch=micro_batch, offload=False),
-        Way(name="and offloaded", recomputed=True, micro_batch=micro_batch, offload=True),
-    ]
+    kept = Way(name="all kept", recomputed=False, micro_batch=None, offload=False, mlp_tile=None)
+    recomputed = replace(kept, name="recomputed", recomputed=True)
+    micro = replace(recomputed, name="and tiles in micro-batches", micro_batch=micro_batch)
+    offloaded = replace(micro, name="and offloaded", offload=True)
+    return [kept, recomputed, micro, offloaded, replace(offloaded, name="and MLPs in tiles", mlp_tile=mlp_tile)]
 
 
 def prepared(model: nn.Module, config: Mapping[str, Any], way: Way) -> nn.Module:
     """Returns a model as the last stage trains it, in the dtype of the engine's weights."""
     freeze(model, list(build_schedule(config).values())[-1].learning_rates)
     model.mixture.micro_batch = way.micro_batch
-    if way.recomputed:
-        model.set_activation_checkpointing(offload=way.offload)
+    spare_activations(model, way.recomputed, way.offload, way.mlp_tile)
     return model.train().to(weight_dtype(config))
-
-
-def weight_dtype(config: Mapping[str, Any]) -> torch.dtype:
-    """Returns the dtype of weights: the plain engine's are float32, ZeRO's bfloat16 unless it says no."""
-    plain = constructor(config["engine"]).__name__ == "PlainEngine"
-    return torch.float32 if plain or config["engine"]["bf16"] is False else torch.bfloat16
 
 
 def state_bytes(model: nn.Module, config: Mapping[str, Any], ranks: int) -> dict[str, int]:
@@ -169,20 +164,21 @@ def main() -> None:
     parser.add_argument("--visual", type=float, default=0.75, help="share of visual tokens")
     parser.add_argument("--targets", type=float, default=0.25, help="share of positions with loss")
     parser.add_argument("--micro-batch", type=int, default=1, help="tiles that encoders see at once, where they do")
+    parser.add_argument("--mlp-tile", type=int, default=4096, help="tokens that MLPs work on at once, where they do")
     parser.add_argument("--ranks", type=int, default=1, help="over which the engine shards")
     parser.add_argument("--memory", type=float, default=80.0, help="of a device, in GB, 1e9 bytes")
     parser.add_argument("--measure", choices=["cpu", "cuda"], help="run on this device too")
-    parser.add_argument("--ways", type=int, nargs="+", default=[0, 1, 2, 3], help="which, in the table's order")
+    parser.add_argument("--ways", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="which, in the table's order")
     args = parser.parse_args()
     facts = circumstances(args.measure or "cpu")
     print("\n".join(f"{name}: {fact}" for name, fact in facts.items()))
     config = load_config(args.overrides)
-    model = prepared(meta_model(config), config, ways(args.micro_batch)[0])
+    model = prepared(meta_model(config), config, ways(args.micro_batch, args.mlp_tile)[0])
     state = state_bytes(model, config, args.ranks)
     held = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in state.items())
     loss = build(config["loss"])
     print(f"per rank of {args.ranks}: {held}; weights {weight_dtype(config)}, loss {type(loss).__name__}", flush=True)
-    chosen = [ways(args.micro_batch)[place] for place in args.ways]
+    chosen = [ways(args.micro_batch, args.mlp_tile)[place] for place in args.ways]
     results = [asdict(way) | {"rows": run_way(config, way, args)} for way in chosen]
     print(json.dumps(facts | {"arguments": vars(args), "results": results}))
 

@@ -54,7 +54,7 @@ def test_merged_weights_are_those_that_peft_merges():
 
 def test_weights_are_merged_in_float32_and_keep_their_dtype():
     weights = adapted(trained=True).bfloat16().state_dict()
-    found = merge(weights, ADAPTERS)
+    found = dict(MergedWeights(weights, ADAPTERS))
     assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
     layer = "llm.model.layers.0.mlp.down_proj"
     exact = weights[f"{layer}.base_layer.weight"].float() + 2.0 * (
@@ -65,7 +65,7 @@ def test_weights_are_merged_in_float32_and_keep_their_dtype():
 
 def test_weights_without_adapters_are_left_as_they_are():
     weights = tiny_model().state_dict()
-    found = merge(weights, {})
+    found = dict(MergedWeights(weights, {}))
     assert found.keys() == weights.keys() and all(found[name] is weights[name] for name in weights)
 
 

@@ -92,6 +92,58 @@ def test_layer_inputs_leave_in_order_and_come_back_one_ahead(device):
     assert any(ahead for _, ahead in fetched) and not store.leaving
 
 
+class Recorded:
+    """A device module whose streams note what they are asked for, as (stream, what, of what)."""
+
+    def __init__(self):
+        self.asked = []
+        self.events = 0
+        self.named = {name: RecordedStream(name, self) for name in ("compute", "copies")}
+
+    def current_stream(self):
+        return self.named["compute"]
+
+
+class RecordedStream:
+    def __init__(self, name, module):
+        self.name, self.module = name, module
+
+    def wait_stream(self, other):
+        self.module.asked.append((self.name, "waits for", other.name))
+
+    def wait_event(self, event):
+        self.module.asked.append((self.name, "waits for", event))
+
+    def record_event(self):
+        self.module.events += 1
+        self.module.asked.append((self.name, "copies", self.module.events))
+        return self.module.events
+
+
+def test_computation_waits_for_no_copy_that_has_just_been_begun():
+    store = HostStore(torch.device("cpu"), min_bytes=0)
+    store.module = module = Recorded()
+    store.copies = module.named["copies"]
+    kept = [store.leave(torch.ones(4)) for _ in range(3)]
+    begun = ("copies", "waits for", "compute")
+    assert module.asked == [
+        *(begun, ("copies", "copies", 1)),
+        *(begun, ("copies", "copies", 2), ("compute", "waits for", 1)),
+        *(begun, ("copies", "copies", 3), ("compute", "waits for", 2)),
+    ]
+    module.asked.clear()
+    for waiting in reversed(kept):
+        store.come_back(waiting)
+    fetched = ("compute", "waits for", "copies")
+    assert module.asked == [
+        ("compute", "waits for", 3),  # the last one may still be on its way out
+        *(begun, ("copies", "copies", 4), fetched),  # nothing could be fetched ahead of the first
+        *(begun, ("copies", "copies", 5)),  # ahead of the next, beside the first one's layer
+        *(fetched, begun, ("copies", "copies", 6)),
+        fetched,
+    ]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_second_backward_pass_finds_the_same(device):
     layers = layers_of(8, 3, device)

@@ -15,6 +15,7 @@ from eagle_train.train.optim import fused_adamw, parameter_groups, set_learning_
 from eagle_train.train.pieces import Piece
 from eagle_train.train.placement import Placement, WholeWeights
 from eagle_train.train.schedule import Stage
+from eagle_train.train.sequence.spread import Spread
 from eagle_train.train.zero.checkpoints import load_shards, save_shards, zero_pieces
 from eagle_train.train.zero.config import zero_bytes, zero_config
 from eagle_train.train.zero.host_adam import can_build_cpu_adam, cpu_adamw
@@ -37,7 +38,7 @@ class ZeroEngine:
         placement: where the model's weights lie, and between stages their masters; null: made for it.
         zero_stage: 1, 2 or 3.
         bf16: bfloat16 weights with float32 master weights; null: where there is a GPU.
-        activation_checkpointing, activation_offload: see `PlainEngine`.
+        activation_checkpointing, activation_offload, mlp_tile, sequence_parallel: see `PlainEngine`.
         overlap_comm: reduce gradients while the backward pass still runs; on GPUs it takes a second bucket.
         reduce_bucket_size: gradients reduced at once.
         allgather_bucket_size: weights that stages 1 and 2 send at once after an update.
@@ -67,6 +68,8 @@ class ZeroEngine:
         bf16: bool | None = None,
         activation_checkpointing: bool = False,
         activation_offload: bool = False,
+        mlp_tile: int | None = None,
+        sequence_parallel: int = 1,
         overlap_comm: bool = False,
         reduce_bucket_size: int = 200_000_000,
         allgather_bucket_size: int = 200_000_000,
@@ -105,7 +108,8 @@ class ZeroEngine:
         self.bf16 = bf16
         self.sharded = zero_stage == 3
         self.placement = placement or zero_placement(zero_stage, bf16, offload_param, pin_memory)
-        spare_activations(model, activation_checkpointing, activation_offload)
+        spare_activations(model, activation_checkpointing, activation_offload, mlp_tile)
+        self.spread = Spread(model, sequence_parallel)
         self.begin(stage, config, on_host=offload_optimizer, cpu_adam=cpu_adam)
 
     def begin(self, stage: Stage, config: dict, *, on_host: bool, cpu_adam: bool | None) -> None:
@@ -207,6 +211,7 @@ class ZeroEngine:
         if self.bf16:
             keep_masters(self.model, self.placement.masters)
         self.engine.destroy()
+        self.spread.leave()
         del self.engine, self.optimizer
         for owner, own in self.own_attributes.items():  # the next engine would take them for its own
             for name in set(vars(owner)) - own:

@@ -8,6 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 from eagle_train import dist
 from eagle_train.model.mixtures.base import Mixture
+from eagle_train.model.tiled_mlp import TiledMlp
 from eagle_train.train.zero.config import init_config
 from eagle_train.train.zero.join import import_deepspeed, join_deepspeed
 
@@ -90,15 +91,16 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
 
 
 def gather_mixtures_at_once(model: nn.Module) -> list[RemovableHandle]:
-    """Makes ranks gather all weights of a mixture when they call it, instead of module by module.
+    """Makes ranks gather all weights of a mixture, or of an MLP in tiles, when they call it.
 
     Ranks gather a module's weights together when they call it, so they must call the same modules in the same order.
-    Within a mixture they do not: placeholders take another way through it than images.
+    Within a mixture they do not: placeholders take another way through it than images; nor within an MLP that works in
+    tiles, of which ranks have unlike numbers.
 
     Returns:
         Hooks to remove with the engine.
     """
-    import_deepspeed().utils.set_z3_leaf_modules(model, [Mixture], raise_if_not_found=False)
+    import_deepspeed().utils.set_z3_leaf_modules(model, [Mixture, TiledMlp], raise_if_not_found=False)
     trained = [m for m in model.modules() if isinstance(m, Mixture) and any(p.requires_grad for p in m.parameters())]
     hooks = [(m.register_forward_pre_hook(with_gradient), m.register_forward_hook(through_inputs)) for m in trained]
     return [hook for pair in hooks for hook in pair]

@@ -188,11 +188,11 @@ def test_the_random_state_of_a_run_is_left_alone():
 
 def test_a_stage_says_what_attention_it_has_and_stops_before_one_that_leaks(capsys):
     model, engine = tiny_model(), SimpleNamespace(device=torch.device("cpu"), bf16=False)
-    check_attention(model, engine)
+    check_attention(model, model.attention, engine)
     assert "attention: segments; a sample in a row is itself alone" in capsys.readouterr().err
     model.attention = LEAKS["no mask"]
     with pytest.raises(LeakError):
-        check_attention(model, engine)
+        check_attention(model, model.attention, engine)
 
 
 def test_the_small_model_keeps_what_kernels_depend_on():

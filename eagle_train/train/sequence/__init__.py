@@ -1,0 +1,1 @@
+"""Sequence parallelism: ranks of a group share each row, its tokens, its tiles and its attention heads."""
