@@ -1,4 +1,4 @@
-"""`python -m eagle_train plan +experiment=NAME [overrides] [--json] [--ranks N]`: look before you run."""
+"""`python -m eagle_train plan +experiment=NAME [overrides] [--json | --sbatch]`: look before you run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from eagle_train.model.describe import describe
 from eagle_train.model.flops import count_flops, llm_flops
 from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.tools.sbatch import add_arguments, print_script
 from eagle_train.tools.stdout import stdout
 from eagle_train.train.assemble import build_encoder, build_schedule, meta_model, stage_model
 from eagle_train.train.config import constructor, load_config
@@ -42,8 +43,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="+experiment=NAME and key=value")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--ranks", type=int, default=1, help="number of ranks the memory is planned for")
+    add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
-    plan = make_plan(load_config(options.overrides), options.ranks)
+    config = load_config(options.overrides)
+    if options.sbatch:
+        return print_script(options, config)
+    plan = make_plan(config, options.ranks)
     if options.json:
         print(json.dumps(plan))
     else:
