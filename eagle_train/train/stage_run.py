@@ -32,6 +32,7 @@ from eagle_train.train.checkpoint import (
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import ForwardFlops
 from eagle_train.train.freeze_proof import FreezeProof
+from eagle_train.train.heartbeat import Heart
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view, with_dtypes
 from eagle_train.train.placement import Placement
 from eagle_train.train.preemption import PreemptionFlag
@@ -64,12 +65,14 @@ class Run:
     resume_from: Path | None
     state: TrainState
     preempted: PreemptionFlag
+    heart: Heart
     attempt: int
     trackers: Trackers
 
 
 def run_stage(run: Run, stage: Stage) -> bool:
-    """Runs one stage to its end; returns False if a signal came."""
+    """Runs one stage to its end; returns False if it was asked to stop before."""
+    run.heart.beat("start", run.state.global_step)
     data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
     cursor = tie_plan(run, data)
     model = stage_model(run.config, run.model, stage).train()
@@ -93,7 +96,9 @@ def run_stage(run: Run, stage: Stage) -> bool:
             engine.save(folder)
             write_state(folder, run.state, to_yaml(dict(run.config)), data.identity)
 
-    rows = iter(stage_loader(run, data, dataset, micro_batches, cursor))
+    loader = stage_loader(run, data, dataset, micro_batches, cursor)
+    run.heart.data_keys = loader.awaited
+    rows = iter(loader)
     trainer = Trainer(
         engine=engine,
         steps=rows,
@@ -105,6 +110,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
         ledger=ledger,
         budget=make_budget(run.folder, run.state, data, build(run.config["data"]).max_bad_share),
         preempted=run.preempted,
+        heart=run.heart,
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
