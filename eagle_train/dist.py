@@ -1,7 +1,7 @@
 """Who am I among the processes of a run, and the few small collectives the project needs.
 
-The sole reader of rank variables: those of `torchrun`, those of a SLURM step started by `srun`, or
-neither, which is one single process.
+The sole reader of rank variables: those of `torchrun`, those of a SLURM step started by `srun` (`eagle_train.slurm`
+knows their names), or neither, which is one single process.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from typing import Any
 import torch
 import torch.distributed
 
+from eagle_train import slurm
+from eagle_train.meeting import Meeting, meet
+
+PORTS_TO_TRY = 8
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
@@ -23,35 +28,30 @@ class Place:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
-    master_addr: str = "127.0.0.1"
-    master_port: int = 29500
 
 
 def place_from_env(env: Mapping[str, str]) -> Place:
-    """Returns the place that the launcher wrote into `env`.
-
-    Under SLURM only the variables that `srun` sets for the tasks of a step count: those of a batch
-    script (`SLURM_NTASKS`) would make a single process wait for others that were never started.
-    """
+    """Returns the place that the launcher wrote into `env`."""
     if "RANK" in env and "WORLD_SIZE" in env:
         return Place(
             rank=int(env["RANK"]),
             local_rank=int(env.get("LOCAL_RANK", env["RANK"])),
             world_size=int(env["WORLD_SIZE"]),
-            master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
-            master_port=int(env.get("MASTER_PORT", "29500")),
         )
-    if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:
-        job = int(env.get("SLURM_JOB_ID", "0"))
-        return Place(
-            rank=int(env["SLURM_PROCID"]),
-            local_rank=int(env["SLURM_LOCALID"]),
-            world_size=int(env["SLURM_STEP_NUM_TASKS"]),
-            # Node names need not resolve; the launch node's address always does.
-            master_addr=env.get("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")),
-            master_port=int(env.get("MASTER_PORT", 20000 + job % 20000)),
-        )
+    if slurm.in_step(env):
+        return Place(rank=slurm.rank(env), local_rank=slurm.local_rank(env), world_size=slurm.world_size(env))
     return Place()
+
+
+def meeting_from_env(env: Mapping[str, str]) -> Meeting:
+    """Returns where the ranks meet; `MASTER_ADDR` and `MASTER_PORT` win over what SLURM tells."""
+    if "RANK" in env or not slurm.in_step(env):
+        return Meeting(address=env.get("MASTER_ADDR", "127.0.0.1"), ports=[int(env.get("MASTER_PORT", "29500"))])
+    return Meeting(
+        address=env.get("MASTER_ADDR") or slurm.master_address(env),
+        ports=[int(env["MASTER_PORT"])] if "MASTER_PORT" in env else slurm.ports(env, PORTS_TO_TRY),
+        token=slurm.step_token(env),
+    )
 
 
 def place() -> Place:
@@ -72,24 +72,38 @@ def world_size() -> int:
 def device() -> torch.device:
     """Returns the device this rank computes on: its GPU where there is one, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", place().local_rank % torch.cuda.device_count())
+        return torch.device("cuda", gpu(place().local_rank, torch.cuda.device_count()))
     return torch.device("cpu")
 
 
+def gpu(local_rank: int, visible: int) -> int:
+    """Returns which of the visible GPUs a rank computes on.
+
+    A launcher shows each task all GPUs of the node or, with `--gpus-per-task`, its own alone: then that is GPU 0.
+    """
+    return local_rank % visible
+
+
 def init(timeout_seconds: float = 1800.0) -> None:
-    """Joins the process group (NCCL on GPUs, gloo on CPUs); does nothing for a single process."""
+    """Joins the process group (NCCL on GPUs, gloo on CPUs); does nothing for a single process.
+
+    Raises:
+        TimeoutError: under SLURM, if rank 0 cannot be found.
+    """
     here = place()
     if torch.cuda.is_available():
         torch.cuda.set_device(device())  # collectives of objects go through the current device
     if here.world_size == 1 or torch.distributed.is_initialized():
         return
-    torch.distributed.init_process_group(
-        backend="nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"tcp://{here.master_addr}:{here.master_port}",
-        rank=here.rank,
-        world_size=here.world_size,
-        timeout=timedelta(seconds=timeout_seconds),
-    )
+    meeting, timeout = meeting_from_env(os.environ), timedelta(seconds=timeout_seconds)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    group = {"rank": here.rank, "world_size": here.world_size, "timeout": timeout}
+    if not meeting.token:  # torchrun has a store of its own at that port
+        where = f"tcp://{meeting.address}:{meeting.ports[0]}"
+        torch.distributed.init_process_group(backend, init_method=where, **group)
+        return
+    store = meet(meeting, here.rank, here.world_size, timeout_seconds)
+    torch.distributed.init_process_group(backend, store=store, **group)
 
 
 def init_single() -> None:
@@ -104,14 +118,13 @@ def export_env() -> None:
 
     They take the local rank for the number of this process's GPU, which it is not where a process sees its own alone.
     """
-    here = place()
-    gpu = device().index
+    here, meeting, own_gpu = place(), meeting_from_env(os.environ), device().index
     os.environ |= {
         "RANK": str(here.rank),
-        "LOCAL_RANK": str(here.local_rank if gpu is None else gpu),
+        "LOCAL_RANK": str(here.local_rank if own_gpu is None else own_gpu),
         "WORLD_SIZE": str(here.world_size),
-        "MASTER_ADDR": here.master_addr,
-        "MASTER_PORT": str(here.master_port),
+        "MASTER_ADDR": meeting.address,
+        "MASTER_PORT": str(meeting.ports[0]),
     }
 
 

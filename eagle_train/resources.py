@@ -1,4 +1,4 @@
-"""Where the project's own YAML files are: beside the package in a checkout, inside it once installed."""
+"""Where the project's YAML files and batch script are: beside the package in a checkout, inside it once installed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ PACKAGE = Path(__file__).parent
 
 
 def resource_dir(name: str) -> Path:
-    """Returns the folder `configs` or `data_recipes`."""
+    """Returns the folder `configs`, `data_recipes` or `slurm`."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name

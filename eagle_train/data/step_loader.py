@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import wait
 
@@ -65,6 +65,7 @@ class StepLoader:
     prefetch: int = 4
     pin_memory: bool = False
     row_bytes: int = 0
+    _sent: deque[Step] = field(default_factory=deque, repr=False)
 
     def __iter__(self) -> Generator[tuple[Step, list[PackedBatch]]]:
         device = torch.cuda.current_device() if self.pin_memory else None
@@ -82,7 +83,7 @@ class StepLoader:
         unsent: deque[Step] = deque()
         restarts = 0
         while True:
-            sent: deque[Step] = deque()
+            sent = self._sent = deque()
             workers = Workers(self, unsent, steps, sent)
             try:
                 for rows in workers:
@@ -102,15 +103,24 @@ class StepLoader:
 
     def _no_use(self, sent: Sequence[Step], error: Exception) -> str:
         """Returns what to say when workers keep dying."""
-        catalog = self.dataset.catalog
-        rows = [sent[0].rows[row] for row in self.mine(sent[0]) if row >= 0]
-        keys = [catalog.key(*catalog.locate(number)) for row in rows for number in row.tolist()]
+        keys = self.keys(sent[0])
         more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
         return (
             f"the loader's workers died {MAX_RESTARTS + 1} times before step {sent[0].number} was made ({error}); if "
             "memory ran out, lower data.num_workers or data.prefetch; data.num_workers=0 shows where. "
             f"Samples of the step on rank {self.rank}: {', '.join(keys[:SHOWN])}{more}"
         )
+
+    def awaited(self) -> list[str]:
+        """Returns the keys of this rank's samples of the oldest step that is not made; other threads may ask."""
+        sent = list(self._sent)
+        return self.keys(sent[0]) if sent else []
+
+    def keys(self, step: Step) -> list[str]:
+        """Returns the keys of this rank's samples of a step."""
+        catalog = self.dataset.catalog
+        rows = [step.rows[row] for row in self.mine(step) if row >= 0]
+        return [catalog.key(*catalog.locate(number)) for row in rows for number in row.tolist()]
 
     def mine(self, step: Step) -> list[int]:
         """Returns this rank's rows of a step, one per micro-batch; -1 is the empty row."""

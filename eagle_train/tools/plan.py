@@ -1,4 +1,4 @@
-"""`python -m eagle_train plan +experiment=NAME [overrides] [--json] [--ranks N]`: look before you run."""
+"""`python -m eagle_train plan +experiment=NAME [overrides] [--json | --sbatch]`: look before you run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from eagle_train.model.describe import describe
 from eagle_train.model.flops import count_flops, llm_flops
 from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.tools.sbatch import add_arguments, print_script
 from eagle_train.tools.stdout import stdout
 from eagle_train.train.assemble import adapters, add_adapters, build_encoder, build_schedule, meta_model, stage_model
 from eagle_train.train.config import constructor, load_config
@@ -50,8 +51,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--activations", action="store_true", help="estimate what a full row takes too; seconds for each stage"
     )
+    add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.overrides)
+    if options.sbatch:
+        return print_script(options, config)
     ranks = options.ranks or config["engine"]["sequence_parallel"]
     plan = make_plan(config, ranks, activations=options.activations)
     if options.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,25 +40,42 @@ from eagle_train.train.checkpoint import (
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import forward_flops
 from eagle_train.train.evaluate import evaluate
+from eagle_train.train.heartbeat import Heart
 from eagle_train.train.placement import Construction
-from eagle_train.train.preemption import PreemptionFlag
+from eagle_train.train.preemption import PreemptionFlag, requeue
 from eagle_train.train.pretrained import load_run_start, start_table
 from eagle_train.train.retention import Retention
 from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
 from eagle_train.train.saving import Saver
 from eagle_train.train.stage_data import make_layout, read_sources
 from eagle_train.train.stage_run import Run, run_stage
+from eagle_train.train.watchdog import Watchdog, new_folder
 
 log = logging.getLogger(__name__)
 
 
 def train(config: Mapping[str, Any]) -> bool:
-    """Runs or resumes the run a config describes; returns whether it is complete (False: preempted).
+    """Runs or resumes the run a config describes; returns whether it is complete.
 
-    Everything of the run is under `run_dir`; the same config resumes from its newest complete checkpoint.
+    False: it was asked to stop, has saved its state, and is requeued if SLURM runs it. Everything of the run is under
+    `run_dir`; the same config resumes from its newest complete checkpoint.
     """
-    dist.init()
-    run = start(config)
+    preempted = build(config["preemption"])  # first of all: a signal while the model is built must not kill the run
+    with ExitStack() as stack:
+        stack.callback(preempted.close)
+        dist.init()
+        heart = Heart()
+        stack.callback(start_watchdog(config, heart).close)
+        run = start(config, preempted, heart)
+        complete = run_stages(run)
+        if not complete:
+            requeue()
+    dist.shutdown()
+    return complete
+
+
+def run_stages(run: Run) -> bool:
+    """Runs the stages that are left and the evaluation; returns False if it was asked to stop before the end."""
     try:
         for name, stage in run.schedule.items():
             if list(run.schedule).index(name) < list(run.schedule).index(run.state.stage):
@@ -66,15 +84,13 @@ def train(config: Mapping[str, Any]) -> bool:
                 run.state = replace(run.state, stage=name, step=0, plan="", cursor={}, read={})
             if not run_stage(run, stage):
                 log.warning("preempted at step %d; %s", run.state.global_step, after_preemption(run))
-                dist.shutdown()
                 return False
         run.preempted.close()  # a signal now ends the process at once: there is nothing left to save
+        run.heart.beat("evaluate", run.state.global_step)
         finish(run)
+        return True
     finally:
-        run.preempted.close()
         run.trackers.close()
-    dist.shutdown()
-    return True
 
 
 def after_preemption(run: Run) -> str:
@@ -84,7 +100,14 @@ def after_preemption(run: Run) -> str:
     return "THE STATE COULD NOT BE SAVED; the same command goes on from the checkpoint before"
 
 
-def start(config: Mapping[str, Any]) -> Run:
+def start_watchdog(config: Mapping[str, Any], heart: Heart) -> Watchdog | ExitStack:
+    """Returns the watchdog of this start of the run, or something else to close where the config has none."""
+    if config["watchdog"] is None:
+        return ExitStack()
+    return Watchdog(new_folder(Path(config["run_dir"])), heart, build(config["watchdog"]))
+
+
+def start(config: Mapping[str, Any], preempted: PreemptionFlag, heart: Heart) -> Run:
     """Returns a run ready for its first or next stage."""
     folder = Path(config["run_dir"])
     schedule = build_schedule(config)
@@ -128,7 +151,8 @@ def start(config: Mapping[str, Any]) -> Run:
         saver=Saver(checkpoints, background=config["async_save"], max_failures=config["max_failed_saves"]),
         resume_from=latest,
         state=state,
-        preempted=PreemptionFlag(),
+        preempted=preempted,
+        heart=heart,
         attempt=attempt,
         trackers=make_trackers(config, folder, state),
     )

@@ -32,6 +32,7 @@ from eagle_train.train.checkpoint import (
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import ForwardFlops
 from eagle_train.train.freeze_proof import FreezeProof
+from eagle_train.train.heartbeat import Heart
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view, with_dtypes
 from eagle_train.train.placement import Placement
 from eagle_train.train.preemption import PreemptionFlag
@@ -66,12 +67,14 @@ class Run:
     resume_from: Path | None
     state: TrainState
     preempted: PreemptionFlag
+    heart: Heart
     attempt: int
     trackers: Trackers
 
 
 def run_stage(run: Run, stage: Stage) -> bool:
-    """Runs one stage to its end; returns False if a signal came."""
+    """Runs one stage to its end; returns False if it was asked to stop before."""
+    run.heart.beat("start", run.state.global_step)
     data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
     cursor = tie_plan(run, data)
     model = stage_model(run.config, run.model, stage).train()
@@ -100,7 +103,9 @@ def run_stage(run: Run, stage: Stage) -> bool:
         log_save(run, report)
         return report
 
-    rows = iter(stage_loader(run, data, dataset, micro_batches, cursor, groups))
+    loader = stage_loader(run, data, dataset, micro_batches, cursor, groups)
+    run.heart.data_keys = loader.awaited
+    rows = iter(loader)
     trainer = Trainer(
         engine=engine,
         steps=groups.own_parts(rows),
@@ -112,6 +117,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
         ledger=ledger,
         budget=make_budget(run.folder, run.state, data, build(run.config["data"]).max_bad_share),
         preempted=run.preempted,
+        heart=run.heart,
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
@@ -135,7 +141,9 @@ def run_stage(run: Run, stage: Stage) -> bool:
 
 
 def log_save(run: Run, report: SaveReport | None) -> None:
-    """Records how a save went, once it is settled."""
+    """Records how a save went, once it is settled, and how long the next may take."""
+    if report is not None and report.published:
+        run.preempted.saved(report.seconds)
     if report is not None and (report.published or report.trouble):
         run.trackers.log(report.metrics(), run.state.global_step)
 

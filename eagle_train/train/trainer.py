@@ -23,6 +23,7 @@ from eagle_train.track.tracker import Tracker
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.engine import Engine
 from eagle_train.train.freeze_proof import FreezeProof
+from eagle_train.train.heartbeat import Heart
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.schedule import Stage, lr_scale
 from eagle_train.types import PackedBatch, SampleError
@@ -44,6 +45,7 @@ class Trainer:
         stage, num_steps: what is trained, and for how many optimizer steps.
         sources: names of the stage's sources.
         state: counts; kept current, and what `save` stores.
+        heart: is told what this rank is doing.
         save: writes a checkpoint of `state`; all ranks call it together. With `wait=False` it may return before it
             is published, after a copy was made.
         poll: called after every step by all ranks together: publishes what was saved meanwhile.
@@ -61,6 +63,7 @@ class Trainer:
     ledger: Ledger
     budget: BadSampleBudget
     preempted: PreemptionFlag
+    heart: Heart
     save: Callable[..., object]
     save_every: int
     log_every: int
@@ -81,6 +84,7 @@ class Trainer:
         meter = Throughput()
         while self.state.step < self.num_steps:
             started = time.perf_counter()
+            self.heart.beat("data", self.state.global_step)
             step, rows = next(self.steps)
             waited = time.perf_counter() - started
             preempted, metrics = self.train_step(rows, meter)
@@ -91,6 +95,7 @@ class Trainer:
                 data_wait_seconds=waited,
                 step_seconds=time.perf_counter() - started,
             )
+            self.heart.beat("log", self.state.global_step)
             if self.due(self.log_every):
                 speed = meter.flush()
                 left = (self.num_steps - self.state.step) * speed["time/step_seconds"]
@@ -98,6 +103,7 @@ class Trainer:
                     metrics | self.flush_losses() | speed | {"time/eta_seconds": left}, self.state.global_step
                 )
             if preempted or self.due(self.save_every):
+                self.heart.beat("save", self.state.global_step)
                 self.save(wait=preempted or self.state.step == self.num_steps)
             if preempted:
                 return False
@@ -120,8 +126,9 @@ class Trainer:
             sum(int((row.loss_weights > 0).sum()) for row in rows),
             sum(row.num_images for row in rows),
             len(errors),
-            float(self.preempted.signal is not None),
+            float(self.preempted.asked()),
         ]
+        self.heart.beat("agree", self.state.global_step, [key for row in rows for key in row.keys])
         weight, tokens, supervised, images, bad, stop = dist.all_reduce_sum(counts)
         if bad:
             self.count_bad(errors)
@@ -157,6 +164,7 @@ class Trainer:
         loss = float(sums[:, 0].sum()) / weight
         if not math.isfinite(loss):
             self.stop_on_non_finite(f"loss {loss}", rows)
+        self.heart.beat("update", self.state.global_step)
         scale = lr_scale(self.state.step, self.num_steps, self.stage.warmup_ratio, self.stage.min_lr_ratio)
         rates, grad_norm = self.engine.step(scale)
         if not math.isfinite(grad_norm):
@@ -180,6 +188,7 @@ class Trainer:
         Returns:
             (number of sources, 2) float64: weighted loss sum and weight sum by source, of this row.
         """
+        self.heart.beat("row", self.state.global_step, row.keys)
         on_device = row.to(self.engine.device)
         losses = self.engine.forward(on_device) * on_device.loss_weights
         self.engine.backward(losses.sum() / weight, last=last)

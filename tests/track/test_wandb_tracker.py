@@ -59,6 +59,41 @@ def test_an_offline_run_survives_a_kill_and_goes_on_under_its_id(tmp_path):
     assert points[-1]["eval/exact_match/simple"] == 0.5 and points[-1]["train/loss"] == 1 / 50
 
 
+DIES = """
+import logging, signal, sys, psutil
+from pathlib import Path
+from eagle_train.track.jsonl import JsonlTracker
+from eagle_train.track.wandb_tracker import WandbTracker
+
+logging.basicConfig()
+run, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+lines = JsonlTracker(run / "metrics.jsonl")
+tracker = WandbTracker(run, project="p", name="n", run_id="abcd1234", config={})
+for step in range(first, last):
+    if step == 3:
+        for process in psutil.Process().children(recursive=True):
+            process.send_signal(signal.SIGTERM)  # as a scheduler does that ends a job
+            process.wait(30)
+    for one in (lines, tracker):
+        one.log({"train/loss": 1 / step, "stage": "sft"}, step)
+tracker.close()
+print("closed")
+"""
+
+
+@pytest.mark.slow
+def test_the_death_of_wandbs_process_ends_no_run_and_the_next_start_sends_what_it_missed(tmp_path):
+    for steps in (("1", "6"), ("6", "8")):
+        command = [sys.executable, "-c", DIES, str(tmp_path / "run"), *steps]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_env(tmp_path))
+        assert done.returncode == 0 and done.stdout == "closed\n", done.stderr
+        assert ("W&B is gone" in done.stderr) == (steps[0] == "1")
+    _, second = sorted((tmp_path / "run" / "wandb").glob("offline-run-*-abcd1234"))
+    assert [(point["global_step"], point["train/loss"]) for point in history(second)] == [
+        (step, 1 / step) for step in range(1, 8)
+    ]
+
+
 def test_the_import_of_wandb_waits_for_a_tracker(tmp_path):
     code = "import sys, eagle_train.track.wandb_tracker; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=clean_env(tmp_path)).returncode == 0

@@ -11,6 +11,7 @@ from eagle_train.data.collate import pack
 from eagle_train.data.loss_weights import per_sample, per_token, square_root, square_root_per_turn
 from eagle_train.track.tracker import Trackers
 from eagle_train.train.checkpoint import TrainState
+from eagle_train.train.heartbeat import Heart
 from eagle_train.train.schedule import Stage
 from eagle_train.train.trainer import Trainer
 from eagle_train.types import EncodedSample
@@ -88,6 +89,7 @@ def trained(rows):
         ledger=None,
         budget=None,
         preempted=None,
+        heart=Heart(),
         save=lambda **_: None,
         save_every=1,
         log_every=1,

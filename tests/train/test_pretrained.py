@@ -15,6 +15,7 @@ from eagle_train.model.llm import build_llm
 from eagle_train.train.app import start, train
 from eagle_train.train.assemble import load_tokenizer
 from eagle_train.train.config import ConfigError, build, load_config
+from eagle_train.train.heartbeat import Heart
 from eagle_train.train.load import export_run, load_model
 from eagle_train.train.pretrained import load_start, start_table
 from tests.runs import config, losses, must_run, overrides
@@ -228,10 +229,9 @@ def test_a_runs_new_tokens_start_as_the_mean_of_the_others_and_are_kept_on_resum
     short = ["schedule.pretrain.num_steps=1", "schedule.sft.num_steps=1"]
     command = [*overrides(data, tmp_path / "run", *changes, "new_tokens=[NEW_0,NEW_1,NEW_2]"), *short]
     with pytest.raises(ConfigError, match=rf"has {known + 3} tokens, the LLM {known + 2} .*llm.vocab_size={known + 3}"):
-        start(load_config([*command, f"llm.vocab_size={known + 2}"]))
+        start(load_config([*command, f"llm.vocab_size={known + 2}"]), None, Heart())
     command.append(f"llm.vocab_size={known + 4}")
-    run = start(load_config(command))
-    run.preempted.close()
+    run = start(load_config(command), None, Heart())
     run.trackers.close()
     assert run.encoder.tokenizer.convert_tokens_to_ids(["NEW_0", "NEW_2"]) == [known, known + 2]
     for ours, source in (
@@ -260,8 +260,7 @@ def export(data, tmp_path_factory):
 def test_a_run_starts_from_another_models_weights_and_resumes_without_them(data, export, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(export, source)
-    run = start(config(data, tmp_path / "run", f"init_from={source}"))
-    run.preempted.close()
+    run = start(config(data, tmp_path / "run", f"init_from={source}"), None, Heart())
     run.trackers.close()
     expected, _ = load_model(source)
     assert all(torch.equal(t, expected.state_dict()[name]) for name, t in run.model.state_dict().items())
@@ -288,7 +287,7 @@ def test_init_from_refuses_another_order_of_encoders(data, export, tmp_path):
     encoders = changed["mixture"]["encoders"]
     changed["mixture"]["encoders"] = dict(reversed(encoders.items()))
     with pytest.raises(ValueError, match=r"\['vit', 'convnext'\], this model \['convnext', 'vit'\]; order counts"):
-        start(changed)
+        start(changed, None, Heart())
 
 
 def test_a_missing_source_stops_the_command_before_anything_is_written(data, tmp_path, capsys):

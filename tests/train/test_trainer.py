@@ -15,6 +15,7 @@ from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Trackers
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.engine import PlainEngine
+from eagle_train.train.heartbeat import Heart
 from eagle_train.train.optim import freeze
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.schedule import Stage
@@ -62,6 +63,7 @@ def make(tmp_path):
             ledger=ledgers[-1],
             budget=BadSampleBudget({"a": 100, "b": 100}, {"a": share, "b": 1.0}, []),
             preempted=flag,
+            heart=Heart(),
             save=lambda **_: (saved if saved is not None else []).append(1),
             save_every=100,
             log_every=1,

@@ -1,0 +1,74 @@
+"""`python -m tests.stuck_ranks CASE FOLDER [overrides]` on two ranks: rank 1 gets stuck in the third step.
+
+Case `loader` is a run of the overrides; the others are a loop of few lines with the beats of the trainer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from pathlib import Path
+
+from eagle_train import dist
+from eagle_train.__main__ import main as run
+from eagle_train.data.loader import RowDataset
+from eagle_train.train.heartbeat import Heart
+from eagle_train.train.watchdog import Limits, Watchdog, new_folder
+
+STUCK_STEP = 2
+FOR_EVER = 600
+
+
+def sleep_in(phase: str, case: str, step: int) -> None:
+    """Gets rank 1 stuck where the case says."""
+    if dist.rank() == 1 and step == STUCK_STEP and case == phase:
+        time.sleep(FOR_EVER)
+    if dist.rank() == 1 and step == STUCK_STEP and (phase, case) == ("row", "lock"):
+        ctypes.PyDLL(None).sleep(FOR_EVER)  # unlike CDLL, it keeps Python's lock
+    if dist.rank() == 1 and step == STUCK_STEP and (phase, case) == ("row", "collective"):
+        dist.barrier()  # that rank 0, asleep, never comes to
+    if dist.rank() == 0 and step == STUCK_STEP and (phase, case) == ("row", "collective"):
+        time.sleep(FOR_EVER)
+
+
+def loop(case: str, folder: Path) -> None:
+    """Takes steps until a rank is stuck; with the case `none`, to a good end."""
+    dist.init(timeout_seconds=120)
+    heart = Heart()
+    watchdog = Watchdog(new_folder(folder), heart, Limits(start_seconds=20, step_seconds=3, answer_seconds=4))
+    dist.barrier()
+    for step in range(5):
+        heart.data_keys = lambda step=step: [f"awaited-{step}"]
+        heart.beat("data", step)
+        time.sleep(0.3)  # the watchdog looks every 0.1 s
+        sleep_in("data", case, step)
+        heart.beat("agree", step, ["a", "b"])
+        dist.all_reduce_sum([1.0])
+        heart.beat("row", step, [f"sample-{dist.rank()}-{step}"])
+        sleep_in("row", case, step)
+        dist.all_reduce_sum([1.0])
+    watchdog.close()
+    dist.shutdown()
+
+
+def stuck_loader(overrides: list[str]) -> int:
+    """Runs a run whose rank 1 never gets the rows of a step."""
+    make = RowDataset.make
+    made: list[int] = []
+
+    def stuck(self, task, allocate):
+        made.append(task.row)
+        if dist.rank() == 1 and len(made) > STUCK_STEP:
+            time.sleep(FOR_EVER)
+        return make(self, task, allocate)
+
+    RowDataset.make = stuck
+    return run(overrides)
+
+
+if __name__ == "__main__":
+    case, folder, *overrides = sys.argv[1:]
+    if case == "loader":
+        sys.exit(stuck_loader(overrides))
+    loop(case, Path(folder))

@@ -1,0 +1,102 @@
+"""The batch script of an experiment."""
+
+import subprocess
+
+import pytest
+
+from eagle_train.resources import resource_dir
+from eagle_train.tools import plan
+from eagle_train.tools.sbatch import check, with_directive
+
+ASKED = ["+experiment=toy", "engine=zero3", "name=my toy", "data.num_workers=6"]
+
+
+@pytest.fixture
+def render(capsys, monkeypatch, tmp_path):
+    """Returns the script for options, on a machine without SLURM."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def make(*options):
+        assert plan.main([*ASKED, "--sbatch", *options]) == 0
+        printed = capsys.readouterr()
+        assert "not checked: there is no `sbatch`" in printed.err
+        return printed.out
+
+    return make
+
+
+def directives(script):
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    return {line.partition("=")[0]: line.partition("=")[2] for line in lines}
+
+
+def test_an_experiment_is_filled_in(render):
+    script = render("--nodes=4", "--gpus-per-node=2", "--time=2:00:00", "--partition=big", "--venv=/a b")
+    found = directives(script)
+    assert (
+        found
+        | {
+            "job-name": "my-toy",
+            "nodes": "4",
+            "ntasks-per-node": "2",
+            "gpus-per-node": "2",
+            "cpus-per-task": "8",
+            "time": "2:00:00",
+            "signal": "USR1@600",
+            "partition": "big",
+            "requeue": "",
+            "open-mode": "append",
+            "exclusive": "",
+        }
+        == found
+    )
+    assert "account" not in found
+    assert "\nVENV='/a b'\n" in script
+
+
+def test_without_gpus_there_is_one_rank_per_node_and_nodes_are_shared(render):
+    found = directives(render("--gpus-per-node=0"))
+    assert found["ntasks-per-node"] == "1"
+    assert not {"gpus-per-node", "mem", "exclusive"} & set(found)
+
+
+def test_the_script_runs_the_overrides_with_the_python_that_is_named(render, tmp_path):
+    script = render(f"--venv={tmp_path}")
+    lines = script.splitlines()
+    start, end = (next(i for i, line in enumerate(lines) if line.startswith(text)) for text in ("set -u", "wait"))
+    body = "\n".join(lines[start:end])
+    told = "srun() { printf '%s\\n' \"$@\"; }; squeue() { echo 1795876521; }\nSLURM_JOB_NAME=x SLURM_JOB_ID=7\n"
+    told += f"SLURM_JOB_NODELIST=n1 LOGS={tmp_path}/logs\nSLURM_CPUS_PER_TASK=8\nPATH=/usr/bin:/bin\n"
+    shown = "wait; echo $SRUN_CPUS_PER_TASK $SLURM_JOB_END_TIME\n"
+    bash = ["/bin/bash", "-c", f"{told}{body}\n{shown}", "job", "seed=3"]
+    done = subprocess.run(bash, capture_output=True, text=True, check=True, cwd=tmp_path)
+    said = done.stdout.splitlines()
+    assert said[-9:-1] == [f"{tmp_path}/bin/python", "-m", "eagle_train", *ASKED, "seed=3"]
+    assert "--kill-on-bad-exit=1" in said
+    assert said[-1] == "8 1795876521"
+    assert (tmp_path / "logs" / "x-7" / "start-0").is_dir()
+
+
+def test_places_of_python_that_contradict_each_other_are_refused(capsys):
+    with pytest.raises(ValueError, match="give one of them"):
+        plan.main([*ASKED, "--sbatch", "--venv=a", "--container=b"])
+
+
+def test_what_the_scheduler_refuses_ends_with_its_words(tmp_path):
+    refuses = tmp_path / "sbatch"
+    refuses.write_text("#!/bin/sh\ncat >/dev/null\necho 'sbatch: error: too many nodes' >&2\nexit 1\n")
+    refuses.chmod(0o755)
+    assert check("#!/bin/bash\n", [str(refuses)]) == ("sbatch: error: too many nodes", False)
+
+
+def test_a_directive_is_set_added_or_left_out():
+    script = "#!/bin/bash\n#SBATCH --nodes=1\n#SBATCH --requeue\necho\n"
+    assert with_directive(script, "nodes", "3") == script.replace("=1", "=3")
+    assert with_directive(script, "nodes", None) == script.replace("#SBATCH --nodes=1\n", "")
+    assert with_directive(script, "qos", "high") == script.replace("requeue\n", "requeue\n#SBATCH --qos=high\n")
+
+
+def test_the_template_is_a_valid_script_that_takes_its_arguments_as_overrides():
+    path = resource_dir("slurm") / "train.sbatch"
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert 'arguments=("$@")' in path.read_text()
