@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from eagle_train.data.loader import RowDataset
 from eagle_train.data.recipe import card_source, load_recipe
 from eagle_train.data.too_long import DropTooLong
 from eagle_train.model.describe import describe
+from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import ConsoleTracker
+from eagle_train.track.goodput import FILE as GOODPUT
+from eagle_train.track.goodput import Goodput
 from eagle_train.track.jsonl import JsonlTracker, read_metrics
+from eagle_train.track.timeline import in_words
 from eagle_train.track.tracker import Trackers
 from eagle_train.track.wandb_tracker import new_run_id
 from eagle_train.train.assemble import (
@@ -39,44 +44,59 @@ from eagle_train.train.evaluate import evaluate
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.pretrained import load_run_start, start_table
 from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
+from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import make_layout, read_sources
 from eagle_train.train.stage_run import Run, run_stage
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Mapping[str, Any]) -> bool:
+def train(config: Mapping[str, Any], started: float | None = None) -> bool:
     """Runs or resumes the run a config describes; returns whether it is complete (False: preempted).
 
     Everything of the run is under `run_dir`; the same config resumes from its newest complete checkpoint.
+
+    Args:
+        started: when this process began, in seconds since 1970, for the account of the run's time; None: now.
     """
     dist.init()
-    run = start(config)
-    try:
-        for name, stage in run.schedule.items():
-            if list(run.schedule).index(name) < list(run.schedule).index(run.state.stage):
-                continue
-            if run.state.stage != name:
-                run.state = replace(run.state, stage=name, step=0, plan="", cursor={}, read={})
-            if not run_stage(run, stage):
-                log.warning("preempted at step %d; state saved, run the same command to go on", run.state.global_step)
-                dist.shutdown()
-                return False
-        run.preempted.close()  # a signal now ends the process at once: there is nothing left to save
-        finish(run)
-    finally:
-        run.preempted.close()
-        run.trackers.close()
+    schedule, meta = build_schedule(config), meta_model(config)
+    check_stages(config, meta, schedule)
+    path = Path(config["run_dir"]) / GOODPUT if dist.rank() == 0 else None
+    with closing(Goodput(path, started=started)) as goodput:
+        run = start(config, schedule, meta, goodput)
+        try:
+            complete = run_stages(run)
+        finally:
+            run.preempted.close()
+            run.trackers.close()
+            if run.profiler is not None:
+                run.profiler.close()
+            if dist.rank() == 0:
+                log.warning(in_words(goodput.seconds()))
     dist.shutdown()
+    return complete
+
+
+def run_stages(run: Run) -> bool:
+    """Runs what is left of the schedule, and the evaluation; returns False if a signal came, state saved."""
+    for name, stage in run.schedule.items():
+        if list(run.schedule).index(name) < list(run.schedule).index(run.state.stage):
+            continue
+        if run.state.stage != name:
+            run.state = replace(run.state, stage=name, step=0, plan="", cursor={}, read={})
+        if not run_stage(run, stage):
+            log.warning("preempted at step %d; state saved, run the same command to go on", run.state.global_step)
+            return False
+    run.preempted.close()  # a signal now ends the process at once: there is nothing left to save
+    with run.goodput.phase("evaluation"):
+        finish(run)
     return True
 
 
-def start(config: Mapping[str, Any]) -> Run:
+def start(config: Mapping[str, Any], schedule: Mapping[str, Stage], meta: VisionLanguageModel, goodput: Goodput) -> Run:
     """Returns a run ready for its first or next stage."""
     folder = Path(config["run_dir"])
-    schedule = build_schedule(config)
-    meta = meta_model(config)
-    check_stages(config, meta, schedule)
     checkpoints = CheckpointDir(folder / "checkpoints", config["keep_last"])
     seed_everything(config["seed"])
     model = build_model(config)
@@ -85,7 +105,8 @@ def start(config: Mapping[str, Any]) -> Run:
     if latest is None:
         run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
         state = TrainState(stage=next(iter(schedule)), run_id=run_id)
-        starts = load_run_start(config, model, encoder.tokenizer)
+        with goodput.phase("resume"):
+            starts = load_run_start(config, model, encoder.tokenizer)
         if dist.rank() == 0:
             Console(stderr=True).print(start_table(starts))
     else:
@@ -96,12 +117,14 @@ def start(config: Mapping[str, Any]) -> Run:
         if state.config_hash != hash_of(to_yaml(config)):
             log.warning("the config changed: %s", ", ".join(changed_keys(latest / "config.yaml", config)))
     state.config_hash = hash_of(to_yaml(config))
+    goodput.resumed(state.global_step)
     attempt = record_attempt(folder, config, state.run_id, latest) if dist.rank() == 0 else None
     attempt = dist.broadcast_object(attempt)
     return Run(
         config=config,
         folder=folder,
         model=model,
+        meta=meta,
         flops=forward_flops(meta, describe(meta.mixture, config["data"]["tile_size"])),
         encoder=encoder,
         schedule=schedule,
@@ -111,6 +134,8 @@ def start(config: Mapping[str, Any]) -> Run:
         preempted=PreemptionFlag(),
         attempt=attempt,
         trackers=make_trackers(config, folder, state),
+        goodput=goodput,
+        profiler=build(config["profiler"])(folder) if config["profiler"] else None,
     )
 
 

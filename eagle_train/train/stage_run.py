@@ -18,6 +18,8 @@ from eagle_train.data.row_buffers import row_bytes
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import Cursor, steps
 from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.track.goodput import Goodput
+from eagle_train.track.profiler import Profiler
 from eagle_train.track.tracker import Trackers
 from eagle_train.train.assemble import stage_model
 from eagle_train.train.books import ledger_shards, make_budget, write_accounts
@@ -30,10 +32,12 @@ from eagle_train.train.checkpoint import (
 )
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import ForwardFlops
+from eagle_train.train.engine import Engine
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view, with_dtypes
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.run_folder import changed_values
 from eagle_train.train.schedule import Stage
+from eagle_train.train.speed import speedometer
 from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint
 from eagle_train.train.trainer import Trainer
 
@@ -50,6 +54,8 @@ class Run:
     config: Mapping[str, Any]
     folder: Path
     model: VisionLanguageModel
+    meta: VisionLanguageModel
+    """The same on the meta device."""
     flops: ForwardFlops
     encoder: Encoder
     schedule: Mapping[str, Stage]
@@ -59,28 +65,30 @@ class Run:
     preempted: PreemptionFlag
     attempt: int
     trackers: Trackers
+    goodput: Goodput
+    profiler: Profiler | None
 
 
 def run_stage(run: Run, stage: Stage) -> bool:
     """Runs one stage to its end; returns False if a signal came."""
-    data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
+    with run.goodput.phase("data"):
+        data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
     cursor = tie_plan(run, data)
     model = stage_model(run.config, run.model, stage).train()
     freeze(model, stage.learning_rates)
     table = freeze_table(model, stage.learning_rates)
     micro_batches = -(-stage.rows_per_step // dist.world_size())
     engine = build(run.config["engine"])(model, stage, micro_batches)
+    flops, meter = speedometer(run.config, run.meta, run.state.stage, stage)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
-    if run.resume_from is not None:
-        engine.load(run.resume_from)
-        restore_random_states(run.resume_from)
-        run.resume_from = None
+    resume(run, engine)
     ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
     dataset = RowDataset(data.catalog, data.encoder, build(run.config["data"]).storage)
 
     def save() -> None:
-        with run.checkpoints.writing(run.state.global_step) as folder:
+        run.goodput.saved()
+        with run.goodput.phase("checkpoint"), run.checkpoints.writing(run.state.global_step) as folder:
             ledger.sync()
             engine.save(folder)
             write_state(folder, run.state, to_yaml(dict(run.config)), data.identity)
@@ -100,10 +108,15 @@ def run_stage(run: Run, stage: Stage) -> bool:
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
+        meter=meter,
+        flops=flops,
+        goodput=run.goodput,
+        profiler=run.profiler,
     )
     run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
     try:
-        finished = trainer.fit()
+        with run.goodput.phase("training"):
+            finished = trainer.fit()
         dist.barrier()  # every rank's ledger is written
     finally:
         rows.close()  # ends the workers, also where an error keeps them from being forgotten
@@ -113,6 +126,16 @@ def run_stage(run: Run, stage: Stage) -> bool:
             write_accounts(run.folder, run.state, data)
     engine.close()
     return finished
+
+
+def resume(run: Run, engine: Engine) -> None:
+    """Restores what the run resumes from, if this is its first stage since its start."""
+    if run.resume_from is None:
+        return
+    with run.goodput.phase("resume"):
+        engine.load(run.resume_from)
+        restore_random_states(run.resume_from)
+    run.resume_from = None
 
 
 def stage_loader(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -16,6 +16,9 @@ from eagle_train import dist
 from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
 from eagle_train.data.ledger import Ledger
 from eagle_train.data.stream import Step
+from eagle_train.model.pass_flops import StepFlops
+from eagle_train.track.goodput import Goodput
+from eagle_train.track.profiler import Profiler
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Tracker
 from eagle_train.train.checkpoint import TrainState
@@ -41,6 +44,10 @@ class Trainer:
         state: counts; kept current, and what `save` stores.
         save: writes a checkpoint of `state`; all ranks call it together.
         save_every, log_every: steps between; the last step always does both.
+        meter: what rates are worked out by.
+        flops: of rows; None: they are not counted.
+        goodput: told what the time goes into.
+        profiler: told of every step; None: nothing is profiled.
     """
 
     engine: Engine
@@ -56,6 +63,10 @@ class Trainer:
     save: Callable[[], None]
     save_every: int
     log_every: int
+    meter: Throughput = field(default_factory=Throughput)
+    flops: StepFlops | None = None
+    goodput: Goodput = field(default_factory=Goodput)
+    profiler: Profiler | None = None
 
     def __post_init__(self) -> None:
         # (number of sources, 2): weighted loss sums and weight sums since the last log
@@ -68,20 +79,24 @@ class Trainer:
             NonFiniteLossError: after saving the state before the step.
             TooManyBadSamples: see `budget`.
         """
-        meter = Throughput()
         while self.state.step < self.num_steps:
+            if self.profiler is not None:
+                with self.goodput.phase("other"):
+                    self.profiler.at(self.state.global_step)
             started = time.perf_counter()
-            step, rows = next(self.steps)
+            with self.goodput.phase("data_wait"):
+                step, rows = next(self.steps)
             waited = time.perf_counter() - started
-            preempted, metrics = self.train_step(rows, meter)
+            preempted, metrics = self.train_step(rows, self.meter)
             self.book(step)
-            meter.update(
+            self.goodput.reach(self.state.global_step)
+            self.meter.update(
                 capacity=self.stage.rows_per_step * self.stage.max_length,
                 data_wait_seconds=waited,
                 step_seconds=time.perf_counter() - started,
             )
             if self.due(self.log_every):
-                speed = meter.flush()
+                speed = self.meter.flush() | self.goodput.metrics()
                 left = (self.num_steps - self.state.step) * speed["time/step_seconds"]
                 self.tracker.log(
                     metrics | self.flush_losses() | speed | {"time/eta_seconds": left}, self.state.global_step
@@ -110,8 +125,9 @@ class Trainer:
             sum(row.num_images for row in rows),
             len(errors),
             float(self.preempted.signal is not None),
+            *self.count_flops(rows),
         ]
-        weight, tokens, supervised, images, bad, stop = dist.all_reduce_sum(counts)
+        weight, tokens, supervised, images, bad, stop, useful, executed = dist.all_reduce_sum(counts)
         if bad:
             self.count_bad(errors)
         metrics = {"stage": self.state.stage, "stage_step": self.state.step + 1}
@@ -123,7 +139,13 @@ class Trainer:
         self.state.global_step += 1
         self.state.tokens_seen += int(tokens)
         meter.update(tokens=int(tokens), supervised=int(supervised), images=int(images))
+        meter.update(useful_flops=useful, executed_flops=executed)
         return stop > 0, metrics | {"train/tokens_seen": self.state.tokens_seen}
+
+    def count_flops(self, rows: list[PackedBatch]) -> tuple[float, float]:
+        """Returns the useful and the executed FLOPs of this rank's rows, see `StepFlops`; 0 where they are unknown."""
+        counted = [(0.0, 0.0) if self.flops is None else self.flops.of(row) for row in rows]
+        return sum(useful for useful, _ in counted), sum(executed for _, executed in counted)
 
     def book(self, step: Step) -> None:
         """Takes down where the stream stands after a step, and what was read."""
