@@ -10,6 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+FORMULAS = flop_registry | {torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
+"""Torch's, and that of a product added in place, which torch's own counter passes over."""
+
 
 class FlopCounter(TorchDispatchMode):
     """Counts the FLOPs of the operations under it by torch's own formulas; all tensors on the meta device
@@ -43,7 +46,7 @@ class FlopCounter(TorchDispatchMode):
             made = function(*args, **kwargs)
             if key is not None and (outline := outline_of(made)) is not None:
                 self.seen[key] = outline
-        if formula := flop_registry.get(function._overloadpacket):
+        if formula := FORMULAS.get(function._overloadpacket):
             self.flops[str(function._overloadpacket)] += formula(*args, **kwargs, out_val=made)
         return made
 

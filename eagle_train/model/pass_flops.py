@@ -10,6 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,11 +117,12 @@ def step_flops(model: nn.Module, tile_size: int, *, recomputed: bool) -> StepFlo
     if recomputed:
         as_run.set_activation_checkpointing()
         passes = Passes.of(as_run, tile_size, seen)
-    executed = replace(passes.flops(scores_again=True), per_target=count_head(as_run, seen))
+    per_target = count_head(as_run, seen, passes.asked)
+    executed = replace(passes.flops(scores_again=True), per_target=per_target)
     return StepFlops(useful=replace(useful, placeholder=0.0), executed=executed)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Passes:
     """FLOPs by operation of passes of a model over small rows."""
 
@@ -133,6 +135,8 @@ class Passes:
     tile: Counter[str]
     """A row with a tile."""
     per_target: float
+    asked: bool
+    """Whether gradients of the head's input are wanted."""
 
     @classmethod
     def of(cls, model: nn.Module, tile_size: int, seen: dict[Hashable, Any]) -> Passes:
@@ -143,13 +147,12 @@ class Passes:
             meta_row(tokens, num_tiles=tiles, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
             for tokens, tiles in ((length, 0), (2 * length, 0), (length, 1))
         )
-        return cls(
-            length=length,
-            text=count_pass(model, lambda: model(text), seen),
-            long=count_pass(model, lambda: model(long), seen),
-            tile=count_pass(model, lambda: model(tile), seen),
-            per_target=count_head(model, seen),
-        )
+        asked: list[bool] = []
+        head = model.llm.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].requires_grad))
+        passes = [count_pass(model, partial(model, row), seen) for row in (text, long, tile)]
+        hook.remove()
+        return cls(length, *passes, per_target=count_head(model, seen, any(asked)), asked=any(asked))
 
     def flops(self, *, scores_again: bool) -> PassFlops:
         """Returns what the passes tell; see `split_attention`."""
@@ -166,15 +169,16 @@ class Passes:
         )
 
 
-def count_head(model: nn.Module, seen: dict[Hashable, Any]) -> float:
-    """Returns the FLOPs of the head and its loss for one position with a label; see `count_pass`."""
+def count_head(model: nn.Module, seen: dict[Hashable, Any], asked: bool) -> float:
+    """Returns the FLOPs of the head and its loss for one position with a label; see `count_pass`.
+
+    Args:
+        asked: whether gradients of its input are wanted.
+    """
     head = model.llm.get_output_embeddings()
-    below = set(model.parameters()) - set(head.parameters())
-    hidden = torch.zeros(
-        TARGETS, head.in_features, device="meta", requires_grad=any(parameter.requires_grad for parameter in below)
-    )
+    hidden = torch.zeros(TARGETS, head.in_features, device="meta", requires_grad=asked)
     labels = torch.zeros(TARGETS, dtype=torch.int64, device="meta")
-    return sum(count_pass(model, lambda: head(hidden, labels), seen).values()) / TARGETS
+    return sum(count_pass(model, partial(head, hidden, labels), seen).values()) / TARGETS
 
 
 def count_pass(model: nn.Module, run: Callable[[], torch.Tensor], seen: dict[Hashable, Any]) -> Counter[str]:

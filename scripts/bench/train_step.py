@@ -5,9 +5,9 @@
     python scripts/bench/train_step.py --sweep --minutes 9                   # on a GPU: every size, row, attention
 
 The samples are drawn like those of the 1.8M mix (lengths.py): `eagle1_sft`, one tile of 1024 tokens per image, at most
-2048 tokens, or `eagle1_tiled`, up to 13 tiles of 256, at most 4096. Tokens and pixels are random, and so are weights. At
-toy size all lengths are a quarter of these, so that attention has a share of the work like that in a 0.5B model at full
-length. The whole model is trained in all cases.
+2048 tokens, or `eagle1_tiled`, up to 13 tiles of 256, at most 4096. Tokens, pixels and weights are random. At toy size
+all lengths are a quarter of these, so that attention has a share of the work like that in a 0.5B model at full length.
+The whole model is trained in all cases.
 
 ours    the real trainer on rows that are in memory: its ledger, its metrics, console, goodput, counted FLOPs.
 bare    the same model and optimizer on the same rows in a loop of ten lines. `overhead` is ours over bare, less 1.
