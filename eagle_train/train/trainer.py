@@ -195,12 +195,12 @@ class Trainer:
         """Runs one row forward and backward.
 
         Returns:
-            (number of sources, 2) float64: weighted loss sum and weight sum by source, of this row.
+            (number of sources, 2) float64, on the engine's device: weighted loss sum and weight sum by source.
         """
         on_device = row.to(self.engine.device)
         losses = self.engine.forward(on_device) * on_device.loss_weights
         self.engine.backward(losses.sum() / weight, last=last)
-        return sums_by_source(on_device, losses.detach(), self.sources)
+        return sums_by_source(row, losses.detach(), self.sources)
 
     def count_bad(self, errors: list[tuple[str, SampleError]]) -> None:
         """Counts the bad samples of all ranks; over the budget, saves and raises TooManyBadSamples."""
@@ -227,17 +227,18 @@ class Trainer:
 
 
 def sums_by_source(row: PackedBatch, losses: torch.Tensor, sources: list[str]) -> torch.Tensor:
-    """Returns (number of sources, 2) float64, on the CPU: weighted loss sum and weight sum by source, of a row.
+    """Returns (number of sources, 2) float64, on the losses' device: weighted loss sum and weight sum by source.
 
     Args:
+        row: best on the host: a device would have to be waited for.
         losses: (T,) float32, weighted.
     """
-    per_sample = torch.stack([losses, row.loss_weights]).double().cumsum(1).cpu()
-    ends = row.cu_seqlens[1:].long().cpu() - 1
-    sums = per_sample[:, ends].diff(dim=1, prepend=torch.zeros(2, 1, dtype=torch.float64)).T
-    by_source = torch.zeros(len(sources), 2, dtype=torch.float64)
-    places = [sources.index(source) for source in row.sources]
-    return by_source.index_add(0, torch.tensor(places, dtype=torch.int64), sums[: len(places)])
+    weights = row.loss_weights.to(losses.device, non_blocking=True)
+    per_sample = torch.stack([losses, weights]).double().cumsum(1)
+    ends = row.cu_seqlens[1:].long() - 1
+    sums = per_sample[:, ends].diff(dim=1, prepend=per_sample.new_zeros(2, 1)).T
+    places = torch.tensor([sources.index(source) for source in row.sources], dtype=torch.int64, device=losses.device)
+    return losses.new_zeros(len(sources), 2, dtype=torch.float64).index_add(0, places, sums[: len(places)])
 
 
 def mean_losses(sums: torch.Tensor, sources: list[str]) -> dict[str, float]:

@@ -14,9 +14,10 @@ bare    the same model and optimizer on the same rows in a loop of ten lines. `o
 padded  `transformers.Trainer` on the same samples, as many to a batch as make a row's worth of tokens on average;
         see train_step_padded.py for the two ways to group by length.
 
-Ours and bare take turns and swap who goes first; each step counts with its median over `--repeats`. Seconds are
-processor time on a CPU, which may be shared, and time on a GPU. `--sweep` runs ours alone in each case for a few steps
-and says what is skipped. The last line is JSON.
+Ours and bare take turns and swap who goes first; each step counts with the best of `--repeats`, and so does each epoch.
+Seconds are processor time on a CPU, which may be shared, and time on a GPU. `--sweep` runs the bare loop alone in each
+case for a few steps, layers recomputed, and says what is skipped: what does not fit, or comes after `--minutes`. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ from encoders import circumstances
 from train_step_ours import bare, clock, make_stage, ours
 from train_step_padded import GROUPINGS, train_padded
 from train_step_sweep import sweep
-from train_step_work import MIXTURES, SIZES, make_model, make_rows, make_samples, shapes_of, supervised
+from train_step_work import MIXTURES, SIZES, make_engine, make_model, make_rows, make_samples, shapes_of, supervised
 
+from eagle_train import dist
 from eagle_train.model.pass_flops import CONVENTION, step_flops
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import meta_model
@@ -56,14 +57,14 @@ def overhead(
             with tempfile.TemporaryDirectory() as folder:
                 run = ours(engine, stage, rows, flops, Path(folder)) if name == "ours" else bare(engine, stage, rows)
             times[name].append(run)
-    seconds = {name: sum(statistics.median(step) for step in zip(*runs, strict=True)) for name, runs in times.items()}
+    seconds = {name: sum(min(step) for step in zip(*runs, strict=True)) for name, runs in times.items()}
     return {**seconds, "overhead": seconds["ours"] / seconds["bare"] - 1}
 
 
 def compare_padded(
     model: VisionLanguageModel, samples: list[EncodedSample], batch_size: int, repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Returns the seconds of one epoch of each padded trainer; the median of repeats."""
+    """Returns the seconds of one epoch of each padded trainer; the best of repeats."""
     found = {}
     for grouping in GROUPINGS:
         train_padded(model, samples[: 2 * batch_size], batch_size=batch_size, grouping=grouping, now=clock(device))
@@ -71,7 +72,7 @@ def compare_padded(
             train_padded(model, samples, batch_size=batch_size, grouping=grouping, now=clock(device))
             for _ in range(repeats)
         ]
-        found[grouping] = statistics.median(runs)
+        found[grouping] = min(runs)
     return found
 
 
@@ -79,7 +80,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Runs all three on the same samples; prints and returns what they made of them."""
     grid = {"eagle1_sft": 16, "eagle1_tiled": 8}[args.mix]
     toy = [f"mixture.grid={grid}"] if args.size == "toy" else []
-    model, config = make_model(args.size, args.mixture, device, *toy)
+    model, config = make_model(args.size, args.mixture, *toy)
     tile_size, per_tile = config["data"]["tile_size"], model.mixture.tokens_per_tile
     shapes = shapes_of(args.mix, args.longest, per_tile, args.samples, args.scale)
     samples = make_samples(shapes, model, tile_size)
@@ -91,7 +92,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         f"{tokens / (len(rows) * args.row):.1%} full; padded batches of {batch_size}",
         flush=True,
     )
-    engine = PlainEngine(model, make_stage(len(rows), args.row), 1, activation_checkpointing=args.checkpointing)
+    engine = make_engine(model, make_stage(len(rows), args.row), activation_checkpointing=args.checkpointing)
     meta = meta_model(config).requires_grad_(True)
     found = overhead(engine, meta, tile_size, rows, args)
     for name in ("ours", "bare"):
@@ -125,17 +126,17 @@ def main() -> None:
     parser.add_argument("--attention", nargs="+", help="of the sweep; all that are configured")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which the sweep begins no other case")
     parser.add_argument("--peak-tflops", type=float, help="of the device, where its name does not tell")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--offload", action="store_true", help="in the sweep, layers' inputs wait in host memory")
     args = parser.parse_args()
     args.scale = args.scale or (4 if args.size == "toy" else 1)
     args.longest = args.longest or {"eagle1_sft": 2048, "eagle1_tiled": 4096}[args.mix] // args.scale
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    facts = circumstances(args.device)
+    device = dist.device()
+    facts = circumstances(device.type)
     print("\n".join(f"{name}: {fact}" for name, fact in facts.items()), flush=True)
-    device = torch.device(args.device)
     if args.sweep:
         print(f"what is counted: {CONVENTION}")
-        result = {"cases": sweep(args, device)}
+        result = {"cases": sweep(args)}
     else:
         result = compare(args, device)
     print(json.dumps(facts | {"arguments": vars(args)} | result))

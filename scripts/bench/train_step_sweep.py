@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from train_step_ours import bare, make_stage
-from train_step_work import MIXTURES, make_model, make_rows, make_samples, shapes_of
+from train_step_work import MIXTURES, make_engine, make_model, make_rows, make_samples, shapes_of
 
 from eagle_train.model.pass_flops import StepFlops, step_flops
 from eagle_train.model.vlm import VisionLanguageModel
@@ -19,35 +19,34 @@ from eagle_train.train.config import build, load_choice, options
 from eagle_train.train.engine import PlainEngine
 from eagle_train.types import PackedBatch
 
-STEPS = 3
+STEPS = 2
 """Of a case, after the first, which chooses kernels and allocates memory."""
 GIB = 2**30
 
 
-def sweep(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs the cases one after another, the small ones first; prints and returns each, also those that are skipped."""
     end = time.monotonic() + 60 * args.minutes
     results = []
-    for size in args.sizes:
-        for mixture in MIXTURES if size != "toy" else ["siglip"]:
+    for mixture in MIXTURES:
+        for size in args.sizes:
             if time.monotonic() > end:
                 results.append(told({"size": size, "mixture": mixture, "skipped": "no time left"}))
                 continue
-            results += sweep_model(size, mixture, args, device, end)
+            results += sweep_model(size, mixture, args, end)
             gc.collect()
             torch.cuda.empty_cache()
     return results
 
 
-def sweep_model(
-    size: str, mixture: str, args: argparse.Namespace, device: torch.device, end: float
-) -> list[dict[str, Any]]:
+def sweep_model(size: str, mixture: str, args: argparse.Namespace, end: float) -> list[dict[str, Any]]:
     """Runs one model over rows and attentions."""
     name = {"size": size, "mixture": mixture}
     try:
-        model, config = make_model(size, mixture, device)
+        model, config = make_model(size, mixture)
         flops = step_flops(meta_model(config).requires_grad_(True), config["data"]["tile_size"], recomputed=True)
-        engine = PlainEngine(model, make_stage(1, max(args.lengths)), 1, bf16=False, activation_checkpointing=True)
+        stage = make_stage(1, max(args.lengths))
+        engine = make_engine(model, stage, activation_checkpointing=True, activation_offload=args.offload)
     except torch.OutOfMemoryError as error:
         return [told(name | {"skipped": short(error)})]
     results = []

@@ -11,11 +11,15 @@ import numpy as np
 import torch
 from lengths import lengths_of
 
+from eagle_train import dist
 from eagle_train.data.collate import pack
 from eagle_train.data.packing import pack_rows
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_model
 from eagle_train.train.config import load_config
+from eagle_train.train.engine import PlainEngine
+from eagle_train.train.placement import WholeWeights
+from eagle_train.train.schedule import Stage
 from eagle_train.types import IGNORE_INDEX, EncodedSample, PackedBatch, SampleUse
 
 ANSWERS = 0.6
@@ -42,14 +46,23 @@ class Shape:
     tiles: int
 
 
-def make_model(size: str, mixture: str, device: torch.device, *more: str) -> tuple[VisionLanguageModel, dict[str, Any]]:
-    """Returns a model in training mode, all of it trained, and its config; in bfloat16 on a GPU."""
+def make_model(size: str, mixture: str, *more: str) -> tuple[VisionLanguageModel, dict[str, Any]]:
+    """Returns a model in training mode on this process's device, float32, all of it trained, and its config."""
     choice = [] if size == "toy" else MIXTURES[mixture]
     config = load_config([*SIZES[size], *choice, *more])
     torch.manual_seed(0)
-    with device:
-        model = build_model(config)
-    return model.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).train(), config
+    with dist.device():  # 7B random weights take minutes on a CPU
+        return build_model(config).train(), config
+
+
+def make_engine(model: VisionLanguageModel, stage: Stage, **options: bool) -> PlainEngine:
+    """Returns plain torch around a model: on a GPU weights, gradients and AdamW's states are all bfloat16.
+
+    So a 7B model with its optimizer, 8 bytes a parameter, fits on one card; a real run has float32 masters, sharded.
+    """
+    device = dist.device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return PlainEngine(model, stage, 1, placement=WholeWeights(device, dtype), bf16=False, **options)
 
 
 def shapes_of(mix: str, longest: int, tokens_per_tile: int, count: int, scale: int, seed: int = 0) -> list[Shape]:
