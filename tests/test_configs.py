@@ -22,6 +22,7 @@ GIVEN = {  # by the code that finishes a partial
     "MlpProjector": ("in_channels", "hidden_size"),
     "WandbTracker": ("run_dir", "name", "run_id", "config"),
     "train_tokenizer": ("texts", "out"),
+    "Profiler": ("folder",),
 }
 
 

@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
+
+from eagle_train.model.flop_counter import FlopCounter
 
 
 def count_flops(module: nn.Module, *inputs: torch.Tensor, **arguments: Any) -> int:
     """Returns the FLOPs of `module(*inputs, **arguments)`; all of it on the meta device."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounter({}) as counter:
         module(*inputs, **arguments)
-    return counter.get_total_flops()
+    return counter.total()
 
 
 def llm_flops(llm: PreTrainedModel, length: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eagle_train.track.goodput import process_started
 from eagle_train.train.app import train
 from eagle_train.train.config import load_config, options, to_yaml
 from eagle_train.train.preemption import EXIT_CODE, ignore_signals
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
     if "--cfg" in arguments:
         print(to_yaml(config), end="")
         return 0
-    if train(config):
+    if train(config, process_started()):
         return 0
     ignore_signals()
     return EXIT_CODE

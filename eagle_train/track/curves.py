@@ -67,6 +67,12 @@ def make_curves(records: Sequence[dict[str, Any]]) -> Curves:
                 plain(("all", "time/tokens_per_second"), ("with loss", "time/supervised_tokens_per_second")),
                 from_zero=True,
             ),
+            chart(
+                "Use of the devices' peak",
+                plain(("MFU", "perf/mfu"), ("HFU", "perf/hfu"), scale=100.0),
+                unit="%",
+                from_zero=True,
+            ),
             chart("Image tiles per second", plain(("tiles", "time/images_per_second")), from_zero=True),
             chart(
                 "Waiting for data",

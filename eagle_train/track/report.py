@@ -19,6 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from eagle_train.track.charts import short
 from eagle_train.track.curves import frames_chart, make_curves
 from eagle_train.track.run_folder import RunFolder, read_run
+from eagle_train.track.time_bars import time_bars
+from eagle_train.track.timeline import goodput_of
 
 LIBRARIES = ("eagle-train", "torch", "transformers", "deepspeed", "wandb")
 THUMBNAIL = 256
@@ -46,6 +48,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         accounting=accounting_rows(run),
         scores=score_rows(run),
         frames=frames_chart(run.scores),
+        goodput=time_bars(run.timeline),
         gallery=[gallery_card(run.path / "gallery", entry) for entry in run.gallery],
         versions=versions(),
     )
@@ -102,6 +105,21 @@ def facts(run: RunFolder) -> list[Fact]:
     speeds = [speed for speed in speeds if speed is not None]
     if speeds:
         found.append(Fact(label="Tokens per second", value=f"{statistics.median(speeds):,.0f}", note="median"))
+    return found + speed_facts(run)
+
+
+def speed_facts(run: RunFolder) -> list[Fact]:
+    """Returns the run's MFU, if the peak of its devices is known, and its goodput."""
+    found = []
+    used = [record["perf/mfu"] for record in run.training if record.get("perf/mfu") is not None]
+    if used:
+        device, peak = run.speed.get("device", "?"), run.speed.get("peak_tflops")
+        note = f"median; {device}, peak {peak:g} TFLOP/s" if peak else "median"
+        found.append(Fact(label="MFU", value=f"{statistics.median(used):.1%}", note=note))
+    if run.timeline.starts:
+        seconds = run.timeline.totals()
+        note = f"of {timedelta(seconds=round(sum(seconds.values())))} over all starts"
+        found.append(Fact(label="Goodput", value=f"{goodput_of(seconds):.1%}", note=note))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from eagle_train.track.jsonl import read_metrics
+from eagle_train.track.timeline import Timeline, read_timeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,10 @@ class RunFolder:
     """Held-out questions with answers."""
     attempts: list[dict[str, Any]]
     """One per start of the run."""
+    timeline: Timeline
+    """Where the time of all starts went."""
+    speed: Mapping[str, Any]
+    """Of `speed.json`: the device, its peak, and what MFU counts."""
 
     @property
     def name(self) -> str:
@@ -71,6 +76,8 @@ def read_run(path: Path) -> RunFolder:
         accounting=_read_json(path / "accounting.json", {}),
         gallery=_read_json(path / "gallery" / "gallery.json", []),
         attempts=read_metrics(attempts) if attempts.exists() else [],
+        timeline=read_timeline(path / "goodput.jsonl") if (path / "goodput.jsonl").exists() else Timeline(),
+        speed=_read_json(path / "speed.json", {}),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,12 @@ from eagle_train.data.loader import RowDataset
 from eagle_train.data.recipe import card_source, load_recipe
 from eagle_train.data.too_long import DropTooLong
 from eagle_train.model.describe import describe
+from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import ConsoleTracker
+from eagle_train.track.goodput import FILE as GOODPUT
+from eagle_train.track.goodput import Goodput
 from eagle_train.track.jsonl import JsonlTracker, read_metrics
+from eagle_train.track.timeline import in_words
 from eagle_train.track.tracker import Trackers
 from eagle_train.track.wandb_tracker import new_run_id
 from eagle_train.train.assemble import (
@@ -47,6 +51,7 @@ from eagle_train.train.pretrained import load_run_start, start_table
 from eagle_train.train.retention import Retention
 from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
 from eagle_train.train.saving import Saver
+from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import make_layout, read_sources
 from eagle_train.train.stage_run import Run, run_stage
 from eagle_train.train.watchdog import Watchdog, new_folder
@@ -54,11 +59,14 @@ from eagle_train.train.watchdog import Watchdog, new_folder
 log = logging.getLogger(__name__)
 
 
-def train(config: Mapping[str, Any]) -> bool:
+def train(config: Mapping[str, Any], started: float | None = None) -> bool:
     """Runs or resumes the run a config describes; returns whether it is complete.
 
     False: it was asked to stop, has saved its state, and is requeued if SLURM runs it. Everything of the run is under
     `run_dir`; the same config resumes from its newest complete checkpoint.
+
+    Args:
+        started: when this process began, in seconds since 1970, for the account of the run's time; None: now.
     """
     preempted = build(config["preemption"])  # first of all: a signal while the model is built must not kill the run
     with ExitStack() as stack:
@@ -66,7 +74,12 @@ def train(config: Mapping[str, Any]) -> bool:
         dist.init()
         heart = Heart()
         stack.callback(start_watchdog(config, heart).close)
-        run = start(config, preempted, heart)
+        schedule, meta = build_schedule(config), meta_model(config)
+        add_adapters(config, meta)
+        check_stages(config, meta, schedule)
+        path = Path(config["run_dir"]) / GOODPUT if dist.rank() == 0 else None
+        goodput = stack.enter_context(closing(Goodput(path, started=started)))
+        run = start(config, schedule, meta, preempted=preempted, heart=heart, goodput=goodput)
         complete = run_stages(run)
         if not complete:
             requeue()
@@ -87,10 +100,15 @@ def run_stages(run: Run) -> bool:
                 return False
         run.preempted.close()  # a signal now ends the process at once: there is nothing left to save
         run.heart.beat("evaluate", run.state.global_step)
-        finish(run)
+        with run.goodput.phase("evaluation"):
+            finish(run)
         return True
     finally:
         run.trackers.close()
+        if run.profiler is not None:
+            run.profiler.close()
+        if dist.rank() == 0:
+            log.warning(in_words(run.goodput.seconds()))
 
 
 def after_preemption(run: Run) -> str:
@@ -107,13 +125,17 @@ def start_watchdog(config: Mapping[str, Any], heart: Heart) -> Watchdog | ExitSt
     return Watchdog(new_folder(Path(config["run_dir"])), heart, build(config["watchdog"]))
 
 
-def start(config: Mapping[str, Any], preempted: PreemptionFlag, heart: Heart) -> Run:
+def start(
+    config: Mapping[str, Any],
+    schedule: Mapping[str, Stage],
+    meta: VisionLanguageModel,
+    *,
+    preempted: PreemptionFlag,
+    heart: Heart,
+    goodput: Goodput,
+) -> Run:
     """Returns a run ready for its first or next stage."""
     folder = Path(config["run_dir"])
-    schedule = build_schedule(config)
-    meta = meta_model(config)
-    add_adapters(config, meta)
-    check_stages(config, meta, schedule)
     checkpoints = CheckpointDir(folder / "checkpoints", make_retention(config))
     seed_everything(config["seed"])
     placement = build_placement(config["engine"])
@@ -124,7 +146,8 @@ def start(config: Mapping[str, Any], preempted: PreemptionFlag, heart: Heart) ->
     if latest is None:
         run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
         state = TrainState(stage=next(iter(schedule)), run_id=run_id)
-        starts = load_run_start(config, model, encoder.tokenizer, put=construction.put)
+        with goodput.phase("resume"):
+            starts = load_run_start(config, model, encoder.tokenizer, put=construction.put)
         if dist.rank() == 0:
             Console(stderr=True).print(start_table(starts))
     else:
@@ -137,6 +160,7 @@ def start(config: Mapping[str, Any], preempted: PreemptionFlag, heart: Heart) ->
     add_adapters(config, model)
     construction.finish(initial=latest is None)
     state.config_hash = hash_of(to_yaml(config))
+    goodput.resumed(state.global_step)
     attempt = record_attempt(folder, config, state.run_id, latest) if dist.rank() == 0 else None
     attempt = dist.broadcast_object(attempt)
     return Run(
@@ -155,6 +179,8 @@ def start(config: Mapping[str, Any], preempted: PreemptionFlag, heart: Heart) ->
         heart=heart,
         attempt=attempt,
         trackers=make_trackers(config, folder, state),
+        goodput=goodput,
+        profiler=build(config["profiler"])(folder) if config["profiler"] else None,
     )
 
 

@@ -160,7 +160,7 @@ def run_rows(engine: PlainEngine, rows: Iterator[RebuiltRow], sources: list[str]
     for row in rows:
         batch = row.batch.to(engine.device)
         # With gradients, though none are wanted: without them other kernels may run.
-        yield sums_by_source(batch, (engine.forward(batch) * batch.loss_weights).detach(), sources)
+        yield sums_by_source(batch, (engine.forward(batch) * batch.loss_weights).detach(), sources).cpu()
 
 
 def recorded_losses(run: Path, config: Mapping[str, Any], place: Place) -> dict[str, float]:

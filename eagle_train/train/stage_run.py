@@ -19,6 +19,8 @@ from eagle_train.data.row_buffers import row_bytes
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import Cursor, steps
 from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.track.goodput import Goodput
+from eagle_train.track.profiler import Profiler
 from eagle_train.track.tracker import Trackers
 from eagle_train.train.assemble import adapters, stage_model
 from eagle_train.train.attention_check import check_attention
@@ -31,6 +33,7 @@ from eagle_train.train.checkpoint import (
 )
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import ForwardFlops
+from eagle_train.train.engine import Engine
 from eagle_train.train.freeze_proof import FreezeProof
 from eagle_train.train.heartbeat import Heart
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view, with_dtypes
@@ -40,6 +43,7 @@ from eagle_train.train.run_folder import changed_values
 from eagle_train.train.saving import Saver, SaveReport
 from eagle_train.train.schedule import Stage
 from eagle_train.train.sequence.rows import RowGroups
+from eagle_train.train.speed import speedometer
 from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint
 from eagle_train.train.trainer import Trainer
 
@@ -70,12 +74,15 @@ class Run:
     heart: Heart
     attempt: int
     trackers: Trackers
+    goodput: Goodput
+    profiler: Profiler | None
 
 
 def run_stage(run: Run, stage: Stage) -> bool:
     """Runs one stage to its end; returns False if it was asked to stop before."""
     run.heart.beat("start", run.state.global_step)
-    data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
+    with run.goodput.phase("data"):
+        data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
     cursor = tie_plan(run, data)
     model = stage_model(run.config, run.model, stage).train()
     freeze(model, stage.learning_rates, adapters(run.config))
@@ -86,21 +93,21 @@ def run_stage(run: Run, stage: Stage) -> bool:
     micro_batches = -(-stage.rows_per_step // groups.data_world_size)
     attention = model.attention  # of a rank by itself; an engine may make ranks share it
     engine = build(run.config["engine"])(model, stage, micro_batches, placement=run.placement)
+    flops, meter = speedometer(run.config, run.meta, run.state.stage, stage)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
     check_attention(model, attention, engine)
-    if run.resume_from is not None:
-        engine.load(run.resume_from)
-        restore_random_states(run.resume_from)
-        run.resume_from = None
+    resume(run, engine)
     ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
     dataset = RowDataset(data.catalog, data.encoder, build(run.config["data"]).storage)
 
     def save(*, wait: bool = True) -> SaveReport:
-        ledger.sync()
-        files = state_files(run.state, to_yaml(dict(run.config)), data.identity)
-        report = run.saver.save(engine, run.state.global_step, files, wait=wait)
-        log_save(run, report)
+        run.goodput.saved()
+        with run.goodput.phase("checkpoint"):
+            ledger.sync()
+            files = state_files(run.state, to_yaml(dict(run.config)), data.identity)
+            report = run.saver.save(engine, run.state.global_step, files, wait=wait)
+        settle(run, report)
         return report
 
     loader = stage_loader(run, data, dataset, micro_batches, cursor, groups)
@@ -121,12 +128,17 @@ def run_stage(run: Run, stage: Stage) -> bool:
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
-        poll=lambda: log_save(run, run.saver.poll()),
+        poll=lambda: settle(run, run.saver.poll()),
+        meter=meter,
+        flops=flops,
+        goodput=run.goodput,
+        profiler=run.profiler,
         proof=FreezeProof(model, run.placement) if run.config["prove_freeze"] else None,
     )
     run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
     try:
-        finished = trainer.fit()
+        with run.goodput.phase("training"):
+            finished = trainer.fit()
         if finished and (last := run.saver.last) and last.trouble:
             raise OSError(f"stage {run.state.stage} is trained, but its end could not be saved: {last.trouble}")
         dist.barrier()  # every rank's ledger is written
@@ -140,12 +152,23 @@ def run_stage(run: Run, stage: Stage) -> bool:
     return finished
 
 
-def log_save(run: Run, report: SaveReport | None) -> None:
-    """Records how a save went, once it is settled, and how long the next may take."""
-    if report is not None and report.published:
+def resume(run: Run, engine: Engine) -> None:
+    """Restores what the run resumes from, if this is its first stage since its start."""
+    if run.resume_from is None:
+        return
+    with run.goodput.phase("resume"):
+        engine.load(run.resume_from)
+        restore_random_states(run.resume_from)
+    run.resume_from = None
+
+
+def settle(run: Run, report: SaveReport | None) -> None:
+    """Records how a save went, once that is known, and how long the next may take."""
+    if report is None or not (report.published or report.trouble):
+        return
+    if report.published:
         run.preempted.saved(report.seconds)
-    if report is not None and (report.published or report.trouble):
-        run.trackers.log(report.metrics(), run.state.global_step)
+    run.trackers.log(report.metrics(), run.state.global_step)
 
 
 def stage_loader(

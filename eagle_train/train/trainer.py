@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch.nn import functional as F
@@ -18,6 +18,9 @@ from eagle_train import dist
 from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
 from eagle_train.data.ledger import Ledger
 from eagle_train.data.stream import Step
+from eagle_train.model.pass_flops import StepFlops
+from eagle_train.track.goodput import Goodput
+from eagle_train.track.profiler import Profiler
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Tracker
 from eagle_train.train.checkpoint import TrainState
@@ -50,6 +53,10 @@ class Trainer:
             is published, after a copy was made.
         poll: called after every step by all ranks together: publishes what was saved meanwhile.
         save_every, log_every: steps between; the last step always does both.
+        meter: what rates are worked out by.
+        flops: of rows; None: they are not counted.
+        goodput: told what the time goes into.
+        profiler: told of every step; None: nothing is profiled.
         proof: of the freeze table, which the first update completes; null: none.
     """
 
@@ -68,6 +75,10 @@ class Trainer:
     save_every: int
     log_every: int
     poll: Callable[[], object] = lambda: None
+    meter: Throughput = field(default_factory=Throughput)
+    flops: StepFlops | None = None
+    goodput: Goodput = field(default_factory=Goodput)
+    profiler: Profiler | None = None
     proof: FreezeProof | None = None
 
     def __post_init__(self) -> None:
@@ -81,23 +92,27 @@ class Trainer:
             NonFiniteLossError: after saving the state before the step.
             TooManyBadSamples: see `budget`.
         """
-        meter = Throughput()
         while self.state.step < self.num_steps:
+            if self.profiler is not None:
+                with self.goodput.phase("other"):
+                    self.profiler.at(self.state.global_step)
             started = time.perf_counter()
             self.heart.beat("data", self.state.global_step)
-            step, rows = next(self.steps)
+            with self.goodput.phase("data_wait"):
+                step, rows = next(self.steps)
             waited = time.perf_counter() - started
-            preempted, metrics = self.train_step(rows, meter)
+            preempted, metrics = self.train_step(rows, self.meter)
             self.book(step)
             self.poll()
-            meter.update(
+            self.goodput.reach(self.state.global_step)
+            self.meter.update(
                 capacity=self.stage.rows_per_step * self.stage.max_length,
                 data_wait_seconds=waited,
                 step_seconds=time.perf_counter() - started,
             )
             self.heart.beat("log", self.state.global_step)
             if self.due(self.log_every):
-                speed = meter.flush()
+                speed = self.meter.flush() | self.goodput.metrics()
                 left = (self.num_steps - self.state.step) * speed["time/step_seconds"]
                 self.tracker.log(
                     metrics | self.flush_losses() | speed | {"time/eta_seconds": left}, self.state.global_step
@@ -127,9 +142,10 @@ class Trainer:
             sum(row.num_images for row in rows),
             len(errors),
             float(self.preempted.asked()),
+            *self.count_flops(rows),
         ]
         self.heart.beat("agree", self.state.global_step, [key for row in rows for key in row.keys])
-        weight, tokens, supervised, images, bad, stop = dist.all_reduce_sum(counts)
+        weight, tokens, supervised, images, bad, stop, useful, executed = dist.all_reduce_sum(counts)
         if bad:
             self.count_bad(errors)
         metrics = {"stage": self.state.stage, "stage_step": self.state.step + 1}
@@ -141,7 +157,13 @@ class Trainer:
         self.state.global_step += 1
         self.state.tokens_seen += int(tokens)
         meter.update(tokens=int(tokens), supervised=int(supervised), images=int(images))
+        meter.update(useful_flops=useful, executed_flops=executed)
         return stop > 0, metrics | {"train/tokens_seen": self.state.tokens_seen}
+
+    def count_flops(self, rows: list[PackedBatch]) -> tuple[float, float]:
+        """Returns the useful and the executed FLOPs of this rank's rows, see `StepFlops`; 0 where they are unknown."""
+        counted = [(0.0, 0.0) if self.flops is None else self.flops.of(row) for row in rows]
+        return sum(useful for useful, _ in counted), sum(executed for _, executed in counted)
 
     def book(self, step: Step) -> None:
         """Takes down where the stream stands after a step, and what was read."""
@@ -186,13 +208,13 @@ class Trainer:
         """Runs one row forward and backward.
 
         Returns:
-            (number of sources, 2) float64: weighted loss sum and weight sum by source, of this row.
+            (number of sources, 2) float64, on the engine's device: weighted loss sum and weight sum by source.
         """
         self.heart.beat("row", self.state.global_step, row.keys)
         on_device = row.to(self.engine.device)
         losses = self.engine.forward(on_device) * on_device.loss_weights
         self.engine.backward(losses.sum() / weight, last=last)
-        return sums_by_source(on_device, losses.detach(), self.sources)
+        return sums_by_source(row, losses.detach(), self.sources)
 
     def count_bad(self, errors: list[tuple[str, SampleError]]) -> None:
         """Counts the bad samples of all ranks; over the budget, saves and raises TooManyBadSamples."""
@@ -219,18 +241,19 @@ class Trainer:
 
 
 def sums_by_source(row: PackedBatch, losses: torch.Tensor, sources: list[str]) -> torch.Tensor:
-    """Returns (number of sources, 2) float64, on the CPU: weighted loss sum and weight sum by source, of a row.
+    """Returns (number of sources, 2) float64, on the losses' device: weighted loss sum and weight sum by source.
 
     Args:
+        row: best on the host: a device would have to be waited for.
         losses: (T,) float32, weighted.
     """
-    before = F.pad(torch.stack([losses, row.loss_weights]).double().cumsum(1), (1, 0)).cpu()
+    weights = row.loss_weights.to(losses.device, non_blocking=True)
+    before = F.pad(torch.stack([losses, weights]).double().cumsum(1), (1, 0))
     begin = 0 if row.part is None else row.part.begin
-    bounds = (row.cu_seqlens.long().cpu() - begin).clamp(0, len(losses))  # samples may begin and end on other ranks
+    bounds = (row.cu_seqlens.long() - begin).clamp(0, len(losses))  # samples may begin and end on other ranks
     sums = before[:, bounds].diff(dim=1).T
-    by_source = torch.zeros(len(sources), 2, dtype=torch.float64)
-    places = [sources.index(source) for source in row.sources]
-    return by_source.index_add(0, torch.tensor(places, dtype=torch.int64), sums[: len(places)])
+    places = torch.tensor([sources.index(source) for source in row.sources], dtype=torch.int64, device=losses.device)
+    return losses.new_zeros(len(sources), 2, dtype=torch.float64).index_add(0, places, sums[: len(places)])
 
 
 def mean_losses(sums: torch.Tensor, sources: list[str]) -> dict[str, float]:

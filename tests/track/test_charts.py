@@ -124,7 +124,7 @@ def test_what_was_not_logged_has_no_chart():
         "Learning rate",
         None,
     ]
-    assert curves.throughput == [None] * 6
+    assert curves.throughput == [None] * 7
 
 
 def test_a_long_run_is_drawn_with_few_points():

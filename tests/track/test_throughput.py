@@ -57,3 +57,23 @@ def test_a_flush_without_a_step_is_an_error():
 def test_peak_memory_is_the_high_water_mark_in_gib():
     high_water_kib = int(re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())[1])
     assert peak_memory()["memory/peak_rss_gib"] == pytest.approx(high_water_kib / 2**20, rel=0.05)
+
+
+def test_mfu_is_useful_flops_per_rank_over_the_peak_and_hfu_the_executed_ones():
+    meter = Throughput(num_ranks=4, peak_tflops=10.0)
+    for _ in range(2):
+        meter.update(useful_flops=30e12, executed_flops=40e12)
+        meter.update(step_seconds=1.5)
+    metrics = meter.flush()
+    assert metrics["perf/tflops_per_rank"] == 5.0
+    assert metrics["perf/mfu"] == 0.5 and metrics["perf/hfu"] == pytest.approx(2 / 3)
+    meter.update(tokens=1, step_seconds=1.0)
+    assert not any(name.startswith("perf/") for name in meter.flush())
+
+
+def test_without_a_peak_there_is_speed_but_no_mfu():
+    meter = Throughput()
+    meter.update(useful_flops=3e12, executed_flops=3e12, step_seconds=1.0)
+    assert {name for name in meter.flush() if name.startswith("perf/")} == {"perf/tflops_per_rank"}
+    with pytest.raises(ValueError, match="peak_tflops is 0"):
+        Throughput(peak_tflops=0.0)
