@@ -26,7 +26,7 @@ from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import DamagedTable, read_metadata, write_table
 from eagle_train.types import Media, Sample, SampleError
 
-INDEX_VERSION = "3"
+INDEX_VERSION = "4"
 TEXT_MEMBERS = frozenset({"json", "txt"})
 BLOCK = 512
 """Bytes; tar headers start at multiples of it."""
@@ -43,6 +43,10 @@ MEDIA = pa.struct(
         ("end", pa.float64()),
         ("duration", pa.float64()),
         ("num_frames", pa.int32()),
+        ("min_pixels", pa.int64()),
+        ("max_pixels", pa.int64()),
+        ("resized_width", pa.int32()),
+        ("resized_height", pa.int32()),
     ]
 )
 SCHEMA = pa.schema(

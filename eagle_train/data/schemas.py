@@ -24,6 +24,7 @@ from eagle_train.data.json_fields import bad_record, load_object, objects, text
 from eagle_train.data.media_fields import (
     END_FIELDS,
     MEDIA_LISTS,
+    PIXEL_FIELDS,
     START_FIELDS,
     listed_media,
     medium_fields,
@@ -211,10 +212,12 @@ def _read_part(part: Mapping[str, Any], key: str) -> Part:
         return Slot(name)  # the next one of the list beside the conversation
     if isinstance(value, Mapping) and "url" in value:
         value = value["url"]  # OpenAI's may also tell a level of detail
-    # Beside a file, Qwen's `fps` says how to choose its frames, which is the run's business.
-    bounds = (*START_FIELDS, *END_FIELDS, *(["fps"] if isinstance(value, list) else []))
-    if kind == "video" and not isinstance(value, Mapping) and any(part.get(field) is not None for field in bounds):
-        value = {"path": value, **{field: part.get(field) for field in bounds}}
+    # Beside a file, Qwen's `fps` and `nframes` say how to choose its frames, which is the run's business.
+    rate = ["fps"] if isinstance(value, list) else []
+    asked = (*PIXEL_FIELDS, *((*START_FIELDS, *END_FIELDS, *rate) if name == "video" else ()))
+    given = {field: part[field] for field in asked if part.get(field) is not None}
+    if given:
+        value = (dict(value) if isinstance(value, Mapping) else {"path": value}) | given
     return read_medium(value, name, key, f"{kind} part")
 
 
