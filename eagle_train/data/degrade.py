@@ -1,8 +1,8 @@
 """How many frames and tiles the media of a sample get: policies, pure functions of header facts and a budget of tokens.
 
-`EachByItself` gives every medium what it asks for, however long the sample becomes; with InternVL's `SharedTiles`, images
-share a number of tiles. `AutomaticDegradeSampling` is Eagle
-2.5's: text is paid first, whole; then frames; then tiles, as many as the row has left.
+`EachByItself` gives every medium what it asks for, however long the sample becomes; with InternVL's `SharedTiles` the
+images share a number of tiles. `AutomaticDegradeSampling` is Eagle 2.5's: text is paid first, whole; then frames; then
+tiles, as many as the row has left.
 """
 
 from __future__ import annotations

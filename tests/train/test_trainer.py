@@ -11,11 +11,11 @@ from eagle_train.data.collate import pack
 from eagle_train.data.ledger import USED, Ledger, LedgerShard
 from eagle_train.data.ledger_read import read_bad, read_ledger
 from eagle_train.data.stream import Cursor, Step
-from eagle_train.track.throughput import Throughput
-from eagle_train.track.tracker import Trackers
 from eagle_train.model.encoders.intern_vit import InternVit
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.projector import MlpProjector
+from eagle_train.track.throughput import Throughput
+from eagle_train.track.tracker import Trackers
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.engine import PlainEngine
 from eagle_train.train.optim import freeze

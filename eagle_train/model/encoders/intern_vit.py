@@ -94,10 +94,15 @@ class InternVit(VisionEncoder):
             init_from_fan_in(self)
             nn.init.normal_(self.embeddings.position_embedding, std=0.5)
 
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The transformer's layers."""
+        return self.encoder["layers"]
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Returns features (N, C, G, G) of normalized images."""
         tokens, grid = self.embeddings(images)
-        for layer in self.encoder["layers"]:
+        for layer in self.layers:
             recomputed = self.checkpointing and self.training
             tokens = checkpoint(layer, tokens, use_reentrant=False) if recomputed else layer(tokens)
         return tokens[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))

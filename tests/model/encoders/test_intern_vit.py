@@ -61,7 +61,7 @@ def test_it_is_the_library_without_its_class_token(qk_norm):
 
 def test_layers_are_left_out_in_training_alone_the_last_most_often():
     encoder = randomized(tiny.intern_vit(num_hidden_layers=3, drop_path=0.5))
-    assert [layer.drop_path.drop_prob for layer in encoder.encoder["layers"]] == [0.0, 0.25, 0.5]
+    assert [layer.drop_path.drop_prob for layer in encoder.layers] == [0.0, 0.25, 0.5]
     tiles = pixels(1).expand(400, -1, -1, -1)
     with torch.no_grad():
         seen = encoder.eval()(tiles)
