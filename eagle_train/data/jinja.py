@@ -18,9 +18,7 @@ NEEDS_FRAMES = (
 )
 COUNTED = {"image": IMAGES, "video": VIDEOS, "document": "['document']"}
 """Types of parts by the name of the counter of their kind."""
-ORDINAL = "({words}[number - 1] if number <= {count} else number)".format(
-    words=json.dumps(list(ORDINALS)), count=len(ORDINALS)
-)
+ORDINAL = f"({json.dumps(list(ORDINALS))}[number - 1] if number <= {len(ORDINALS)} else number)"
 """The number of a medium in words."""
 
 

@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
         default="native",
         help="native: for `chat` and `init_from`; eagle1: as the released Eagle 1 checkpoints; eagle2: as those of "
         "Eagle 2 and 2.5, for vLLM and transformers; internvl: as the original code of InternVL2 writes them; "
-        "internvl-hf: for transformers' own InternVLForConditionalGeneration; mm_projector: only the projector, as LLaVA's first stage",
+        "internvl-hf: for transformers' own InternVLForConditionalGeneration; "
+        "mm_projector: only the projector, as LLaVA's first stage",
     )
     parser.add_argument(
         "--pooling-head", action="store_true", help="eagle2: write SigLIP's unused pooling head even if there was none"

@@ -100,7 +100,7 @@ def test_a_part_without_a_place_is_an_error():
 
 LABELS = {
     "card": MediaText(video="Video:\n", frame="Frame {number} sampled at {seconds:.2f} seconds: ", separator="\n"),
-    "processor": MediaText(video="The {ordinal} video with {fps:.2f} fps: ", frame="Frame {number} at {seconds:.1f}s: "),
+    "processor": MediaText(video="The {ordinal} video, {fps:.2f} fps: ", frame="Frame {number} at {seconds:.1f}s: "),
     "training": MediaText(video="{duration:.2f} seconds of {number}: ", frame="{number}", page="p. {number} "),
     "pages": MediaText(document="The {ordinal} of {pages} pages: ", page="Page {number}: ", separator="; "),
 }

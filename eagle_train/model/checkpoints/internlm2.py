@@ -68,7 +68,7 @@ def split_heads(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns the projections of queries, keys and values of a fused one, ((H + 2 K) D, ...).
 
-    For each of the K heads of keys, the rows of the H / K heads of queries that attend to it, then its keys, its values.
+    For each of the K heads of keys: the rows of the H / K heads of queries that attend to it, its keys, its values.
     """
     groups = num_heads // num_kv_heads
     rows = fused.unflatten(0, (num_kv_heads, groups + 2, -1))

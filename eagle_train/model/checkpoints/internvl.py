@@ -59,9 +59,7 @@ VISION: Renames = (
     ("multi_modal_projector.linear_2.{}", "mlp1.3.{}"),
 )
 """(name of transformers, original name), but for queries, keys and values."""
-FUSED: Renames = (
-    ("vision_tower.encoder.layer.{}.attention.q_proj.{}", "vision_model.encoder.layers.{}.attn.qkv.{}"),
-)
+FUSED: Renames = (("vision_tower.encoder.layer.{}.attention.q_proj.{}", "vision_model.encoder.layers.{}.attn.qkv.{}"),)
 """The first of three tensors that are one in the original."""
 
 
