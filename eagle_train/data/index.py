@@ -228,11 +228,14 @@ def read_record(
     key: str,
     members: Sequence[Member],
     visit_text: Callable[[bytes], object] = lambda content: None,
+    *,
+    addresses: bool = False,
 ) -> Record:
     """Returns the parsed record of a sample; media members are named, not read.
 
     Args:
         visit_text: is given the content of each text.
+        addresses: see `parse_members`.
 
     Raises:
         SampleError: see `parse_members`; `bad_record` also for two members of one extension.
@@ -242,7 +245,7 @@ def read_record(
     contents = {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}
     for content in contents.values():
         visit_text(content)
-    return parse_members(contents, key=key)
+    return parse_members(contents, key=key, addresses=addresses)
 
 
 def read_records(shard: Location, index: pa.Table) -> Iterator[Record | None]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eagle_train.data.json_fields import bad_record, objects, text
+from eagle_train.data.media_sources import inline
 from eagle_train.data.placeholders import Listed, MediaRef, media_kind
 from eagle_train.types import MediaKind
 
@@ -24,7 +25,9 @@ START_FIELDS = ("start", "start_time", "video_start")
 END_FIELDS = ("end", "end_time", "video_end")
 PIXEL_FIELDS = ("min_pixels", "max_pixels", "resized_width", "resized_height")
 """Sizes that Qwen's messages may ask for, of one medium; `types.Media` has them by the same names."""
-KNOWN_FIELDS = frozenset({*FILE_FIELDS, *LIST_FIELDS, *START_FIELDS, *END_FIELDS, *PIXEL_FIELDS, "fps", "kind"})
+KNOWN_FIELDS = frozenset(
+    {*FILE_FIELDS, *LIST_FIELDS, *START_FIELDS, *END_FIELDS, *PIXEL_FIELDS, "fps", "kind", "bytes"}
+)
 
 
 def listed_media(record: Mapping[str, Any], key: str) -> tuple[Listed, set[str]]:
@@ -85,6 +88,8 @@ def read_medium(value: Any, kind: MediaKind, key: str, name: str) -> MediaRef:
         raise bad_record(key, f"{name} is a value of the LMDB {value['lmdb_file']!r}; write it to a file and name that")
     if unknown := sorted(map(str, value.keys() - KNOWN_FIELDS)):
         raise bad_record(key, f"{name} has the keys {unknown}; known are {sorted(KNOWN_FIELDS)}")
+    if isinstance(value.get("bytes"), bytes):  # as Hugging Face's datasets give images, with the path they had
+        value = {name: item for name, item in value.items() if name not in FILE_FIELDS} | {"path": value["bytes"]}
     places = [field for field in (*FILE_FIELDS, *LIST_FIELDS) if value.get(field) is not None]
     if len(places) != 1:
         raise bad_record(key, f"{name} holds {repr(value)[:80]}; it names its file, frames or pages in one field")
@@ -137,7 +142,9 @@ def _reference(kind: MediaKind, value: Any, key: str, name: str) -> MediaRef:
 
 
 def _path(value: Any, key: str, name: str) -> str:
-    """Returns `value` if it is a path."""
+    """Returns `value` if it is a path or an address; of raw bytes, an address that holds them."""
+    if isinstance(value, bytes):
+        return inline(value)
     if not isinstance(value, str) or not value.strip():
         raise bad_record(key, f"{name} holds {repr(value)[:80]}; media are named by path strings")
     return text(value, key, name)

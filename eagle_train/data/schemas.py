@@ -30,7 +30,18 @@ from eagle_train.data.media_fields import (
     medium_fields,
     read_medium,
 )
-from eagle_train.data.placeholders import Listed, MediaRef, Part, Slot, Turn, fill_slots, media_kind, place_listed
+from eagle_train.data.media_sources import is_address, named
+from eagle_train.data.placeholders import (
+    Listed,
+    MediaRef,
+    Part,
+    Slot,
+    Turn,
+    file_suffix,
+    fill_slots,
+    media_kind,
+    place_listed,
+)
 from eagle_train.types import MediaKind, Message, Role, SampleError
 
 ACCEPTED_SHAPES = (
@@ -75,7 +86,7 @@ def parse_record(record: Mapping[str, Any], *, key: str) -> Record:
     return _parse(record, key, {})
 
 
-def parse_members(members: Mapping[str, bytes], *, key: str) -> Record:
+def parse_members(members: Mapping[str, bytes], *, key: str, addresses: bool = False) -> Record:
     """Returns the conversation of a WebDataset sample; every `ref` of it is a member.
 
     The `json` member is a record as `parse_record` takes it. A reference in it finds the member of that extension,
@@ -85,6 +96,7 @@ def parse_members(members: Mapping[str, bytes], *, key: str) -> Record:
     Args:
         members: contents by extension (`json`, `0.png`); contents of media are not looked at.
         key: tar key of the sample.
+        addresses: keep references to the web, or to bytes within the record, that no member stands for.
 
     Raises:
         SampleError: as `parse_record`, and `missing_media` for a reference without a member.
@@ -97,7 +109,7 @@ def parse_members(members: Mapping[str, bytes], *, key: str) -> Record:
     for ref in media:
         present.setdefault(ref.kind, []).append(ref)
     parsed = _parse(record, key, present)
-    found = tuple(_find_members(ref, parsed.media, members, media, key) for ref in parsed.media)
+    found = tuple(_find_members(ref, parsed.media, members, media, key, addresses) for ref in parsed.media)
     return Record(parsed.messages, found, parsed.meta)
 
 
@@ -125,7 +137,7 @@ def stored_names(media: Sequence[MediaRef]) -> list[str]:
     names = []
     for i, ref in enumerate(media):
         for k, file in enumerate(ref.files):
-            suffix = file.ref.rpartition(".")[2].lower() if media_kind(file.ref) else file.kind
+            suffix = file_suffix(file.ref) if media_kind(file.ref) else file.kind
             names.append(f"{i}.{k}.{suffix}" if ref.refs else f"{i}.{suffix}")
     return names
 
@@ -221,6 +233,20 @@ def _read_part(part: Mapping[str, Any], key: str) -> Part:
     return read_medium(value, name, key, f"{kind} part")
 
 
+def parse_prompt(messages: Sequence[Mapping[str, Any]], *, key: str) -> Record:
+    """Returns a conversation that ends with a user turn: a question.
+
+    Args:
+        messages: turns as in a record's `messages`.
+        key: names the question in errors.
+
+    Raises:
+        SampleError: as `parse_record`.
+    """
+    record = parse_record({"messages": [*messages, {"role": "assistant", "content": "?"}]}, key=key)
+    return Record(record.messages[:-1], record.media, record.meta)
+
+
 def _check_turns(turns: Sequence[Turn], key: str) -> None:
     """Raises SampleError unless the turns are [system,] user, assistant, user, assistant, ... and answer something."""
     roles = [role for role, _ in turns]
@@ -253,16 +279,27 @@ def _parse_caption(members: Mapping[str, bytes], record: dict, media: Sequence[M
 
 
 def _find_members(
-    ref: MediaRef, refs: Sequence[MediaRef], members: Mapping[str, bytes], media: Sequence[MediaRef], key: str
+    ref: MediaRef,
+    refs: Sequence[MediaRef],
+    members: Mapping[str, bytes],
+    media: Sequence[MediaRef],
+    key: str,
+    addresses: bool,
 ) -> MediaRef:
     """Returns `ref` with the members that it means among the `members`, of which `media` are images and videos."""
     names = [_find_member(path, members, key) for path in ref.paths]
     alike = [other.ref for other in media if other.kind == ref.kind]
     if names == [None] and len(alike) == 1 and sum(other.kind == ref.kind for other in refs) == 1:
         names = alike
+    if addresses:
+        names = [
+            path if name is None and is_address(path) else name for name, path in zip(names, ref.paths, strict=True)
+        ]
     if None in names:
         lost = ref.paths[names.index(None)]
-        raise SampleError(key, "missing_media", f"{ref.kind} {lost!r} is not among the members {sorted(members)}")
+        remedy = "; `data build` from these tars stores it as one" if is_address(lost) else ""
+        detail = f"{ref.kind} {named(lost)} is not among the members {sorted(members)}{remedy}"
+        raise SampleError(key, "missing_media", detail)
     return replace(ref, refs=tuple(names)) if ref.refs else replace(ref, ref=names[0])
 
 
