@@ -22,6 +22,7 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero.engine import ZeroEngine
 from eagle_train.types import PackedBatch
+from tests.engine_facts import facts
 from tests.toys import tiny_model, tiny_row, tiny_sample
 
 RATES = {
@@ -115,6 +116,7 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
     dist.barrier()
     engine.save(folder / "end")
     engine.close()
+    placement = engine.placement
     other, _ = make(case)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -123,6 +125,8 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
     engine.load(folder)
     resumed = run(engine, [dist.rank()], steps[3:])
     engine.close()
+    placement.make_whole(model)
+    engine.placement.make_whole(other)
     untouched, _ = make(case)
     pairs = list(zip(model.modules(), untouched.modules(), strict=True))
     return {
@@ -132,7 +136,7 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
         "resumed_weights": other.state_dict(),
         "left_behind": sorted({name for used, new in pairs for name in vars(used).keys() - vars(new).keys()}),
         "containers": sorted({type(used._parameters).__name__ for used, _ in pairs}),
-        "loss_of_both": [float(m(rows(0)[0]).sum()) for m in (model, other)],
+        "loss_of_both": [float(m(rows(0)[0]).detach().sum()) for m in (model, other)],
     }
 
 
@@ -156,6 +160,7 @@ def main(out: Path) -> None:
         dist.barrier()
         results[name] = sharded("trained" if name == "bf16" else name, out / name, bf16=name == "bf16")
     results["refusal"] = refusal(out / "trained")
+    results["facts"] = facts()
     if dist.rank() == 0:
         torch.save(results, out / "results.pt")
     dist.shutdown()

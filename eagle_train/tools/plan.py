@@ -157,7 +157,8 @@ def show(plan: Mapping[str, Any], console: Console) -> None:
         memory = Table(title="memory per rank, without activations")
         for part, size in stage["memory_bytes_per_rank"].items():
             memory.add_row(part, f"{size / GIB:,.2f} GiB")
-        memory.add_row("total", f"{sum(stage['memory_bytes_per_rank'].values()) / GIB:,.2f} GiB", style="bold")
+        on_device = sum(size for part, size in stage["memory_bytes_per_rank"].items() if part != "host")
+        memory.add_row("total of the device", f"{on_device / GIB:,.2f} GiB", style="bold")
         console.print(memory)
 
 

@@ -25,9 +25,10 @@ from eagle_train.model.embeddings import Vocabulary
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.train.config import ConfigError, build
+from eagle_train.train.config import ConfigError, build, constructor
 from eagle_train.train.geometry_check import check_geometry
-from eagle_train.train.optim import freeze
+from eagle_train.train.optim import freeze, parameter_groups
+from eagle_train.train.placement import Placement
 from eagle_train.train.schedule import Stage
 
 
@@ -95,6 +96,16 @@ def assemble_model(config: Mapping[str, Any], mixture: Mixture) -> VisionLanguag
     return VisionLanguageModel(mixture=mixture, projector=projector, llm=llm, loss=build(config["loss"]))
 
 
+def build_placement(engine: Mapping[str, Any]) -> Placement:
+    """Returns where the weights of a run lie, as its engine wants it.
+
+    Args:
+        engine: a config's `engine`.
+    """
+    fields = {key: value for key, value in engine.items() if not key.startswith("_")}
+    return constructor(engine).weights(**fields)
+
+
 def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stage) -> nn.Module:
     """Returns what a stage trains: the model, or one of its encoders behind a projector like the model's.
 
@@ -111,14 +122,17 @@ def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: St
 def check_stages(config: Mapping[str, Any], model: VisionLanguageModel, schedule: Mapping[str, Stage]) -> None:
     """Raises ValueError, before anything is trained, if a stage could not begin.
 
-    That is for an encoder to align that is not there, learning rates that match nothing, or sources without shards.
+    That is for an encoder to align that is not there, learning rates or weight decays that match nothing, or sources
+    without shards.
 
     Args:
         model: on the meta device.
     """
     with torch.device("meta"):
         for stage in schedule.values():
-            freeze(stage_model(config, model, stage), stage.learning_rates)
+            trained = stage_model(config, model, stage)
+            freeze(trained, stage.learning_rates)
+            parameter_groups(trained, stage)
     for stage in schedule.values():
         recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from eagle_train.model.checkpoints.files import SAFETENSORS, SAFETENSORS_INDEX, 
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_encoder, build_model, meta_model
 from eagle_train.train.checkpoint import CheckpointDir
+from eagle_train.train.placement import Construction, WholeWeights
 from eagle_train.train.zero.checkpoints import read_zero_weights
 
 CONFIG = "config.yaml"
@@ -39,18 +41,31 @@ def load_model(path: Path) -> tuple[VisionLanguageModel, Encoder]:
         ValueError: if it is neither.
     """
     config = read_config(path)
-    model = build_model(config)
-    load_weights(model, read_model_weights(path))
+    construction = Construction(partial(build_model, config), WholeWeights(dist.device(), torch.float32))
+    load_weights(construction.model, read_model_weights(path), put=construction.put)
+    model = construction.finish()
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
-    return model.to(dist.device()).eval(), encoder
+    return model.eval(), encoder
+
+
+Put = Callable[[torch.Tensor, torch.Tensor], None]
+"""Gives a parameter or buffer of a model (first) a value (second) of its shape."""
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], fresh: tuple[str, ...] = ()) -> list[str]:
-    """Copies weights into a module by name, one after another; of tied ones, one name is enough.
+def copy(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Copies a value into a parameter or buffer where it lies."""
+    tensor.copy_(value)
+
+
+def load_weights(
+    module: nn.Module, weights: Mapping[str, torch.Tensor], fresh: tuple[str, ...] = (), *, put: Put = copy
+) -> list[str]:
+    """Puts weights into a module by name, one after another; of tied ones, one name is enough.
 
     Args:
         fresh: prefixes of names that `weights` need not have.
+        put: see `Put`; that of a `Construction` for a module that is not finished.
 
     Returns:
         The names that `weights` did not have.
@@ -74,7 +89,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], fresh: 
         found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names)
         raise ValueError(f"the weights do not fit the model: {found}")
     for name, tensor in weights.items():
-        own[name].copy_(tensor)
+        put(own[name], tensor)
     return absent
 
 

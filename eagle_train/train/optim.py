@@ -24,16 +24,39 @@ class FreezeRow:
     dtype: str
 
 
+def longest_prefix(parameter: str, names: Iterable[str]) -> str | None:
+    """Returns which of the names of modules or parameters is the longest that a parameter is under, if any."""
+    matches = [name for name in names if parameter == name or parameter.startswith(f"{name}.")]
+    return max(matches, key=len, default=None)
+
+
 def rate_name(parameter: str, rates: Mapping[str, float | None]) -> str:
     """Returns the key of `rates` that is the longest prefix of a parameter's name.
 
     Raises:
         ValueError: if none is.
     """
-    matches = [name for name in rates if parameter == name or parameter.startswith(f"{name}.")]
-    if not matches:
+    name = longest_prefix(parameter, rates)
+    if name is None:
         raise ValueError(f"no learning rate for {parameter}; learning_rates has {sorted(rates)} (null freezes)")
-    return max(matches, key=len)
+    return name
+
+
+def decay_of(parameter: str, weight_decay: float | Mapping[str, float]) -> float:
+    """Returns the weight decay of a matrix.
+
+    Args:
+        weight_decay: of all, or by module, of which the longest prefix counts.
+
+    Raises:
+        ValueError: if no module's is.
+    """
+    if not isinstance(weight_decay, Mapping):
+        return weight_decay
+    name = longest_prefix(parameter, weight_decay)
+    if name is None:
+        raise ValueError(f"no weight decay for {parameter}; weight_decay has {sorted(weight_decay)}")
+    return weight_decay[name]
 
 
 def freeze(model: nn.Module, rates: Mapping[str, float | None]) -> None:
@@ -48,45 +71,59 @@ def freeze(model: nn.Module, rates: Mapping[str, float | None]) -> None:
         used.add(key)
         parameter.requires_grad_(rates[key] is not None)
     if unused := set(rates) - used:
-        modules = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+        modules = module_names(name for name, _ in model.named_parameters())
         raise ValueError(f"learning_rates names {sorted(unused)}, which match nothing; modules are {modules}")
 
 
-def parameter_groups(model: nn.Module, stage: Stage) -> list[dict]:
+def parameter_groups(model: nn.Module, stage: Stage, shapes: Mapping[str, torch.Size] | None = None) -> list[dict]:
     """Returns AdamW groups of the trained parameters, one per learning-rate name and weight decay.
 
     Each group has `name`, `peak_lr` and torch's own keys. Weight decay is for tensors of two or more
     dimensions, so norms and biases have none.
+
+    Args:
+        shapes: of the parameters by name, where those in `model` are sharded.
+
+    Raises:
+        ValueError: if everything is frozen, a matrix has no weight decay, or one is given to what is not there.
     """
-    groups: dict[tuple[str, bool], dict] = {}
+    groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         key = rate_name(name, stage.learning_rates)
-        decays = parameter.ndim >= 2
+        decays = len(shapes[name] if shapes else parameter.shape) >= 2
+        decay = decay_of(name, stage.weight_decay) if decays else 0.0
         group = groups.setdefault(
-            (key, decays),
-            {
-                "params": [],
-                "name": key,
-                "peak_lr": stage.learning_rates[key],
-                "lr": 0.0,
-                "weight_decay": stage.weight_decay if decays else 0.0,
-            },
+            (key, decays, decay),
+            {"params": [], "name": key, "peak_lr": stage.learning_rates[key], "lr": 0.0, "weight_decay": decay},
         )
         group["params"].append(parameter)
+    if not groups:
+        raise ValueError("every learning rate is null: nothing would be trained")
+    names = [name for name, _ in model.named_parameters()]
+    asked = stage.weight_decay if isinstance(stage.weight_decay, Mapping) else {}
+    if idle := [name for name in asked if not any(longest_prefix(one, [name]) for one in names)]:
+        raise ValueError(f"weight_decay names {idle}, which match nothing; modules are {module_names(names)}")
     return list(groups.values())
+
+
+def module_names(parameters: Iterable[str]) -> list[str]:
+    """Returns the first parts of names of parameters, sorted."""
+    return sorted({name.split(".")[0] for name in parameters})
 
 
 def adamw(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     """Returns a fused AdamW over the trained parameters.
 
     Raises:
-        ValueError: if everything is frozen.
+        ValueError: see `parameter_groups`.
     """
-    groups = parameter_groups(model, stage)
-    if not groups:
-        raise ValueError("every learning rate is null: nothing would be trained")
+    return fused_adamw(parameter_groups(model, stage), stage)
+
+
+def fused_adamw(groups: list[dict], stage: Stage) -> torch.optim.Optimizer:
+    """Returns a fused AdamW over groups of parameters."""
     return torch.optim.AdamW(groups, betas=tuple(stage.betas), eps=stage.eps, fused=True)
 
 

@@ -27,7 +27,8 @@ class Stage:
         warmup_ratio: share of the steps with linear warm-up.
         warmup_steps: how many they are, instead of the share.
         min_lr_ratio: end of the cosine, as a share of the peak.
-        weight_decay: of matrices; norms and biases have none.
+        weight_decay: of matrices, one for all or by module name, the longest prefix counts; norms and biases have
+            none.
         betas, eps: of AdamW.
         max_grad_norm: global gradient norm is clipped to it; null: not clipped.
         seed: of the plan's shuffles, and of the aligner's weights.
@@ -47,7 +48,7 @@ class Stage:
     warmup_ratio: float = 0.03
     warmup_steps: int | None = None
     min_lr_ratio: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: float | Mapping[str, float] = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     max_grad_norm: float | None = 1.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from eagle_train import dist
@@ -30,7 +31,9 @@ from eagle_train.train.checkpoint import (
 )
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import ForwardFlops
+from eagle_train.train.freeze_proof import FreezeProof
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view, with_dtypes
+from eagle_train.train.placement import Placement
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.run_folder import changed_values
 from eagle_train.train.schedule import Stage
@@ -50,6 +53,10 @@ class Run:
     config: Mapping[str, Any]
     folder: Path
     model: VisionLanguageModel
+    """With its weights where `placement` has them; may be sharded."""
+    meta: VisionLanguageModel
+    """The same on the meta device: names and shapes."""
+    placement: Placement
     flops: ForwardFlops
     encoder: Encoder
     schedule: Mapping[str, Stage]
@@ -67,9 +74,10 @@ def run_stage(run: Run, stage: Stage) -> bool:
     cursor = tie_plan(run, data)
     model = stage_model(run.config, run.model, stage).train()
     freeze(model, stage.learning_rates)
-    table = freeze_table(model, stage.learning_rates)
+    with torch.device("meta"):  # sharded weights have no shapes
+        table = freeze_table(stage_model(run.config, run.meta, stage), stage.learning_rates)
     micro_batches = -(-stage.rows_per_step // dist.world_size())
-    engine = build(run.config["engine"])(model, stage, micro_batches)
+    engine = build(run.config["engine"])(model, stage, micro_batches, placement=run.placement)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
     if run.resume_from is not None:
@@ -100,6 +108,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
+        proof=FreezeProof(model, run.placement) if run.config["prove_freeze"] else None,
     )
     run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
     try:
