@@ -15,9 +15,8 @@ given as images, 1 by default.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any
 
 from eagle_train.data.json_fields import bad_record, load_object, objects, text
@@ -30,7 +29,7 @@ from eagle_train.data.media_fields import (
     medium_fields,
     read_medium,
 )
-from eagle_train.data.media_sources import is_address, named
+from eagle_train.data.media_members import find_members
 from eagle_train.data.placeholders import (
     Listed,
     MediaRef,
@@ -109,7 +108,7 @@ def parse_members(members: Mapping[str, bytes], *, key: str, addresses: bool = F
     for ref in media:
         present.setdefault(ref.kind, []).append(ref)
     parsed = _parse(record, key, present)
-    found = tuple(_find_members(ref, parsed.media, members, media, key, addresses) for ref in parsed.media)
+    found = tuple(find_members(ref, parsed.media, members, media, key, addresses) for ref in parsed.media)
     return Record(parsed.messages, found, parsed.meta)
 
 
@@ -276,36 +275,3 @@ def _parse_caption(members: Mapping[str, bytes], record: dict, media: Sequence[M
         raise bad_record(key, f"txt is not UTF-8: {error}") from error
     meta = {name: value for name, value in record.items() if value != caption}
     return _parse({"caption": caption, "image": media[0].ref, "meta": meta}, key, {})
-
-
-def _find_members(
-    ref: MediaRef,
-    refs: Sequence[MediaRef],
-    members: Mapping[str, bytes],
-    media: Sequence[MediaRef],
-    key: str,
-    addresses: bool,
-) -> MediaRef:
-    """Returns `ref` with the members that it means among the `members`, of which `media` are images and videos."""
-    names = [_find_member(path, members, key) for path in ref.paths]
-    alike = [other.ref for other in media if other.kind == ref.kind]
-    if names == [None] and len(alike) == 1 and sum(other.kind == ref.kind for other in refs) == 1:
-        names = alike
-    if addresses:
-        names = [
-            path if name is None and is_address(path) else name for name, path in zip(names, ref.paths, strict=True)
-        ]
-    if None in names:
-        lost = ref.paths[names.index(None)]
-        remedy = "; `data build` from these tars stores it as one" if is_address(lost) else ""
-        detail = f"{ref.kind} {named(lost)} is not among the members {sorted(members)}{remedy}"
-        raise SampleError(key, "missing_media", detail)
-    return replace(ref, refs=tuple(names)) if ref.refs else replace(ref, ref=names[0])
-
-
-def _find_member(path: str, members: Mapping[str, bytes], key: str) -> str | None:
-    """Returns the member that a path means: of that name, or of that file name (`<key>.jpg`)."""
-    file_stem, _, file_extension = PurePosixPath(path).name.lower().partition(".")
-    is_own_file = file_stem == PurePosixPath(key).name.lower()
-    names = (path, path.lower(), *([file_extension] if is_own_file else []))
-    return next((name for name in names if name in members), None)
