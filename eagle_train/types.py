@@ -79,6 +79,13 @@ class Media:
     """Seconds of the clip; 0 for an image or a document."""
     num_frames: int = 1
     """Frames of the clip (container's count or estimate), or pages of the document; 1 for an image."""
+    min_pixels: int = 0
+    """Fewest and most pixels of the picture as a model of native resolution sees it, where the record says so; 0 where
+    it does not. Models of tiles have no use for them."""
+    max_pixels: int = 0
+    resized_width: int = 0
+    """Pixels of that picture itself, given by the record; 0 where it is not."""
+    resized_height: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "members", tuple(self.members))  # a table gives a list

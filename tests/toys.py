@@ -69,9 +69,9 @@ def tiny_sample(seed: int, *, tiles: int, text: int = 12, source: str = "s") -> 
     )
 
 
-def tiny_row(samples: list[EncodedSample]) -> PackedBatch:
+def tiny_row(samples: list[EncodedSample], number: int = 0) -> PackedBatch:
     """Returns the samples as one row."""
-    return booked(pack(samples, [], filler_id=0, tile_size=TILE))
+    return booked(pack(samples, [], filler_id=0, tile_size=TILE), number)
 
 
 def booked(row: PackedBatch, number: int = 0) -> PackedBatch:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from eagle_train import dist
+from eagle_train.model.encoders.base import VisionEncoder
+from eagle_train.model.encoders.intern_vit import InternVit
 from eagle_train.model.encoders.siglip import Siglip
 from eagle_train.model.lora import Lora
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
@@ -37,6 +39,7 @@ RATES = {
         "llm": None,
     },
     "eagle2": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
+    "internvl2": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
     "aligned": {"mixture": None, "mixture.encoders.vit": 1e-2, "projector": None, "llm": None, "aligner": 1e-2},
     "lora": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
 }
@@ -44,6 +47,7 @@ ADAPTERS = {
     "llm": Lora(rank=4, alpha=8, dropout=0.0, targets=["q_proj", "v_proj", "down_proj"]),
     "mixture.encoders.vit": Lora(rank=2, alpha=4, dropout=0.0, targets=["q_proj", "fc1"]),
 }
+SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 # Tiles of the rows of both ranks in every step: images on both, on one, on the other, on none, of unlike number.
 TILES = [(2, 1), (2, 0), (0, 1), (0, 0), (1, 3)]
 
@@ -57,11 +61,11 @@ def make(case: str) -> tuple[nn.Module, Stage]:
         max_length=256,
         rows_per_step=2,
         num_steps=len(TILES),
-        max_grad_norm=None if case in ("trained", "eagle2") else 1.0,
+        max_grad_norm=None if case in ("trained", "eagle2", "internvl2") else 1.0,
         eps=1e-4,  # so that Adam does not blow up the rounding of gradients that are zero
         align=align,
     )
-    model: nn.Module = tiny_eagle2() if case == "eagle2" else tiny_model()
+    model: nn.Module = {"eagle2": tiny_eagle2, "internvl2": tiny_internvl2}.get(case, tiny_model)()
     model.mixture.micro_batch = 1  # ranks encode tiles in unlike numbers of pieces
     adapters = ADAPTERS if case == "lora" else {}
     for name, lora in adapters.items():
@@ -74,11 +78,18 @@ def make(case: str) -> tuple[nn.Module, Stage]:
 
 def tiny_eagle2() -> VisionLanguageModel:
     """Returns `tiny_model` with Eagle 2's mixture, one folded SigLIP, and its connector."""
-    model = tiny_model()
-    siglip = Siglip(
-        image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    model.mixture = ChannelConcat(encoders={"siglip": siglip}, fold={"siglip": 2})
+    return with_folded("siglip", Siglip, num_hidden_layers=1)
+
+
+def tiny_internvl2() -> VisionLanguageModel:
+    """Returns `tiny_model` with InternVL2's mixture, one folded InternViT that leaves out layers, and its MLP."""
+    return with_folded("intern_vit", InternVit, num_hidden_layers=2, drop_path=0.4, layer_scale=0.5)
+
+
+def with_folded(name: str, kind: type[VisionEncoder], **arguments: float) -> VisionLanguageModel:
+    """Returns `tiny_model` with one encoder, each 2x2 of its features one token, and a projector with a norm."""
+    model = tiny_model()  # seeds what follows
+    model.mixture = ChannelConcat(encoders={name: kind(**SIZES, **arguments)}, fold={name: 2})
     model.projector = MlpProjector(model.mixture.channels, model.llm.config.hidden_size, layer_norm=True)
     return model
 
@@ -98,6 +109,7 @@ def run(engine: Engine, mine: list[int], steps: range) -> list[float]:
         batches = rows(step)
         weight = sum(float(row.loss_weights.sum()) for row in batches)
         for place in mine:
+            torch.manual_seed(2 * step + place)  # layers that are left out are those of the row, as in the trainer
             losses = engine.forward(batches[place]) * batches[place].loss_weights
             engine.backward(losses.sum() / weight, last=place == mine[-1])
         norms.append(engine.step(1.0)[1])

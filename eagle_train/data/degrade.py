@@ -1,7 +1,8 @@
 """How many frames and tiles the media of a sample get: policies, pure functions of header facts and a budget of tokens.
 
-`EachByItself` gives every medium what it asks for, however long the sample becomes. `AutomaticDegradeSampling` is Eagle
-2.5's: text is paid first, whole; then frames; then tiles, as many as the row has left.
+`EachByItself` gives every medium what it asks for, however long the sample becomes; with InternVL's `SharedTiles` the
+images share a number of tiles. `AutomaticDegradeSampling` is Eagle 2.5's: text is paid first, whole; then frames; then
+tiles, as many as the row has left.
 """
 
 from __future__ import annotations
@@ -59,6 +60,38 @@ class EachByItself:
         """Returns the plan of each medium; the budget does not matter."""
         del budget
         return [each.tiles() if each.tiles else MediaPlan(num_frames=asked(each.medium, self.frames)) for each in media]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedTiles:
+    """InternVL: of n images in a sample each gets `max(1, max_tiles // n)` tiles at most, whatever the budget.
+
+    Args:
+        max_tiles: the most tiles of one image alone; the thumbnail is not counted.
+        frames: how many frames a video gives; a document gives all its pages.
+
+    Raises:
+        ValueError: for a number below 1.
+
+    Source: OpenGVLab/InternVL, `internvl/train/dataset.py` (facts only).
+    """
+
+    max_tiles: int
+    frames: FrameRate
+    by_budget: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.max_tiles < 1:
+            raise ValueError(f"max_tiles {self.max_tiles} must be at least 1")
+
+    def plan(self, media: Sequence[Candidate], budget: int | None) -> list[MediaPlan]:
+        """Returns the plan of each medium; the budget does not matter."""
+        del budget
+        share = max(1, self.max_tiles // max(1, sum(each.tiles is not None for each in media)))
+        return [
+            each.tiles(max_tiles=share) if each.tiles else MediaPlan(num_frames=asked(each.medium, self.frames))
+            for each in media
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import DamagedTable, read_metadata, write_table
 from eagle_train.types import Media, Sample, SampleError
 
-INDEX_VERSION = "3"
+INDEX_VERSION = "4"
 TEXT_MEMBERS = frozenset({"json", "txt"})
 BLOCK = 512
 """Bytes; tar headers start at multiples of it."""
@@ -43,6 +43,10 @@ MEDIA = pa.struct(
         ("end", pa.float64()),
         ("duration", pa.float64()),
         ("num_frames", pa.int32()),
+        ("min_pixels", pa.int64()),
+        ("max_pixels", pa.int64()),
+        ("resized_width", pa.int32()),
+        ("resized_height", pa.int32()),
     ]
 )
 SCHEMA = pa.schema(
@@ -224,11 +228,14 @@ def read_record(
     key: str,
     members: Sequence[Member],
     visit_text: Callable[[bytes], object] = lambda content: None,
+    *,
+    addresses: bool = False,
 ) -> Record:
     """Returns the parsed record of a sample; media members are named, not read.
 
     Args:
         visit_text: is given the content of each text.
+        addresses: see `parse_members`.
 
     Raises:
         SampleError: see `parse_members`; `bad_record` also for two members of one extension.
@@ -238,7 +245,7 @@ def read_record(
     contents = {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}
     for content in contents.values():
         visit_text(content)
-    return parse_members(contents, key=key)
+    return parse_members(contents, key=key, addresses=addresses)
 
 
 def read_records(shard: Location, index: pa.Table) -> Iterator[Record | None]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eagle_train.data.json_fields import bad_record, objects, text
+from eagle_train.data.media_sources import inline
 from eagle_train.data.placeholders import Listed, MediaRef, media_kind
 from eagle_train.types import MediaKind
 
@@ -22,7 +23,11 @@ FILE_FIELDS = ("path", "video", "member", "url")
 LIST_FIELDS = ("frames", "pages", "images", "image_list", "members")
 START_FIELDS = ("start", "start_time", "video_start")
 END_FIELDS = ("end", "end_time", "video_end")
-KNOWN_FIELDS = frozenset({*FILE_FIELDS, *LIST_FIELDS, *START_FIELDS, *END_FIELDS, "fps", "kind"})
+PIXEL_FIELDS = ("min_pixels", "max_pixels", "resized_width", "resized_height")
+"""Sizes that Qwen's messages may ask for, of one medium; `types.Media` has them by the same names."""
+KNOWN_FIELDS = frozenset(
+    {*FILE_FIELDS, *LIST_FIELDS, *START_FIELDS, *END_FIELDS, *PIXEL_FIELDS, "fps", "kind", "bytes"}
+)
 
 
 def listed_media(record: Mapping[str, Any], key: str) -> tuple[Listed, set[str]]:
@@ -83,6 +88,8 @@ def read_medium(value: Any, kind: MediaKind, key: str, name: str) -> MediaRef:
         raise bad_record(key, f"{name} is a value of the LMDB {value['lmdb_file']!r}; write it to a file and name that")
     if unknown := sorted(map(str, value.keys() - KNOWN_FIELDS)):
         raise bad_record(key, f"{name} has the keys {unknown}; known are {sorted(KNOWN_FIELDS)}")
+    if isinstance(value.get("bytes"), bytes):  # as Hugging Face's datasets give images, with the path they had
+        value = {name: item for name, item in value.items() if name not in FILE_FIELDS} | {"path": value["bytes"]}
     places = [field for field in (*FILE_FIELDS, *LIST_FIELDS) if value.get(field) is not None]
     if len(places) != 1:
         raise bad_record(key, f"{name} holds {repr(value)[:80]}; it names its file, frames or pages in one field")
@@ -95,17 +102,34 @@ def read_medium(value: Any, kind: MediaKind, key: str, name: str) -> MediaRef:
         raise bad_record(key, f"{name} has fps {fps}; it is the rate, above 0, of frames that are given as images")
     if end is not None and end <= (start or 0.0):
         raise bad_record(key, f"{name} is a clip from {start or 0.0} s to {end} s; the end must be after the start")
-    return MediaRef(kind, ref.ref, refs=ref.refs, start=start or 0.0, end=end or 0.0, fps=fps)
+    limits = read_limits(value, key, name)
+    return MediaRef(kind, ref.ref, refs=ref.refs, start=start or 0.0, end=end or 0.0, fps=fps, limits=limits)
+
+
+def read_limits(value: Mapping[str, Any], key: str, name: str) -> tuple[tuple[str, int], ...]:
+    """Returns the sizes in pixels that a medium asks for, by field.
+
+    Raises:
+        SampleError: `bad_record` for what is no whole number above 0, a minimum above its maximum, or one side alone.
+    """
+    limits = {field: value[field] for field in PIXEL_FIELDS if value.get(field) is not None}
+    if wrong := {field: number for field, number in limits.items() if type(number) is not int or number < 1}:
+        raise bad_record(key, f"{name} has {wrong}; each is a whole number of pixels, at least 1")
+    if limits.get("min_pixels", 0) > limits.get("max_pixels", math.inf):
+        raise bad_record(key, f"{name} has min_pixels {limits['min_pixels']} above max_pixels {limits['max_pixels']}")
+    if ("resized_width" in limits) != ("resized_height" in limits):
+        raise bad_record(key, f"{name} has {limits}; resized_width and resized_height are given together")
+    return tuple(limits.items())
 
 
 def medium_fields(ref: MediaRef, members: Sequence[str]) -> dict[str, Any]:
     """Returns the canonical json of a medium that is stored as `members`; `read_medium` reads it back."""
     if ref.refs:
         rate = {} if ref.fps is None else {"fps": ref.fps}
-        return {"kind": ref.kind, "members": list(members), **rate}
+        return {"kind": ref.kind, "members": list(members), **rate, **dict(ref.limits)}
     (member,) = members
     bounds = {name: value for name, value in (("start", ref.start), ("end", ref.end)) if value}
-    return {"kind": ref.kind, "member": member, **bounds}
+    return {"kind": ref.kind, "member": member, **bounds, **dict(ref.limits)}
 
 
 def _reference(kind: MediaKind, value: Any, key: str, name: str) -> MediaRef:
@@ -118,7 +142,9 @@ def _reference(kind: MediaKind, value: Any, key: str, name: str) -> MediaRef:
 
 
 def _path(value: Any, key: str, name: str) -> str:
-    """Returns `value` if it is a path."""
+    """Returns `value` if it is a path or an address; of raw bytes, an address that holds them."""
+    if isinstance(value, bytes):
+        return inline(value)
     if not isinstance(value, str) or not value.strip():
         raise bad_record(key, f"{name} holds {repr(value)[:80]}; media are named by path strings")
     return text(value, key, name)

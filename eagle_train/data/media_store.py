@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from eagle_train.data.archives import Archive, ArchiveReader, clean_name
-from eagle_train.data.convert import ADDRESS, read_media_file
+from eagle_train.data.convert import read_media_file
+from eagle_train.data.media_sources import ADDRESS, is_address, read_address
 from eagle_train.data.placeholders import MediaRef
 from eagle_train.types import SampleError
 
@@ -87,6 +88,8 @@ class MediaStore:
         Raises:
             SampleError: if it is nowhere, or cannot be read.
         """
+        if is_address(ref.ref):
+            return read_address(ref, key)
         names = self._names(ref.ref)
         if ADDRESS.match(ref.ref) or any(name.startswith("../") for name in names):
             raise SampleError(key, "bad_record", f"{ref.ref[:200]!r} is no path inside the download")

@@ -29,6 +29,8 @@ class MediaRef:
     """Seconds; 0 for the end of the file."""
     fps: float | None = None
     """Frames per second of `refs`, where it is told."""
+    limits: tuple[tuple[str, int], ...] = ()
+    """Sizes in pixels that the record asks for: (field of `types.Media`, number) pairs; see `PIXEL_FIELDS`."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -57,11 +59,20 @@ Listed = dict[str, list[MediaRef]]
 
 
 def media_kind(name: str) -> MediaKind | None:
-    """Returns what a file or member name ends like: image, video, or neither."""
-    suffix = name.rpartition(".")[2].lower()
+    """Returns what a name of a file, member or address ends like, or a `data:` address says: image, video, or None."""
+    suffix = file_suffix(name)
     if suffix in IMAGE_SUFFIXES:
         return "image"
     return "video" if suffix in VIDEO_SUFFIXES else None
+
+
+def file_suffix(name: str) -> str:
+    """Returns the last suffix of the name of a file, member or address, or the type that a `data:` address says."""
+    if name.startswith("data:"):
+        return name[5:64].partition(";")[0].rpartition("/")[2].lower()
+    if name.startswith(("http://", "https://")):
+        name = re.split(r"[?#]", name, maxsplit=1)[0]
+    return name.rpartition(".")[2].lower()
 
 
 def place_listed(turns: Sequence[Turn], listed: Listed) -> tuple[list[Turn], Listed]:

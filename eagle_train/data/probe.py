@@ -28,6 +28,11 @@ def probe_medium(reader: ShardReader, key: str, ref: MediaRef, members: Sequence
     Raises:
         SampleError: if it is unreadable, or a clip has nothing of its file.
     """
+    return replace(probe_file(reader, key, ref, members), **dict(ref.limits))
+
+
+def probe_file(reader: ShardReader, key: str, ref: MediaRef, members: Sequence[Member]) -> Media:
+    """Returns what `probe_medium` does, but for the sizes that the record asks for."""
     if ref.refs:
         return probe_list(reader, key, ref, members)
     (member,) = members

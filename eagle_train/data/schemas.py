@@ -15,21 +15,32 @@ given as images, 1 by default.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any
 
 from eagle_train.data.json_fields import bad_record, load_object, objects, text
 from eagle_train.data.media_fields import (
     END_FIELDS,
     MEDIA_LISTS,
+    PIXEL_FIELDS,
     START_FIELDS,
     listed_media,
     medium_fields,
     read_medium,
 )
-from eagle_train.data.placeholders import Listed, MediaRef, Part, Slot, Turn, fill_slots, media_kind, place_listed
+from eagle_train.data.media_members import find_members
+from eagle_train.data.placeholders import (
+    Listed,
+    MediaRef,
+    Part,
+    Slot,
+    Turn,
+    file_suffix,
+    fill_slots,
+    media_kind,
+    place_listed,
+)
 from eagle_train.types import MediaKind, Message, Role, SampleError
 
 ACCEPTED_SHAPES = (
@@ -74,7 +85,7 @@ def parse_record(record: Mapping[str, Any], *, key: str) -> Record:
     return _parse(record, key, {})
 
 
-def parse_members(members: Mapping[str, bytes], *, key: str) -> Record:
+def parse_members(members: Mapping[str, bytes], *, key: str, addresses: bool = False) -> Record:
     """Returns the conversation of a WebDataset sample; every `ref` of it is a member.
 
     The `json` member is a record as `parse_record` takes it. A reference in it finds the member of that extension,
@@ -84,6 +95,7 @@ def parse_members(members: Mapping[str, bytes], *, key: str) -> Record:
     Args:
         members: contents by extension (`json`, `0.png`); contents of media are not looked at.
         key: tar key of the sample.
+        addresses: keep references to the web, or to bytes within the record, that no member stands for.
 
     Raises:
         SampleError: as `parse_record`, and `missing_media` for a reference without a member.
@@ -96,7 +108,7 @@ def parse_members(members: Mapping[str, bytes], *, key: str) -> Record:
     for ref in media:
         present.setdefault(ref.kind, []).append(ref)
     parsed = _parse(record, key, present)
-    found = tuple(_find_members(ref, parsed.media, members, media, key) for ref in parsed.media)
+    found = tuple(find_members(ref, parsed.media, members, media, key, addresses) for ref in parsed.media)
     return Record(parsed.messages, found, parsed.meta)
 
 
@@ -124,7 +136,7 @@ def stored_names(media: Sequence[MediaRef]) -> list[str]:
     names = []
     for i, ref in enumerate(media):
         for k, file in enumerate(ref.files):
-            suffix = file.ref.rpartition(".")[2].lower() if media_kind(file.ref) else file.kind
+            suffix = file_suffix(file.ref) if media_kind(file.ref) else file.kind
             names.append(f"{i}.{k}.{suffix}" if ref.refs else f"{i}.{suffix}")
     return names
 
@@ -211,11 +223,27 @@ def _read_part(part: Mapping[str, Any], key: str) -> Part:
         return Slot(name)  # the next one of the list beside the conversation
     if isinstance(value, Mapping) and "url" in value:
         value = value["url"]  # OpenAI's may also tell a level of detail
-    # Beside a file, Qwen's `fps` says how to choose its frames, which is the run's business.
-    bounds = (*START_FIELDS, *END_FIELDS, *(["fps"] if isinstance(value, list) else []))
-    if kind == "video" and not isinstance(value, Mapping) and any(part.get(field) is not None for field in bounds):
-        value = {"path": value, **{field: part.get(field) for field in bounds}}
+    # Beside a file, Qwen's `fps` and `nframes` say how to choose its frames, which is the run's business.
+    rate = ["fps"] if isinstance(value, list) else []
+    asked = (*PIXEL_FIELDS, *((*START_FIELDS, *END_FIELDS, *rate) if name == "video" else ()))
+    given = {field: part[field] for field in asked if part.get(field) is not None}
+    if given:
+        value = (dict(value) if isinstance(value, Mapping) else {"path": value}) | given
     return read_medium(value, name, key, f"{kind} part")
+
+
+def parse_prompt(messages: Sequence[Mapping[str, Any]], *, key: str) -> Record:
+    """Returns a conversation that ends with a user turn: a question.
+
+    Args:
+        messages: turns as in a record's `messages`.
+        key: names the question in errors.
+
+    Raises:
+        SampleError: as `parse_record`.
+    """
+    record = parse_record({"messages": [*messages, {"role": "assistant", "content": "?"}]}, key=key)
+    return Record(record.messages[:-1], record.media, record.meta)
 
 
 def _check_turns(turns: Sequence[Turn], key: str) -> None:
@@ -247,25 +275,3 @@ def _parse_caption(members: Mapping[str, bytes], record: dict, media: Sequence[M
         raise bad_record(key, f"txt is not UTF-8: {error}") from error
     meta = {name: value for name, value in record.items() if value != caption}
     return _parse({"caption": caption, "image": media[0].ref, "meta": meta}, key, {})
-
-
-def _find_members(
-    ref: MediaRef, refs: Sequence[MediaRef], members: Mapping[str, bytes], media: Sequence[MediaRef], key: str
-) -> MediaRef:
-    """Returns `ref` with the members that it means among the `members`, of which `media` are images and videos."""
-    names = [_find_member(path, members, key) for path in ref.paths]
-    alike = [other.ref for other in media if other.kind == ref.kind]
-    if names == [None] and len(alike) == 1 and sum(other.kind == ref.kind for other in refs) == 1:
-        names = alike
-    if None in names:
-        lost = ref.paths[names.index(None)]
-        raise SampleError(key, "missing_media", f"{ref.kind} {lost!r} is not among the members {sorted(members)}")
-    return replace(ref, refs=tuple(names)) if ref.refs else replace(ref, ref=names[0])
-
-
-def _find_member(path: str, members: Mapping[str, bytes], key: str) -> str | None:
-    """Returns the member that a path means: of that name, or of that file name (`<key>.jpg`)."""
-    file_stem, _, file_extension = PurePosixPath(path).name.lower().partition(".")
-    is_own_file = file_stem == PurePosixPath(key).name.lower()
-    names = (path, path.lower(), *([file_extension] if is_own_file else []))
-    return next((name for name in names if name in members), None)

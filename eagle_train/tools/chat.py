@@ -1,8 +1,9 @@
-"""`python -m eagle_train chat RUN_OR_EXPORT [--image FILE] ["question"]`."""
+"""`python -m eagle_train chat RUN_OR_EXPORT ["question"] [--image FILE] [--messages FILE]`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,44 +12,97 @@ from transformers import TextStreamer
 
 from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
-from eagle_train.data.images import probe_image
-from eagle_train.data.media import MediaError
-from eagle_train.data.videos import probe_video
+from eagle_train.data.media_input import chosen_content, load_medium
+from eagle_train.data.placeholders import MediaRef
+from eagle_train.data.schemas import parse_prompt
 from eagle_train.model.generate import Prompt, generate
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.evaluate import make_prompt
 from eagle_train.train.load import load_model
-from eagle_train.types import Media, MediaPlan, Message
+from eagle_train.types import Media, MediaPlan, Message, SampleError
+
+KEY = "question"
+"""Names what is asked in errors."""
 
 
 def main(arguments: list[str]) -> int:
     """Answers one question, or several turns read from the terminal; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle_train chat",
-        description="Asks a trained model about images and videos; without a question, a conversation.",
-    )
-    parser.add_argument("model", type=Path, help="run folder or export")
-    parser.add_argument("question", nargs="?", help="without it, questions are read until an empty line")
-    parser.add_argument("--image", type=Path, action="append", default=[], help="may be given several times")
-    parser.add_argument("--video", type=Path, action="append", default=[])
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--max-length", type=int, help="tokens of prompt and answer; default: the model's")
-    options = parser.parse_intermixed_args(arguments)
-    media, data = read_media(options.image, options.video)
+    options = parse(arguments)
+    messages, refs = opening(options)
+    media, files = read_media(refs)
     model, encoder = load_model(options.model)
+    if any(ref.limits for ref in refs):
+        print("note: sizes in pixels that messages ask for are not used: this model cuts tiles", file=sys.stderr)
     room = (options.max_length or model.llm.config.max_position_embeddings) - options.max_new_tokens
-    messages: list[Message] = []
-    for question in [options.question] if options.question else ask():
-        first = not messages
-        messages.append(Message(role="user", content=(*range(len(media) if first else 0), question)))
-        if first:
+    plans = tiles = None
+    for question in questions(options):
+        if question is not None:
+            first = () if messages else tuple(part for place in range(len(media)) for part in (place, "\n"))
+            messages.append(Message(role="user", content=(*first, question)))
+        if tiles is None:
             plans = plan(encoder, messages, media, room)
             tiles = encoder.new_tiles(plans)
-            encoder.decode_all("question", media, plans, data, tiles)
+            chosen = [chosen_content(*each) for each in zip(media, plans, files, strict=True)]
+            encoder.decode_all(KEY, media, plans, chosen, tiles)
         prompt = make_prompt(encoder, messages, media, plans, tiles)
         answer = reply(model, encoder, prompt, options.max_new_tokens)
         messages.append(Message(role="assistant", content=(answer,)))
     return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eagle_train chat",
+        description="Asks a trained model about images, videos and documents; without a question, a conversation. "
+        "Media are files, file:// or http(s):// addresses, or data:...;base64,...",
+    )
+    parser.add_argument("model", type=Path, help="run folder or export")
+    parser.add_argument("question", nargs="?", help="without it, questions are read until an empty line")
+    parser.add_argument("--image", action="append", default=[], help="may be given several times")
+    parser.add_argument("--video", action="append", default=[], help="a file")
+    parser.add_argument("--frames", nargs="+", action="append", default=[], help="a video as its frames: images")
+    parser.add_argument("--fps", type=float, help="rate of --frames; default: 1")
+    parser.add_argument("--document", nargs="+", action="append", default=[], help="a document's pages: images")
+    parser.add_argument(
+        "--messages",
+        help="JSON file (- is the standard input) with turns whose content is text or a list of entries of type text, "
+        'image, video or document, as {"type": "image", "image": "a.png"}; the last turn is the user\'s',
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-length", type=int, help="tokens of prompt and answer; default: the model's")
+    options = parser.parse_intermixed_args(arguments)
+    given = options.image or options.video or options.frames or options.document or options.question
+    if options.messages and given:
+        parser.error("--messages holds the question and its media; give neither beside it")
+    return options
+
+
+def opening(options: argparse.Namespace) -> tuple[list[Message], list[MediaRef]]:
+    """Returns the turns that are given, and the media of the conversation, in reading order.
+
+    Raises:
+        SampleError: for messages that are no conversation.
+    """
+    if options.messages:
+        text = sys.stdin.read() if options.messages == "-" else Path(options.messages).read_text()
+        turns = json.loads(text)
+        record = parse_prompt(turns["messages"] if isinstance(turns, dict) else turns, key=options.messages)
+        return list(record.messages), list(record.media)
+    refs = [MediaRef("image", path) for path in options.image]
+    refs += [MediaRef("video", path) for path in options.video]
+    refs += [MediaRef("video", refs=tuple(paths), fps=options.fps) for paths in options.frames]
+    return [], refs + [MediaRef("document", refs=tuple(paths)) for paths in options.document]
+
+
+def questions(options: argparse.Namespace):
+    """Yields what is asked: None for messages that are given, the one question, or those typed at the terminal."""
+    if options.messages:
+        yield None
+    elif options.question:
+        yield options.question
+    else:
+        yield from ask()
 
 
 def ask():
@@ -61,26 +115,17 @@ def ask():
         yield question
 
 
-def read_media(images: list[Path], videos: list[Path]) -> tuple[list[Media], list[bytes]]:
-    """Returns the header facts and bytes of the given files.
+def read_media(refs: Sequence[MediaRef]) -> tuple[list[Media], list[list[bytes]]]:
+    """Returns the header facts of media, and the bytes of each of their files.
 
     Raises:
         ValueError: for a file that is missing or unreadable.
     """
-    media, data = [], []
-    for path in [*images, *videos]:
-        try:
-            content = path.read_bytes()
-            if path in images:
-                width, height, orientation = probe_image(content)
-                facts = {"width": width, "height": height, "orientation": orientation}
-                media.append(Media(kind="image", member=path.name, **facts))
-            else:
-                media.append(Media(kind="video", member=path.name, **probe_video(content)._asdict()))
-        except (OSError, MediaError) as error:
-            raise ValueError(f"cannot read {path}: {error}") from error
-        data.append(content)
-    return media, data
+    try:
+        loaded = [load_medium(ref, KEY) for ref in refs]
+    except SampleError as error:
+        raise ValueError(f"cannot read a medium: {error.detail}") from error
+    return [media for media, _ in loaded], [files for _, files in loaded]
 
 
 def plan(encoder: Encoder, messages: Sequence[Message], media: Sequence[Media], room: int) -> tuple[MediaPlan, ...]:

@@ -18,7 +18,7 @@ from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.storage import Storage
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.tokenizer import load
-from eagle_train.data.tokenizer.added import add_special_tokens
+from eagle_train.data.tokenizer.added import add_special_tokens, num_written
 from eagle_train.data.too_long import TooLong
 from eagle_train.data.video_frames import VideoDecoder
 from eagle_train.model.embeddings import Vocabulary
@@ -212,10 +212,10 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
             f"the tokenizer at {config['tokenizer']!r} does not have {', '.join(missing)} of the chat template; list "
             f"them in new_tokens, or choose another chat_template"
         )
-    if len(tokenizer) > vocab_size:
+    if (needed := num_written(tokenizer, str(config["chat_template"]))) > vocab_size:
         raise ConfigError(
-            f"the tokenizer at {config['tokenizer']!r} has {len(tokenizer)} tokens, the LLM {vocab_size} embeddings; "
-            f"set llm.vocab_size={len(tokenizer)}; rows that are added start as the mean of the others"
+            f"the tokenizer at {config['tokenizer']!r} has {needed} tokens, the LLM {vocab_size} embeddings; "
+            f"set llm.vocab_size={needed}; rows that are added start as the mean of the others"
         )
     data = build(config["data"])
     return Encoder(

@@ -14,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from rich.table import Table
 from torch import nn
 
+from eagle_train.model.checkpoints import internlm2
 from eagle_train.model.checkpoints.files import WEIGHT_FILES, listed, read_weights
 from eagle_train.model.embeddings import TABLES, Vocabulary, fit_rows, tell
 from eagle_train.model.vlm import VisionLanguageModel
@@ -101,9 +102,15 @@ def load_llm(llm: nn.Module, vocabulary: Vocabulary, *, put: Put = copy) -> Star
     if not source:
         return random_start("llm", llm)
     state = read_source("llm", source)
+    if internlm2.LANDMARK in state:
+        state = internlm2.to_llama(state, llm.config.num_attention_heads, llm.config.num_key_value_heads)
+    notes = []
+    table, head = TABLES
+    if head not in state and table in state and not llm.config.tie_word_embeddings:
+        state = dict(state) | {head: state[table]}
+        notes.append(f"{head}: the embeddings, to which the source ties it")
     own = llm.state_dict()
     tensors = {name: tensor for name, tensor in state.items() if name in own}
-    notes = []
     for name in TABLES:
         if name in tensors:
             table, num_rows = tensors[name], len(own[name])

@@ -25,6 +25,7 @@ class Stage:
         num_steps: optimizer steps; null: as many as `num_epochs` needs.
         num_epochs: passes over the recipe; exactly one of the two is given.
         warmup_ratio: share of the steps with linear warm-up.
+        warmup_steps: how many they are, instead of the share.
         min_lr_ratio: end of the cosine, as a share of the peak.
         weight_decay: of matrices, one for all or by module name, the longest prefix counts; norms and biases have
             none.
@@ -45,6 +46,7 @@ class Stage:
     num_steps: int | None = None
     num_epochs: int | None = None
     warmup_ratio: float = 0.03
+    warmup_steps: int | None = None
     min_lr_ratio: float = 0.0
     weight_decay: float | Mapping[str, float] = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -76,6 +78,18 @@ class Stage:
         if self.align is not None:
             self.check_aligned()
 
+    def num_warmup_steps(self, num_steps: int) -> int:
+        """Returns how many of the stage's `num_steps` are linear warm-up."""
+        return math.ceil(self.warmup_ratio * num_steps) if self.warmup_steps is None else self.warmup_steps
+
+    def row_seed(self, row: int) -> int:
+        """Returns what seeds the noise in a row's forward pass (drop path): its own, whatever rank runs it and when.
+
+        Args:
+            row: its number in the stage; -1 for an empty one.
+        """
+        return (self.seed << 40) + row + 1
+
     def check_aligned(self) -> None:
         """Raises ValueError if a stage that aligns one encoder would train what it does not run."""
         runs = (f"mixture.encoders.{self.align}", "aligner", "llm")
@@ -85,13 +99,11 @@ class Stage:
             raise ValueError(f"a stage with align={self.align} runs {', '.join(runs)} alone; set {idle} to null")
 
 
-def lr_scale(step: int, num_steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:
+def lr_scale(step: int, num_steps: int, warmup: int, min_lr_ratio: float) -> float:
     """Returns the factor on the peak learning rate in `step` (0-based) of `num_steps`.
 
-    Linear warm-up over ceil(warmup_ratio * num_steps) steps, then a cosine that would reach
-    `min_lr_ratio` at step `num_steps`.
+    Linear warm-up over `warmup` steps, then a cosine that would reach `min_lr_ratio` at step `num_steps`.
     """
-    warmup = math.ceil(warmup_ratio * num_steps)
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)

@@ -187,7 +187,8 @@ class Trainer:
         if not math.isfinite(loss):
             self.stop_on_non_finite(f"loss {loss}", rows)
         self.heart.beat("update", self.state.global_step)
-        scale = lr_scale(self.state.step, self.num_steps, self.stage.warmup_ratio, self.stage.min_lr_ratio)
+        warmup = self.stage.num_warmup_steps(self.num_steps)
+        scale = lr_scale(self.state.step, self.num_steps, warmup, self.stage.min_lr_ratio)
         rates, grad_norm = self.engine.step(scale)
         if not math.isfinite(grad_norm):
             self.stop_on_non_finite(f"gradient norm {grad_norm}", rows)
@@ -212,6 +213,7 @@ class Trainer:
         """
         self.heart.beat("row", self.state.global_step, row.keys)
         on_device = row.to(self.engine.device)
+        torch.manual_seed(self.stage.row_seed(row.row))
         losses = self.engine.forward(on_device) * on_device.loss_weights
         self.engine.backward(losses.sum() / weight, last=last)
         return sums_by_source(row, losses.detach(), self.sources)

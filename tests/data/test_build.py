@@ -70,7 +70,7 @@ def contents(shards):
         for key, members in scan_shard(shard):
             data = {member.name: reader.read(member) for member in members}
             record = parse_members(data, key=key)
-            found.append((key, record, [data[ref.ref] for ref in record.media]))
+            found.append((key, record, [data[name] for ref in record.media for name in ref.paths]))
         reader.close()
     return found
 
@@ -147,8 +147,9 @@ def test_text_that_cannot_be_written_is_a_bad_record_wherever_it_is(source, tmp_
         ("images/../../secret.png", "bad_record"),
         ("{tmp}/secret.png", "bad_record"),
         ("file://{tmp}/secret.png", "bad_record"),
-        ("https://example.com/a.png", "missing_media"),
-        ("data:image/png;base64,AAAA", "missing_media"),
+        ("http://127.0.0.1:9/a.png", "missing_media"),  # nobody listens
+        ("s3://bucket/a.png", "bad_record"),
+        ("data:image/png;base64,A", "unreadable_image"),
         ("images", "missing_media"),
         ("images/0.png\0", "missing_media"),
         ("x" * 5000, "missing_media"),

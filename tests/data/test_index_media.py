@@ -63,6 +63,12 @@ def index(tmp_path, medium, files):
             {"members": tuple(FRAMES), "width": 10, "height": 8, "duration": 3.0, "num_frames": 3},
         ),
         (
+            {"kind": "video", "members": list(FRAMES), "min_pixels": 64, "max_pixels": 80},
+            FRAMES,
+            {"members": tuple(FRAMES), "width": 10, "height": 8, "duration": 3.0, "num_frames": 3, "min_pixels": 64,
+             "max_pixels": 80},
+        ),
+        (
             {"kind": "document", "members": list(FRAMES)},
             FRAMES,
             {"members": tuple(FRAMES), "width": 10, "height": 8, "num_frames": 3},

@@ -12,6 +12,8 @@ WHOLE = MediaRef("video", "v.mp4")
 CLIP = MediaRef("video", "v.mp4", start=3.0, end=9.5)
 FRAMES = MediaRef("video", refs=("f/0.jpg", "f/1.jpg", "f/2.jpg"))
 RATED = MediaRef("video", refs=FRAMES.refs, fps=2.0)
+SIZED = MediaRef("image", "a.jpg", limits=(("resized_width", 420), ("resized_height", 280)))
+LIMITED = MediaRef("image", "a.jpg", limits=(("max_pixels", 50176),))
 PAGES = MediaRef("document", refs=("p0.png", "p1.png"))
 
 
@@ -53,6 +55,13 @@ FORMS = {
     "typed frames": (typed({"type": "video", "video": list(FRAMES.refs), "fps": 2.0}), RATED),
     "frames called images": (llava("<image>Why?", video=list(FRAMES.refs)), FRAMES),
     "a rate to sample a file with": (typed({"type": "video", "video": "v.mp4", "fps": 2.0}), WHOLE),
+    "sized": (typed({"type": "image", "image": "a.jpg", "resized_height": 280, "resized_width": 420}), SIZED),
+    "limited": (typed({"type": "image_url", "image_url": {"url": "a.jpg"}, "max_pixels": 50176}), LIMITED),
+    "limited object": (llava("<image>Why?", image={"path": "a.jpg", "max_pixels": 50176}), LIMITED),
+    "limited frames": (
+        typed({"type": "video", "video": list(FRAMES.refs), "min_pixels": 784}),
+        MediaRef("video", refs=FRAMES.refs, limits=(("min_pixels", 784),)),
+    ),
     "document": (llava("<document>Why?", document=list(PAGES.refs)), PAGES),
     "documents": (llava("<document-1>Why?", documents=[list(PAGES.refs)]), PAGES),
     "pages": (llava("Why?", document={"pages": list(PAGES.refs)}), PAGES),
@@ -71,8 +80,8 @@ def test_every_form_of_a_medium_is_read_and_survives_a_round_trip(form):
     again = parse_members(members, key="k")
     (medium,) = again.media
     assert (again.messages, list(medium.paths)) == (parsed.messages, names)
-    assert (medium.kind, medium.start, medium.end, medium.fps) == (
-        expected.kind, expected.start, expected.end, expected.fps,
+    assert (medium.kind, medium.start, medium.end, medium.fps, medium.limits) == (
+        expected.kind, expected.start, expected.end, expected.fps, expected.limits,
     )  # fmt: skip
     assert bool(medium.refs) == bool(expected.refs)
 
@@ -127,6 +136,10 @@ def test_what_a_clip_set_tells_beside_the_conversation_becomes_meta():
         ({"video": {"frames": ["0.jpg", 7]}}, "holds 7"),
         ({"image": {"path": "a.jpg", "start": 1}}, "only a video file has clips"),
         ({"image": {"lmdb_file": "x.lmdb", "lmdb_key": "k"}}, "LMDB 'x.lmdb'"),
+        ({"image": {"path": "a.jpg", "max_pixels": 0}}, "'max_pixels': 0"),
+        ({"image": {"path": "a.jpg", "max_pixels": 50176.0}}, "whole number of pixels"),
+        ({"image": {"path": "a.jpg", "min_pixels": 9, "max_pixels": 8}}, "min_pixels 9 above max_pixels 8"),
+        ({"image": {"path": "a.jpg", "resized_width": 28}}, "given together"),
         ({"document": "a.pdf"}, "list of its pages"),
         ({"documents": ["a.pdf", "b.pdf"]}, "list of its pages"),
     ],

@@ -15,7 +15,7 @@ def stage(rates, **more):
 
 
 def test_warm_up_is_linear_then_cosine_to_the_minimum():
-    scales = [lr_scale(step, 100, 0.1, 0.2) for step in range(100)]
+    scales = [lr_scale(step, 100, 10, 0.2) for step in range(100)]
     assert scales[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert scales[10] == pytest.approx(1.0)
     assert scales[55] == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * 0.5)))
@@ -24,8 +24,10 @@ def test_warm_up_is_linear_then_cosine_to_the_minimum():
 
 
 def test_warm_up_shorter_than_a_step_is_at_least_one_step():
-    assert lr_scale(0, 10, 0.0, 0.0) == 1.0
-    assert lr_scale(0, 10, 0.01, 0.0) == 1.0
+    assert lr_scale(0, 10, 0, 0.0) == 1.0
+    assert stage({}, warmup_ratio=0.01).num_warmup_steps(10) == 1
+    assert stage({}, warmup_ratio=0.0).num_warmup_steps(10) == 0
+    assert stage({}, warmup_ratio=0.5, warmup_steps=100).num_warmup_steps(22000) == 100
 
 
 def test_the_longest_prefix_decides():

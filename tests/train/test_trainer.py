@@ -11,6 +11,9 @@ from eagle_train.data.collate import pack
 from eagle_train.data.ledger import USED, Ledger, LedgerShard
 from eagle_train.data.ledger_read import read_bad, read_ledger
 from eagle_train.data.stream import Cursor, Step
+from eagle_train.model.encoders.intern_vit import InternVit
+from eagle_train.model.mixtures.channel_concat import ChannelConcat
+from eagle_train.model.projector import MlpProjector
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Trackers
 from eagle_train.train.checkpoint import TrainState
@@ -107,6 +110,26 @@ def test_gradients_of_four_micro_batches_equal_those_of_one(make):
         found.append({name: p.grad.clone() for name, p in trainer.engine.model.named_parameters()})
     for name, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][name], atol=1e-5), name
+
+
+def test_layers_that_are_left_out_are_those_of_the_row_whatever_ran_before_it(make):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    rows = [tiny_row([tiny_sample(i, tiles=2, source="a")], number=i) for i in range(4)]
+    found = []
+    for order in (rows, rows[::-1]):
+        trainer = make(1)
+        model = trainer.engine.model
+        torch.manual_seed(0)
+        vit = InternVit(image_size=16, patch_size=8, drop_path=0.5, fan_in_init=True, **sizes)
+        model.mixture = ChannelConcat(encoders={"vit": vit})
+        model.projector = MlpProjector(model.mixture.channels, 32)
+        losses = {row.row: trainer.run_row(row, 1.0, last=True)[:, 0].sum().item() for row in order}
+        found.append([losses[number] for number in range(4)])
+    assert found[0] == found[1]
+    assert (
+        trainer.run_row(tiny_row([tiny_sample(0, tiles=2, source="a")], number=7), 1.0, last=True)[:, 0].sum()
+        != found[0][0]
+    )
 
 
 def test_an_empty_row_changes_nothing(make):

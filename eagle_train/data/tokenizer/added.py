@@ -20,6 +20,21 @@ def add_special_tokens(tokenizer, texts: Sequence[str]) -> int:
     return tokenizer.add_tokens(tokens, special_tokens=True)
 
 
+def num_written(tokenizer, template: str) -> int:
+    """Returns how many tokens of a tokenizer, from the first, sequences may hold.
+
+    Special tokens at its end that the template does not name are written by nobody, as their names in samples are
+    text: InternVL's `<video>`, for which transformers' processor puts frames.
+
+    Args:
+        template: any text that has all special tokens of the chat template.
+    """
+    count, added = len(tokenizer), tokenizer.added_tokens_decoder
+    while (token := added.get(count - 1)) is not None and token.special and token.content not in template:
+        count -= 1
+    return count
+
+
 def write_tokenizer(source: str, new_tokens: Sequence[str], out: Path) -> None:
     """Writes the tokenizer of a folder or hub id to `out`: its files as they are, and special tokens that it lacks.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from eagle_train.model.checkpoints.eagle2_config import MODEL_TYPES
+from eagle_train.model.checkpoints import eagle2_config, internvl_config
 from eagle_train.model.checkpoints.files import listed
 
-EAGLE1, EAGLE2 = "eagle1", "eagle2"
+EAGLE1, EAGLE2, INTERNVL = "eagle1", "eagle2", "internvl"
 PREFIXES = {
     EAGLE1: (
         "model.vision_tower.",
@@ -35,8 +35,10 @@ def detect(config: Mapping[str, Any], keys: Collection[str]) -> str:
     """
     if "mm_vision_tower" in config:
         return EAGLE1
-    if config.get("model_type") in MODEL_TYPES:
+    if config.get("model_type") in eagle2_config.MODEL_TYPES:
         return EAGLE2
+    if config.get("model_type") in internvl_config.MODEL_TYPES:
+        return INTERNVL
     complete = [family for family in PREFIXES if not missing(family, keys) and not unexpected(family, keys)]
     if complete:
         return complete[0]

@@ -23,6 +23,7 @@ PUBLISHED = {  # parameters, channels, grid
     "siglip_so400m_448": (413_327_088, 1152, 32),
     "siglip2_so400m_448": (413_327_088, 1152, 32),
     "siglip2_so400m_512": (413_018_352 + (32**2 - 24**2) * 1152, 1152, 32),  # more positions
+    "intern_vit_300m_448": (304_012_288, 1024, 32),
     "convnext_xxl_512": (843_391_872, 3072, 16),
 }
 

@@ -11,6 +11,7 @@ from eagle_train.model.encoders.base import VisionEncoder
 from eagle_train.model.encoders.clip_vit import ClipVit
 from eagle_train.model.encoders.convnext import ConvNext
 from eagle_train.model.encoders.eva02 import Eva02
+from eagle_train.model.encoders.intern_vit import InternVit
 from eagle_train.model.encoders.pix2struct import Pix2Struct
 from eagle_train.model.encoders.sam import Sam
 from eagle_train.model.encoders.siglip import Siglip
@@ -45,6 +46,10 @@ def pix2struct(**changes) -> Pix2Struct:
     return Pix2Struct(**(shape | WIDTHS | changes))
 
 
+def intern_vit(**changes) -> InternVit:
+    return InternVit(**({"image_size": 32, "patch_size": 8, "intermediate_size": 24} | WIDTHS | changes))
+
+
 def siglip(**changes) -> Siglip:
     return Siglip(**({"image_size": 32, "patch_size": 8, "intermediate_size": 24} | WIDTHS | changes))
 
@@ -63,6 +68,7 @@ TINY: dict[str, Callable[..., VisionEncoder]] = {
     "eva02": eva02,
     "pix2struct": pix2struct,
     "siglip": siglip,
+    "intern_vit": intern_vit,
     "siglip2": timm_vit("vit_so400m_patch16_siglip_384", **learnt),
     "dinov2": timm_vit("vit_large_patch14_dinov2", **learnt),
     "dinov3": timm_vit("vit_large_patch16_dinov3"),

@@ -1,0 +1,173 @@
+"""InternVL2 as configured: its size, its tokens, its tiles, its prompts, its stages."""
+
+from functools import partial
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
+
+from eagle_train.data.chat import TextRun
+from eagle_train.data.degrade import Candidate, SharedTiles
+from eagle_train.data.frames import FrameRate
+from eagle_train.data.tile_grids import ClosestAspectRatio
+from eagle_train.data.tokenizer.added import add_special_tokens, num_written
+from eagle_train.train.assemble import build_schedule, meta_model
+from eagle_train.train.config import build, load_choice, load_config
+from eagle_train.types import Media, MediaPlan, Message
+
+SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"  # noqa: RUF001
+SYSTEM_2_5 = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: RUF001
+)
+SPECIAL = load_config(["+experiment=internvl2-1b"])["new_tokens"]
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_1b_has_exactly_the_published_parameters():
+    model = meta_model(load_config(["+experiment=internvl2-1b"]))
+    assert count(model) == 938_158_976
+    assert count(model.mixture) == 304_012_288 and count(model.projector) == 4_482_816
+    assert count(model.llm.model) == 493_780_992 and count(model.llm.lm_head) == 135_882_880
+    assert model.mixture.tokens_per_tile == 256
+    assert not model.llm.config.tie_word_embeddings and model.llm.config.vocab_size == 151655
+
+
+@pytest.mark.parametrize(("name", "total"), [("internvl2-2b", 2_205_754_368), ("internvl2-8b", 8_075_365_376)])
+def test_larger_ones_have_internlm2s_parameters(name, total):
+    assert count(meta_model(load_config([f"+experiment={name}"]))) == total
+
+
+def qwen_like(num_base):
+    """A byte-level tokenizer whose base has as many tokens as Qwen2's, 151646, or any other number."""
+    alphabet = sorted(ByteLevel.alphabet())
+    vocab = {letter: i for i, letter in enumerate(alphabet)}
+    vocab |= {f"unused{i}": i for i in range(len(alphabet), num_base - 3)}
+    backend = Tokenizer(BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    add_special_tokens(tokenizer, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return tokenizer
+
+
+def test_special_tokens_get_the_published_ids():
+    tokenizer = qwen_like(151646)
+    assert add_special_tokens(tokenizer, SPECIAL) == 9
+    assert tokenizer.convert_tokens_to_ids(SPECIAL) == list(range(151646, 151655))
+    assert tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") == 151648
+    assert len(tokenizer) == num_written(tokenizer, str(load_choice("chat_template", "hermes2"))) == 151655
+    add_special_tokens(tokenizer, ["<video>"])  # of transformers' processor, which no sequence holds
+    assert num_written(tokenizer, str(load_choice("chat_template", "hermes2"))) == 151655
+
+
+TURNS = [
+    Message(role="user", content=(0, "\nWhat <box>is</box> it?")),
+    Message(role="assistant", content=("A cat.",)),
+    Message(role="user", content=("Sure?",)),
+    Message(role="assistant", content=("Yes",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "system", "newline"),
+    [("hermes2", SYSTEM, ""), ("internlm2", SYSTEM, ""), ("internvl2_5", SYSTEM_2_5, "\n")],
+    ids=["hermes2", "internlm2", "internvl2_5"],
+)
+def test_prompts_and_labels_are_the_published_ones(name, system, newline):
+    template, tokenizer = build(load_choice("chat_template", name)), qwen_like(400)
+    add_special_tokens(tokenizer, SPECIAL)
+    items = template.encode(TURNS, tokenizer)
+    runs = [item for item in items if isinstance(item, TextRun)]
+    assert [item for item in items if isinstance(item, int)] == [0]
+    text = "".join(tokenizer.decode(run.ids) for run in runs)
+    assert text == (
+        f"<|im_start|>system\n{system}<|im_end|>{newline}<|im_start|>user\n\nWhat <box>is</box> it?<|im_end|>{newline}"
+        f"<|im_start|>assistant\nA cat.<|im_end|>{newline}<|im_start|>user\nSure?<|im_end|>{newline}"
+        f"<|im_start|>assistant\nYes<|im_end|>{newline}"
+    )
+    learnt = "".join(tokenizer.decode(run.ids[run.is_target]) for run in runs)
+    assert learnt == "A cat.<|im_end|>Yes<|im_end|>"
+    asked = template.encode_prompt(TURNS[:1], tokenizer)
+    assert tokenizer.decode(asked[-1].ids).endswith("it?<|im_end|>" + newline + "<|im_start|>assistant\n")
+    assert set(template.stop_ids(tokenizer)) == set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
+
+
+def test_a_medium_is_followed_by_one_newline_whether_or_not_the_record_has_it():
+    template = build(load_choice("chat_template", "hermes2"))
+    with_it, without = (template.render([Message(role="user", content=(0, text))]) for text in ("\nWhy?", "Why?"))
+    joined = [
+        ["".join(text for text, _ in item) for item in items if not isinstance(item, int)]
+        for items in (with_it, without)
+    ]
+    assert joined[0] == joined[1] and joined[0][1].startswith("\nWhy?")
+
+
+def image(width, height):
+    tiling = ClosestAspectRatio(tile_size=448, max_tiles=12)
+    return Candidate(
+        medium=Media(kind="image", width=width, height=height),
+        tiles=partial(tiling.plan, width, height),
+        tokens=lambda plan: plan.num_tiles * 256,
+    )
+
+
+def test_images_of_a_sample_share_the_tiles_and_videos_have_one_per_frame():
+    policy = build(load_config(["+experiment=internvl2-1b"])["degrade"])
+    assert policy == SharedTiles(max_tiles=12, frames=FrameRate(fps=1.0, min_frames=8, max_frames=32))
+    large = image(4000, 3000)
+    clip = Candidate(medium=Media(kind="video", duration=20.0, num_frames=500), tiles=None, tokens=lambda plan: 256)
+    assert policy.plan([large], 1) == [MediaPlan(rows=3, cols=4, thumbnail=True)]
+    for number, most in [(2, 6), (3, 4), (5, 2), (12, 1), (13, 1)]:
+        plans = policy.plan([large] * number + [clip], 1)
+        assert plans[:-1] == [large.tiles(max_tiles=most)] * number
+        assert plans[0].rows * plans[0].cols <= most and plans[0].thumbnail == (plans[0].rows * plans[0].cols > 1)
+        assert plans[-1] == MediaPlan(num_frames=20)
+    assert policy.plan([], 1) == []
+    with pytest.raises(ValueError, match="max_tiles 0"):
+        SharedTiles(max_tiles=0, frames=policy.frames)
+
+
+def stages(schedule, experiment="internvl2-1b"):
+    config = load_config([f"+experiment={experiment}", f"schedule={schedule}"])
+    return build_schedule(config)
+
+
+def test_stages_are_the_published_ones():
+    everything = {"mixture": 4e-5, "projector": 4e-5, "llm": 4e-5}
+    vit = {"mixture": 2e-5, "projector": 2e-5, "llm": None}
+    expected = {
+        "internvl2": {"pretrain": (vit, 4096, 100), "sft": (everything, 8192, None)},
+        "internvl2_5": {
+            "stage1": ({"mixture": None, "projector": 2e-4, "llm": None}, 16384, 100),
+            "stage2": (everything, 16384, None),
+        },
+        "internvl2_finetune": {"finetune": ({"mixture": None, "projector": 4e-5, "llm": 4e-5}, 4096, None)},
+    }
+    for schedule, wanted in expected.items():
+        found = stages(schedule)
+        assert found.keys() == wanted.keys()
+        for name, (rates, length, warmup) in wanted.items():
+            stage = found[name]
+            assert (stage.learning_rates, stage.max_length, stage.warmup_steps) == (rates, length, warmup)
+            assert (stage.weight_decay, tuple(stage.betas), stage.eps, stage.min_lr_ratio) == (
+                0.01,
+                (0.9, 0.999),
+                1e-8,
+                0.0,
+            )
+    assert stages("internvl2_5")["stage2"].num_steps == 22000
+    assert stages("internvl2_finetune")["finetune"].degrade.max_tiles == 6
+    assert stages("internvl2_finetune")["finetune"].rows_per_step == 128
+
+
+def test_drop_path_is_the_published_one():
+    with torch.device("meta"):
+        layers = build(load_config(["+experiment=internvl2-1b"])["mixture"]["encoders"]["intern_vit"]).layers
+    assert (layers[0].drop_path.drop_prob, layers[-1].drop_path.drop_prob) == (0.0, pytest.approx(0.1))
