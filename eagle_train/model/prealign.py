@@ -61,9 +61,10 @@ class PreAlignment(nn.Module):
         """Returns embeddings (T, H) with the encoder's tokens in their places."""
         embeddings = self.llm.get_input_embeddings()(batch.input_ids)
         if len(batch.image_positions) == 0:
-            features = self.aligner(self.mixture(batch.pixels, placeholder=True, alone=self.encoder))
+            features = self.aligner(self.mixture(batch.pixels, batch.grids, placeholder=True, alone=self.encoder))
             return embeddings + 0.0 * features.sum().to(embeddings.dtype)
-        return insert(embeddings, batch.image_positions, self.aligner(self.mixture(batch.pixels, alone=self.encoder)))
+        features = self.aligner(self.mixture(batch.pixels, batch.grids, alone=self.encoder))
+        return insert(embeddings, batch.image_positions, features)
 
     def set_activation_checkpointing(self, *, offload: bool = False) -> None:
         """Recomputes activations of the LLM and of the encoder; see `VisionLanguageModel`."""

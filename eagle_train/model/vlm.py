@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -12,7 +13,7 @@ from eagle_train.model.attention import packed_arguments
 from eagle_train.model.loss import LossHead, TokenLosses
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.recompute import recompute_layers, saved_on_host
-from eagle_train.types import PackedBatch
+from eagle_train.types import Grid, PackedBatch
 
 
 class VisionLanguageModel(nn.Module):
@@ -35,25 +36,32 @@ class VisionLanguageModel(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
-        embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels)
+        embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels, batch.grids)
         return packed_losses(self.llm, embeddings, batch, offload=self.offload)
 
-    def embed(self, input_ids: torch.Tensor, image_positions: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        image_positions: torch.Tensor,
+        pixels: torch.Tensor,
+        grids: Sequence[Grid] = (),
+    ) -> torch.Tensor:
         """Returns embeddings (T, H) with the visual tokens in their places.
 
         Args:
             input_ids: (T,) int64.
             image_positions: (M,) int64, one per visual token; M may be 0 although there is a (placeholder)
                 tile, whose features then enter with weight zero.
-            pixels: (N, 3, S, S) uint8, N >= 1.
+            pixels: (N, 3, S, S) or (N, 3, D, S, S) uint8, N >= 1.
+            grids: of native-resolution pictures.
 
         Raises:
             ValueError: if the positions and the visual tokens disagree in number.
         """
         embeddings = self.llm.get_input_embeddings()(input_ids)
         if len(image_positions) == 0:
-            return embeddings + 0.0 * self.projector(self.mixture(pixels, placeholder=True)).sum().to(embeddings.dtype)
-        return insert(embeddings, image_positions, self.projector(self.mixture(pixels)))
+            return embeddings + 0.0 * self.projector(self.mixture(pixels, grids, placeholder=True)).sum().to(embeddings.dtype)
+        return insert(embeddings, image_positions, self.projector(self.mixture(pixels, grids)))
 
     def set_activation_checkpointing(self, *, offload: bool = False) -> None:
         """Recomputes activations of the LLM and of the mixture in the backward pass.
@@ -78,7 +86,7 @@ def packed_losses(
     with saved_on_host(embeddings.device) if offload else nullcontext():
         hidden = llm.model(
             inputs_embeds=embeddings[None],
-            position_ids=batch.position_ids[None],
+            position_ids=batch.position_ids.unsqueeze(-2),  # (1, T) or (4, 1, T)
             **packed_arguments(batch.cu_seqlens.diff().tolist(), embeddings.device),
         ).last_hidden_state[0]
     return llm.get_output_embeddings()(hidden, batch.labels)
