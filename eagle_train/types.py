@@ -144,6 +144,11 @@ class MediaPlan:
         return self.num_steps * (self.rows * self.cols) ** 2
 
 
+def tile_shape(size: int, depth: int) -> tuple[int, ...]:
+    """Returns the shape of a tile of `size` pixels a side: (3, S, S), or (3, D, S, S) for a depth D above 0."""
+    return (3, depth, size, size) if depth else (3, size, size)
+
+
 Grid = tuple[int, int, int]
 """(steps, rows, cols) of the tiles of one native-resolution image or video, in that order in `pixels`."""
 
