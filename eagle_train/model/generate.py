@@ -17,10 +17,10 @@ class Prompt:
 
     input_ids: list[int]
     image_positions: list[int]
-    position_ids: torch.Tensor
-    """(T,) or (4, T) int64, see `PackedBatch`."""
     pixels: torch.Tensor
     """(N, 3, S, S) or (N, 3, D, S, S) uint8; N may be 0."""
+    position_ids: torch.Tensor
+    """(T,) or (4, T) int64, see `PackedBatch`."""
     grids: tuple[Grid, ...] = ()
     """Of native-resolution pictures."""
 

@@ -68,9 +68,7 @@ class PatchMerger(nn.Module):
         self.pretrained = pretrained
         self.patches = patches
         self.norm = nn.LayerNorm(in_channels // patches, eps=1e-6)
-        self.layers = nn.Sequential(
-            nn.Linear(in_channels, in_channels), nn.GELU(), nn.Linear(in_channels, hidden_size)
-        )
+        self.layers = nn.Sequential(nn.Linear(in_channels, in_channels), nn.GELU(), nn.Linear(in_channels, hidden_size))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Returns (..., H) embeddings of (..., C) features."""

@@ -60,7 +60,9 @@ class VisionLanguageModel(nn.Module):
         """
         embeddings = self.llm.get_input_embeddings()(input_ids)
         if len(image_positions) == 0:
-            return embeddings + 0.0 * self.projector(self.mixture(pixels, grids, placeholder=True)).sum().to(embeddings.dtype)
+            return embeddings + 0.0 * self.projector(self.mixture(pixels, grids, placeholder=True)).sum().to(
+                embeddings.dtype
+            )
         return insert(embeddings, image_positions, self.projector(self.mixture(pixels, grids)))
 
     def set_activation_checkpointing(self, *, offload: bool = False) -> None:

@@ -209,7 +209,7 @@ def make_prompt(
     ids, _, positions = encoder.lay_out(items, media, plans)
     grids = encoder.grids(media, plans)
     counted = torch.from_numpy(encoder.positions(len(ids), positions, grids))
-    return Prompt(ids.tolist(), positions.tolist(), counted, torch.from_numpy(tiles), grids)
+    return Prompt(ids.tolist(), positions.tolist(), torch.from_numpy(tiles), counted, grids)
 
 
 def grey(question: Question) -> Question:
