@@ -81,7 +81,7 @@ class FramesThenPixels:
         return -(-least // full.frames_per_tile)
 
     def with_pixels(self, media: Sequence[Candidate], plans: Sequence[MediaPlan], room: int) -> list[MediaPlan]:
-        """Returns the plans, which have the fewest frames, under the highest limit on tiles that fits, or the lowest."""
+        """Returns the plans, which have the fewest frames, under the highest limit on tiles that fits, or the least."""
         options = [capped(each, plan, self.tile_caps) for each, plan in zip(media, plans, strict=True)]
         levels = list(zip(*options, strict=True))
         fits = [sum(tokens for _, tokens in level) <= room for level in levels]  # true up to some limit, then false

@@ -74,8 +74,8 @@ class EvenFrameRate:
     def __post_init__(self) -> None:
         if not self.fps > 0 or not 1 <= self.min_frames + self.min_frames % 2 <= self.max_frames - self.max_frames % 2:
             raise ValueError(
-                f"fps {self.fps}, min_frames {self.min_frames} and max_frames {self.max_frames} choose no frames; fps is "
-                f"above 0, and there is an even number from min_frames to max_frames"
+                f"fps {self.fps}, min_frames {self.min_frames} and max_frames {self.max_frames} choose no frames; "
+                f"fps is above 0, and there is an even number from min_frames to max_frames"
             )
 
     def num_frames(self, duration: float, available: int) -> int:

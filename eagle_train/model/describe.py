@@ -8,7 +8,6 @@ from typing import Literal
 from eagle_train.model.flops import count_flops
 from eagle_train.model.mixtures.base import Mixture
 
-
 SEVERAL = 8
 """Tiles of a picture that tell, beside those of one, the linear from the quadratic part of an encoder's FLOPs."""
 

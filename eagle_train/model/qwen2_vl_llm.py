@@ -22,7 +22,7 @@ class Qwen2VLCausalLM(Qwen2VLPreTrainedModel, GenerationMixin):
     """
 
     config: Qwen2VLTextConfig
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (as every model of transformers)
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: Qwen2VLTextConfig) -> None:
         super().__init__(config)

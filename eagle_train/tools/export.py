@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from eagle_train.train import export_eagle2, released_eagle1
+from eagle_train.train import export_eagle2, released_eagle1, released_qwen2_vl
 from eagle_train.train.load import export_run
 
 
@@ -21,6 +21,7 @@ LAYOUTS = {
     "native": export_native,
     "eagle1": released_eagle1.export_released,
     "eagle2": export_eagle2.export_released,
+    "qwen2_vl": released_qwen2_vl.export_released,
     "mm_projector": released_eagle1.export_projector,
 }
 
@@ -38,7 +39,8 @@ def main(arguments: list[str]) -> int:
         choices=LAYOUTS,
         default="native",
         help="native: for `chat` and `init_from`; eagle1: as the released Eagle 1 checkpoints; eagle2: as those of "
-        "Eagle 2 and 2.5, for vLLM and transformers; mm_projector: only the projector, as LLaVA's first stage",
+        "Eagle 2 and 2.5, for vLLM and transformers; qwen2_vl: as Qwen2-VL on the hub; mm_projector: only the "
+        "projector, as LLaVA's first stage",
     )
     parser.add_argument(
         "--pooling-head", action="store_true", help="eagle2: write SigLIP's unused pooling head even if there was none"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from eagle_train.model.checkpoints import qwen2_vl_config
 from eagle_train.model.checkpoints.eagle2_config import MODEL_TYPES
 from eagle_train.model.checkpoints.files import listed
 
-EAGLE1, EAGLE2 = "eagle1", "eagle2"
+EAGLE1, EAGLE2, QWEN2_VL = "eagle1", "eagle2", "qwen2_vl"
 PREFIXES = {
     EAGLE1: (
         "model.vision_tower.",
@@ -19,6 +20,7 @@ PREFIXES = {
         "lm_head.",
     ),
     EAGLE2: ("vision_model.", "mlp1.", "language_model."),
+    QWEN2_VL: ("visual.", "model."),
 }
 """How the names of every tensor of a family begin; those of a checkpoint begin in each of these ways."""
 
@@ -37,6 +39,8 @@ def detect(config: Mapping[str, Any], keys: Collection[str]) -> str:
         return EAGLE1
     if config.get("model_type") in MODEL_TYPES:
         return EAGLE2
+    if config.get("model_type") == qwen2_vl_config.MODEL_TYPE:
+        return QWEN2_VL
     complete = [family for family in PREFIXES if not missing(family, keys) and not unexpected(family, keys)]
     if complete:
         return complete[0]
