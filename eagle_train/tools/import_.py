@@ -19,8 +19,8 @@ def main(arguments: list[str]) -> int:
     """Imports; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle_train import",
-        description="Turns a released checkpoint of Eagle 1, 2 or 2.5 or of Qwen2-VL into a folder for `chat`, `export` "
-        "and `init_from`.",
+        description="Turns a released checkpoint of Eagle 1, 2 or 2.5 or of Qwen2-VL into a folder for `chat`, "
+        "`export` and `init_from`.",
     )
     parser.add_argument("folder", type=Path, help="with config.json, tokenizer, and safetensors or .bin files")
     parser.add_argument("out", type=Path, help="new folder")

@@ -31,6 +31,8 @@ LLM_FIELDS = (
     "eos_token_id",
 )
 """Fields of the LLM that its weights and its use depend on; the rotary ones are apart."""
+MAY_BE_NONE = ("bos_token_id", "eos_token_id")
+"""Fields whose defaults are ids of the released tokenizer."""
 TOKENS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
@@ -72,7 +74,7 @@ def read_llm(original: Mapping[str, Any], vocab_size: int, *, tied: bool) -> dic
         tied: whether the LM head is that table.
     """
     text = parse(original).text_config.to_dict()
-    fields = {name: text[name] for name in LLM_FIELDS if text.get(name) is not None}
+    fields = {name: text[name] for name in LLM_FIELDS if text.get(name) is not None or name in MAY_BE_NONE}
     rope = {name: value for name, value in text["rope_parameters"].items() if name != "type"}
     return fields | {"vocab_size": vocab_size, "tie_word_embeddings": tied, "rope_parameters": rope}
 
@@ -139,7 +141,7 @@ def write_config(
         original: the `config.json` that the model was imported with, if it was; it keeps what is not known here.
     """
     rope = dict(llm["rope_parameters"])
-    fields = {name: llm[name] for name in LLM_FIELDS if llm.get(name) is not None}
+    fields = {name: llm.get(name) for name in LLM_FIELDS if llm.get(name) is not None or name in MAY_BE_NONE}
     ours = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": MODEL_TYPE, "tie_word_embeddings": tied}
     ours |= dict(ids) | {"vision_config": dict(original.get("vision_config", {})) | dict(vision)}
     if "text_config" in original:
