@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import keyword
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -70,5 +71,17 @@ def raised_by_us(error: BaseException) -> bool:
     return Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
+def run() -> int:
+    """Runs the command line; a reader of its output that has seen enough, as `head` has, ends it in silence."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python would flush stdout once more at its end, so that goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run())

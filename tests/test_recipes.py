@@ -172,6 +172,14 @@ def test_a_recipe_has_the_sources_of_those_it_includes_before_its_own(tmp_path):
         load_recipe(str(path))
 
 
+def test_a_recipe_that_includes_itself_is_refused(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    for path, other in ((first, second), (second, first)):
+        path.write_text(yaml.safe_dump({"name": path.stem, "description": "", "include": [str(other)], "sources": {}}))
+    with pytest.raises(ValueError, match=r"includes itself: first.yaml -> second.yaml -> first.yaml"):
+        load_recipe(str(first))
+
+
 def test_sources_of_eagle2_have_shards_of_their_own_and_say_what_is_known():
     recipes = [load_recipe(f"eagle2.5-{name}") for name in ("stage1.5", "long")]
     cards = {name: card for recipe in recipes for name, card in recipe.cards.items()}

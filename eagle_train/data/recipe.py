@@ -167,11 +167,21 @@ def recipe_path(name: str) -> Path:
     return path
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Returns the content of a recipe, after the sources and collections of those that it includes, in their order."""
+def read_recipe(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
+    """Returns the content of a recipe, after the sources and collections of those that it includes, in their order.
+
+    Args:
+        within: the recipes that include it, outermost first.
+
+    Raises:
+        ValueError: if it includes itself, by way of others too.
+    """
+    chain = [*within, path.resolve()]
+    if chain[-1] in within:
+        raise ValueError(f"{path} includes itself: {' -> '.join(p.name for p in chain)}")
     content = read_yaml(path)
     for name in reversed(content.pop("include", [])):
-        base = read_recipe(recipe_path(name))
+        base = read_recipe(recipe_path(name), chain)
         content["sources"] = {**base["sources"], **content.get("sources", {})}
         content["collections"] = [*base.get("collections", ()), *content.get("collections", ())]
     return content

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 import torch
 from torch.utils.data import DataLoader
 
+from eagle_train.data.ahead import HELD, ahead
 from eagle_train.data.balance import deal
 from eagle_train.data.loader import NO_SAMPLES, RowDataset, RowTask, SharedRows
 from eagle_train.data.row_buffers import HandedOver, RowBuffers
@@ -39,7 +40,8 @@ LAST_SECONDS = 600
 class StepLoader:
     """Yields each step with this rank's rows of it, one `PackedBatch` per micro-batch.
 
-    With workers, the tensors of a step are valid until the next one is asked for. A worker that dies (out of memory,
+    With workers, the rows of the next step are collected, and pinned, while the last one is in use, and the tensors of
+    a step are valid until the next one is asked for. A worker that dies (out of memory,
     a signal) is replaced: the steps that were not delivered are made again. If that happens over and over in one
     step, a ValueError names the samples it was about.
 
@@ -65,6 +67,17 @@ class StepLoader:
     row_bytes: int = 0
 
     def __iter__(self) -> Generator[tuple[Step, list[PackedBatch]]]:
+        device = torch.cuda.current_device() if self.pin_memory else None
+        return ahead(self._made(device)) if self.num_workers else self._made(device)
+
+    def _made(self, device: int | None) -> Generator[tuple[Step, list[PackedBatch]]]:
+        """Yields what the loader does.
+
+        Args:
+            device: number of the GPU whose driver pins memory; it is set for each thread on its own.
+        """
+        if device is not None:
+            torch.cuda.set_device(device)
         steps = iter(self.steps)
         unsent: deque[Step] = deque()
         restarts = 0
@@ -122,8 +135,8 @@ class Workers:
         dataset = loader.dataset
         by_fork = torch.multiprocessing.get_start_method() == "fork"
         if loader.num_workers and loader.row_bytes and by_fork:
-            # Under way, in use, and those of the step that is being collected.
-            slots = loader.num_workers * loader.prefetch + 2 * loader.micro_batches
+            # Under way, held by whoever takes the steps, and those of the step that is being collected.
+            slots = loader.num_workers * loader.prefetch + (HELD + 1) * loader.micro_batches
             self._buffers = RowBuffers(slots, loader.row_bytes)
             dataset = SharedRows(dataset, self._buffers)
         self._free = deque(range(self._buffers.num_slots if self._buffers else 0))
@@ -132,10 +145,13 @@ class Workers:
         self._processes = set(multiprocessing.active_children()) - others
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
+        held: deque[list[int]] = deque()
         for first in self._batches:
             made = [first, *islice(self._batches, self._loader.micro_batches - 1)]
             yield [self._take(row) for row in made]
-            self._free.extend(row.slot for row in made if isinstance(row, HandedOver))
+            held.append([row.slot for row in made if isinstance(row, HandedOver)])
+            if len(held) > HELD:
+                self._free.extend(held.popleft())
 
     def close(self) -> None:
         """Ends the processes; Python's own end would wait for them, and they pass over its signal."""
@@ -175,11 +191,9 @@ class Workers:
             generator=torch.Generator(),
             worker_init_fn=set_up_worker,
         )
-        handler = signal.getsignal(signal.SIGCHLD)
-        batches = iter(loader)
-        # torch's handler raises wherever the main thread is when a worker dies; without it the next read notices.
-        signal.signal(signal.SIGCHLD, handler)
-        return batches
+        # In the thread that collects, torch sets no handler of SIGCHLD; it would raise wherever the main thread is when
+        # a worker dies; without it the next read notices.
+        return iter(loader)
 
 
 def set_up_worker(worker: int) -> None:
