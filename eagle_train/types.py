@@ -211,6 +211,8 @@ class PackedBatch:
     """(K + 1,) int32, cumulative sample lengths: [0, ..., T]."""
     max_seqlen: int
     """Longest of the K samples, in tokens."""
+    segment_lengths: tuple[int, ...]
+    """The K lengths in tokens, on the host wherever the tensors are."""
     image_positions: torch.Tensor
     """(M,) int64, increasing: where the visual tokens go."""
     pixels: torch.Tensor

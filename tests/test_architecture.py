@@ -28,6 +28,8 @@ HOME_OF = {
     "av": "data/videos.py",
     "fsspec": "data/storage.py",
     "simplejpeg": "data/turbo_jpeg.py",
+    "flash_attn": "model/attention/flash.py",
+    "flash_attn_interface": "model/attention/flash.py",
     "liger_kernel": "model/loss.py",
     "torchcodec": "data/torchcodec_video.py",
 }

@@ -55,6 +55,7 @@ def pack(
         position_ids=join(position_ids, allocate, dim=-1),
         cu_seqlens=join([torch.from_numpy(starts.astype(np.int32))], allocate),
         max_seqlen=max(lengths),
+        segment_lengths=tuple(lengths),
         image_positions=join(offset_positions or [torch.empty(0, dtype=torch.int64)], allocate),
         pixels=pixels,
         grids=grids,

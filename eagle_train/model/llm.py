@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from eagle_train.model.attention import PACKED
+from eagle_train.model.attention.packed import PACKED
 
 
 def build_llm(*, model_type: str, pretrained: str | None = None, **config: Any) -> PreTrainedModel:

@@ -65,6 +65,7 @@ def meta_row(num_tokens: int, *, num_tiles: int, tokens_per_tile: int, tile_size
         position_ids=numbers(num_tokens),
         cu_seqlens=torch.tensor([0, num_tokens], dtype=torch.int32),
         max_seqlen=num_tokens,
+        segment_lengths=(num_tokens,),
         image_positions=numbers(num_visual),
         pixels=torch.empty(max(num_tiles, 1), 3, tile_size, tile_size, device="meta", dtype=torch.uint8),
         num_images=num_tiles,
@@ -154,7 +155,14 @@ def fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Returns what `F.scaled_dot_product_attention` gives, by the kernel that keeps one number per query."""
+    """Returns what `F.scaled_dot_product_attention` gives, by the kernel that keeps one number per query.
+
+    FlashAttention, which has no mask, takes keys and values of fewer heads as they are.
+    """
+    if enable_gqa and attn_mask is None:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[
+            0
+        ]
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)

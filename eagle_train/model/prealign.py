@@ -51,11 +51,12 @@ class PreAlignment(nn.Module):
             in_channels=model.mixture.encoders[encoder].channels, hidden_size=model.llm.config.hidden_size
         )
         self.encoder = encoder
+        self.attention = model.attention
         self.offload = False
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
-        return packed_losses(self.llm, self.embed(batch), batch, offload=self.offload)
+        return packed_losses(self.llm, self.embed(batch), batch, self.attention, offload=self.offload)
 
     def embed(self, batch: PackedBatch) -> torch.Tensor:
         """Returns embeddings (T, H) with the encoder's tokens in their places."""

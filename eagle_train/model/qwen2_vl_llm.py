@@ -10,7 +10,7 @@ from transformers import Cache, GenerationMixin, Qwen2VLTextConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLPreTrainedModel, Qwen2VLTextModel
 
-from eagle_train.model.attention import PACKED
+from eagle_train.model.attention.packed import PACKED
 from eagle_train.model.llm import llm_config
 
 

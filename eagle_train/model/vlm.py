@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from eagle_train.model.attention import packed_arguments
+from eagle_train.model.attention.backend import AttentionBackend
+from eagle_train.model.attention.packed import packed_hidden
+from eagle_train.model.attention.segments import SegmentAttention
 from eagle_train.model.loss import LossHead, TokenLosses
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.recompute import recompute_layers, saved_on_host
@@ -24,20 +26,30 @@ class VisionLanguageModel(nn.Module):
         projector: features -> embeddings (N, P, H).
         llm: a transformers causal LM of hidden size H.
         loss: how the head computes the losses of tokens.
+        attention: of the LLM over packed rows; None: segment by segment.
     """
 
-    def __init__(self, *, mixture: Mixture, projector: nn.Module, llm: PreTrainedModel, loss: TokenLosses) -> None:
+    def __init__(
+        self,
+        *,
+        mixture: Mixture,
+        projector: nn.Module,
+        llm: PreTrainedModel,
+        loss: TokenLosses,
+        attention: AttentionBackend | None = None,
+    ) -> None:
         super().__init__()
         self.mixture = mixture
         self.projector = projector
         self.llm = llm
         llm.set_output_embeddings(LossHead(llm.get_output_embeddings(), loss))
+        self.attention = attention or SegmentAttention()
         self.offload = False
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
         embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels, batch.grids)
-        return packed_losses(self.llm, embeddings, batch, offload=self.offload)
+        return packed_losses(self.llm, embeddings, batch, self.attention, offload=self.offload)
 
     def embed(
         self,
@@ -77,20 +89,22 @@ class VisionLanguageModel(nn.Module):
 
 
 def packed_losses(
-    llm: PreTrainedModel, embeddings: torch.Tensor, batch: PackedBatch, *, offload: bool = False
+    llm: PreTrainedModel,
+    embeddings: torch.Tensor,
+    batch: PackedBatch,
+    attention: AttentionBackend,
+    *,
+    offload: bool = False,
 ) -> torch.Tensor:
     """Returns the loss of every token of a packed row, (T,) float32; 0 where there is no label.
 
     Args:
         embeddings: (T, H).
+        attention: of the LLM's layers.
         offload: what autograd keeps of the LLM's layers waits in host memory.
     """
     with saved_on_host(embeddings.device) if offload else nullcontext():
-        hidden = llm.model(
-            inputs_embeds=embeddings[None],
-            position_ids=batch.position_ids.unsqueeze(-2),  # (1, T) or (4, 1, T)
-            **packed_arguments(batch.cu_seqlens.diff().tolist(), embeddings.device),
-        ).last_hidden_state[0]
+        hidden = packed_hidden(llm.model, embeddings, batch, attention)
     return llm.get_output_embeddings()(hidden, batch.labels)
 
 

@@ -95,7 +95,13 @@ def assemble_model(config: Mapping[str, Any], mixture: Mixture) -> VisionLanguag
     """Returns the model of a mixture and, on the current default device, its LLM and projector."""
     llm = build(config["llm"])
     projector = build(config["projector"], in_channels=mixture.channels, hidden_size=llm.config.hidden_size)
-    return VisionLanguageModel(mixture=mixture, projector=projector, llm=llm, loss=build(config["loss"]))
+    return VisionLanguageModel(
+        mixture=mixture,
+        projector=projector,
+        llm=llm,
+        loss=build(config["loss"]),
+        attention=build(config.get("attention")),  # an export has none: it is of the machine
+    )
 
 
 def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stage) -> nn.Module:

@@ -24,6 +24,8 @@ class Engine(Protocol):
     """
 
     device: torch.device
+    bf16: bool
+    """Whether layers compute in bfloat16."""
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32."""

@@ -19,6 +19,7 @@ from eagle_train.data.stream import Cursor, steps
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.tracker import Trackers
 from eagle_train.train.assemble import stage_model
+from eagle_train.train.attention_check import check_attention
 from eagle_train.train.books import ledger_shards, make_budget, write_accounts
 from eagle_train.train.checkpoint import (
     CheckpointDir,
@@ -71,6 +72,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
     engine = build(run.config["engine"])(model, stage, micro_batches)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
+    check_attention(model, engine)
     if run.resume_from is not None:
         engine.load(run.resume_from)
         restore_random_states(run.resume_from)

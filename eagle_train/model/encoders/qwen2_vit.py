@@ -5,8 +5,7 @@ Shape letters: N tiles, D frames of a tile, S its side (pixels), P patches, A he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -14,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from eagle_train.model.attention.backend import AttentionBackend, Segments
+from eagle_train.model.attention.segments import SegmentAttention
 from eagle_train.model.encoders.base import VisionEncoder, below, init_from_fan_in
 from eagle_train.types import Grid
 
-Attention = Callable[..., torch.Tensor]
-"""`attention(query, key, value, segments, *, scale, causal)` of (P, A, C / A) each; see `attend_in_segments`."""
 ROTARY_THETA = 10_000.0
 
 
@@ -35,7 +34,7 @@ class Qwen2Vit(VisionEncoder):
         merge: side, in patches, of a tile.
         hidden_size, num_hidden_layers, num_attention_heads: of the transformer.
         mlp_ratio: channels of the MLP over those of the transformer.
-        attention: see `Attention`.
+        attention: over the patches of all pictures; None: picture by picture.
         mean, std, recompute, pretrained: see `VisionEncoder`.
         fan_in_init: see `init_from_fan_in`.
 
@@ -55,7 +54,7 @@ class Qwen2Vit(VisionEncoder):
         num_hidden_layers: int = 32,
         num_attention_heads: int = 16,
         mlp_ratio: float = 4.0,
-        attention: Attention | None = None,
+        attention: AttentionBackend | None = None,
         mean: Sequence[float] = OPENAI_CLIP_MEAN,
         std: Sequence[float] = OPENAI_CLIP_STD,
         recompute: bool = True,
@@ -81,7 +80,7 @@ class Qwen2Vit(VisionEncoder):
         self.frames = frames
         self.merge = merge
         self.head_dim = hidden_size // num_attention_heads
-        self.attention = attention or attend_in_segments
+        self.attention = attention or SegmentAttention()
         self.checkpointing = False
         self.patch_embed = PatchEmbedding(3, hidden_size, (frames, patch_size, patch_size), bias=False)
         self.blocks = nn.ModuleList(
@@ -115,7 +114,8 @@ class Qwen2Vit(VisionEncoder):
 
     def encode(self, patches: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
         """Returns features (N, channels) of normalized patches (4 N, 3, D, s, s)."""
-        segments = [rows * cols * self.merge**2 for steps, rows, cols in grids for _ in range(steps)]
+        lengths = [rows * cols * self.merge**2 for steps, rows, cols in grids for _ in range(steps)]
+        segments = Segments.of(lengths, patches.device)
         turns = self.rotary(grids, patches.device)
         features = self.patch_embed(patches)
         for block in self.blocks:
@@ -177,8 +177,8 @@ class Block(nn.Module):
         self,
         features: torch.Tensor,
         turns: tuple[torch.Tensor, torch.Tensor],
-        segments: Sequence[int],
-        attention: Attention,
+        segments: Segments,
+        attention: AttentionBackend,
     ) -> torch.Tensor:
         """Returns features (P, C) of features (P, C).
 
@@ -210,28 +210,3 @@ def patch_positions(grid: Grid, merge: int) -> torch.Tensor:
     row, col = torch.meshgrid(torch.arange(rows * merge), torch.arange(cols * merge), indexing="ij")
     places = torch.stack([row, col], dim=-1).unflatten(1, (cols, merge)).unflatten(0, (rows, merge))
     return places.transpose(1, 2).reshape(-1, 2).repeat(steps, 1)
-
-
-def attend_in_segments(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    segments: Sequence[int],
-    *,
-    scale: float,
-    causal: bool,
-) -> torch.Tensor:
-    """Returns attention (P, A, C / A) within segments; neighbours of equal length share a call.
-
-    Args:
-        query, key, value: (P, A, C / A).
-        segments: lengths, in order.
-    """
-    runs = [(length, sum(1 for _ in same)) for length, same in groupby(segments)]
-    pieces = zip(*(x.split([length * count for length, count in runs]) for x in (query, key, value)), strict=True)
-    seen = []
-    for (length, _), piece in zip(runs, pieces, strict=True):
-        batched = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in piece)
-        out = F.scaled_dot_product_attention(*batched, is_causal=causal, scale=scale)
-        seen.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(seen)

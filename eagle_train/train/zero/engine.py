@@ -54,7 +54,7 @@ class ZeroEngine:
         self.device = dist.device()
         self.model = model
         self.sharded = zero_stage == 3
-        bf16 = self.device.type == "cuda" if bf16 is None else bf16
+        self.bf16 = bf16 = self.device.type == "cuda" if bf16 is None else bf16
         spare_activations(model, activation_checkpointing, activation_offload)
         config = zero_config(
             zero_stage=zero_stage,

@@ -1,0 +1,1 @@
+"""Attention of packed rows: one interface, several kernels."""
