@@ -100,11 +100,15 @@ def init_single() -> None:
 
 
 def export_env() -> None:
-    """Writes this process's place into the environment in torchrun's names, for libraries that read them."""
+    """Writes this process's place into the environment in torchrun's names, for libraries that read them.
+
+    They take the local rank for the number of this process's GPU, which it is not where a process sees its own alone.
+    """
     here = place()
+    gpu = device().index
     os.environ |= {
         "RANK": str(here.rank),
-        "LOCAL_RANK": str(here.local_rank),
+        "LOCAL_RANK": str(here.local_rank if gpu is None else gpu),
         "WORLD_SIZE": str(here.world_size),
         "MASTER_ADDR": here.master_addr,
         "MASTER_PORT": str(here.master_port),

@@ -104,7 +104,9 @@ def start(arguments: list[str], module: str = "eagle_train", **extra: str) -> su
     )
 
 
-def run_ranks(arguments: list[str], ranks: int = 1, module: str = "eagle_train") -> list[tuple[int, str]]:
+def run_ranks(
+    arguments: list[str], ranks: int = 1, module: str = "eagle_train", timeout: float = 240
+) -> list[tuple[int, str]]:
     """Runs `python -m module ...` on `ranks` processes; returns (exit code, output) of each."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -113,13 +115,13 @@ def run_ranks(arguments: list[str], ranks: int = 1, module: str = "eagle_train")
         {"RANK": str(r), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(r), "MASTER_PORT": port} for r in range(ranks)
     ]
     processes = [start(arguments, module, **(one if ranks > 1 else {})) for one in extra]
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=timeout) for process in processes]
     return [(p.returncode, "".join(out)) for p, out in zip(processes, outputs, strict=True)]
 
 
-def must_run(arguments: list[str], ranks: int = 1, module: str = "eagle_train") -> None:
+def must_run(arguments: list[str], ranks: int = 1, module: str = "eagle_train", timeout: float = 240) -> None:
     """Runs and demands that every rank ends well."""
-    for code, output in run_ranks(arguments, ranks, module):
+    for code, output in run_ranks(arguments, ranks, module, timeout):
         assert code == 0, output[-4000:]
 
 

@@ -31,6 +31,7 @@ HOME_OF = {
     "flash_attn": "model/attention/flash.py",
     "flash_attn_interface": "model/attention/flash.py",
     "liger_kernel": "model/loss.py",
+    "peft": "model/lora.py",
     "torchcodec": "data/torchcodec_video.py",
 }
 EXTRA_HOMES = {"av": {"data/video_frames.py", "data/toy/video.py"}}  # videos.py opens them, these decode and encode

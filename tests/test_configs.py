@@ -17,8 +17,8 @@ RECIPES = resource_dir("data_recipes")
 OPTIONS = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.glob("*/*.yaml"))
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 GIVEN = {  # by the code that finishes a partial
-    "PlainEngine": ("model", "stage", "micro_batches"),
-    "ZeroEngine": ("model", "stage", "micro_batches"),
+    "PlainEngine": ("model", "stage", "micro_batches", "placement"),
+    "ZeroEngine": ("model", "stage", "micro_batches", "placement"),
     "MlpProjector": ("in_channels", "hidden_size"),
     "PatchMerger": ("in_channels", "hidden_size"),
     "WandbTracker": ("run_dir", "name", "run_id", "config"),

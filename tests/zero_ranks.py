@@ -13,6 +13,7 @@ from torch import nn
 
 from eagle_train import dist
 from eagle_train.model.encoders.siglip import Siglip
+from eagle_train.model.lora import Lora
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.projector import MlpProjector
@@ -23,6 +24,7 @@ from eagle_train.train.schedule import Stage
 from eagle_train.train.zero.engine import ZeroEngine
 from eagle_train.types import PackedBatch
 from tests import qwen2_vl
+from tests.engine_facts import facts
 from tests.qwen2_vl import tiny_qwen2_vl
 from tests.toys import tiny_model, tiny_row, tiny_sample
 
@@ -39,6 +41,11 @@ RATES = {
     "eagle2": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
     "qwen2_vl": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
     "aligned": {"mixture": None, "mixture.encoders.vit": 1e-2, "projector": None, "llm": None, "aligner": 1e-2},
+    "lora": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
+}
+ADAPTERS = {
+    "llm": Lora(rank=4, alpha=8, dropout=0.0, targets=["q_proj", "v_proj", "down_proj"]),
+    "mixture.encoders.vit": Lora(rank=2, alpha=4, dropout=0.0, targets=["q_proj", "fc1"]),
 }
 # Tiles of the rows of both ranks in every step: images on both, on one, on the other, on none, of unlike number.
 PICTURES = [(qwen2_vl.IMAGE, (1, 2, 3)), (qwen2_vl.VIDEO, (3, 1, 2)), (qwen2_vl.IMAGE, (1, 1, 1))]
@@ -60,9 +67,12 @@ def make(case: str) -> tuple[nn.Module, Stage]:
     )
     model: nn.Module = MODELS.get(case, tiny_model)()
     model.mixture.micro_batch = 1  # ranks encode tiles in unlike numbers of pieces
+    adapters = ADAPTERS if case == "lora" else {}
+    for name, lora in adapters.items():
+        lora.add_to(name, model.get_submodule(name))
     if align:
         model = PreAlignment(model, align, MlpProjector)
-    freeze(model, stage.learning_rates)
+    freeze(model, stage.learning_rates, adapters)
     return model, stage
 
 
@@ -127,6 +137,7 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
     dist.barrier()
     engine.save(folder / "end")
     engine.close()
+    placement = engine.placement
     other, _ = make(case)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -135,6 +146,8 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
     engine.load(folder)
     resumed = run(engine, case, [dist.rank()], steps[3:])
     engine.close()
+    placement.make_whole(model)
+    engine.placement.make_whole(other)
     untouched, _ = make(case)
     pairs = list(zip(model.modules(), untouched.modules(), strict=True))
     return {
@@ -144,7 +157,7 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
         "resumed_weights": other.state_dict(),
         "left_behind": sorted({name for used, new in pairs for name in vars(used).keys() - vars(new).keys()}),
         "containers": sorted({type(used._parameters).__name__ for used, _ in pairs}),
-        "loss_of_both": [float(m(rows(case, 0)[0]).sum()) for m in (model, other)],
+        "loss_of_both": [float(m(rows(case, 0)[0]).detach().sum()) for m in (model, other)],
     }
 
 
@@ -168,6 +181,7 @@ def main(out: Path) -> None:
         dist.barrier()
         results[name] = sharded("trained" if name == "bf16" else name, out / name, bf16=name == "bf16")
     results["refusal"] = refusal(out / "trained")
+    results["facts"] = facts()
     if dist.rank() == 0:
         torch.save(results, out / "results.pt")
     dist.shutdown()

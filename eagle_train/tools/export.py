@@ -8,12 +8,18 @@ from functools import partial
 from pathlib import Path
 
 from eagle_train.train import export_eagle2, released_eagle1, released_qwen2_vl
-from eagle_train.train.load import export_run
+from eagle_train.train.load import export_adapter, export_run
 
 
 def export_native(run: Path, out: Path) -> list[str]:
     """Writes the layout of this package; returns nothing, since nothing is lost."""
     export_run(run, out)
+    return []
+
+
+def export_peft(run: Path, out: Path) -> list[str]:
+    """Writes the LLM's adapters alone, as peft has them; returns nothing."""
+    export_adapter(run, out)
     return []
 
 
@@ -23,6 +29,7 @@ LAYOUTS = {
     "eagle2": export_eagle2.export_released,
     "qwen2_vl": released_qwen2_vl.export_released,
     "mm_projector": released_eagle1.export_projector,
+    "adapter": export_peft,
 }
 
 
@@ -40,8 +47,9 @@ def main(arguments: list[str]) -> int:
         default="native",
         help="native: for `chat` and `init_from`; eagle1: as the released Eagle 1 checkpoints; eagle2: as those of "
         "Eagle 2 and 2.5, for vLLM and transformers; qwen2_vl: as Qwen2-VL on the hub; mm_projector: only the "
-        "projector, as LLaVA's first stage",
+        "projector, as LLaVA's first stage; adapter: only the LLM's LoRA, as peft has it, which the others hold merged",
     )
+    parser.add_argument("--adapter", dest="layout", action="store_const", const="adapter", help="--layout adapter")
     parser.add_argument(
         "--pooling-head", action="store_true", help="eagle2: write SigLIP's unused pooling head even if there was none"
     )

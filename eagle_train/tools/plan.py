@@ -20,7 +20,7 @@ from eagle_train.model.flops import count_flops, llm_flops
 from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.tools.stdout import stdout
-from eagle_train.train.assemble import build_encoder, build_schedule, meta_model, stage_model
+from eagle_train.train.assemble import adapters, add_adapters, build_encoder, build_schedule, meta_model, stage_model
 from eagle_train.train.config import constructor, load_config
 from eagle_train.train.costs import ForwardFlops, forward_flops
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view
@@ -54,6 +54,8 @@ def main(arguments: list[str]) -> int:
 def make_plan(config: Mapping[str, Any], ranks: int) -> dict[str, Any]:
     """Returns everything the plan tells, as plain JSON values."""
     model = meta_model(config)
+    with torch.device("meta"):
+        add_adapters(config, model)
     geometry = describe(model.mixture, config["data"]["tile_size"])
     encoders = {name: {**asdict(e), "resampling": e.resampling} for name, e in geometry.encoders.items()}
     tokens = torch.zeros(1, geometry.tokens_per_tile, geometry.channels, device="meta")
@@ -92,8 +94,8 @@ def plan_stage(
     """Returns the plan of one stage."""
     with torch.device("meta"):
         trained = stage_model(config, model, stage)
-    freeze(trained, stage.learning_rates)
-    rows = freeze_table(trained, stage.learning_rates)
+    freeze(trained, stage.learning_rates, adapters(config))
+    rows = freeze_table(trained, stage.learning_rates, adapters(config))
     total, trainable = sum(row.total for row in rows), sum(row.trainable for row in rows)
     engine = {k: v for k, v in config["engine"].items() if not k.startswith("_")}
     memory = constructor(config["engine"]).state_bytes(total, trainable, ranks, **engine)
@@ -157,7 +159,8 @@ def show(plan: Mapping[str, Any], console: Console) -> None:
         memory = Table(title="memory per rank, without activations")
         for part, size in stage["memory_bytes_per_rank"].items():
             memory.add_row(part, f"{size / GIB:,.2f} GiB")
-        memory.add_row("total", f"{sum(stage['memory_bytes_per_rank'].values()) / GIB:,.2f} GiB", style="bold")
+        on_device = sum(size for part, size in stage["memory_bytes_per_rank"].items() if part != "host")
+        memory.add_row("total of the device", f"{on_device / GIB:,.2f} GiB", style="bold")
         console.print(memory)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from eagle_train.track.jsonl import JsonlTracker, read_metrics
 from eagle_train.track.tracker import Trackers
 from eagle_train.track.wandb_tracker import new_run_id
 from eagle_train.train.assemble import (
+    add_adapters,
     build_encoder,
     build_model,
+    build_placement,
     build_schedule,
     check_stages,
     meta_model,
@@ -36,6 +39,7 @@ from eagle_train.train.checkpoint import (
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import forward_flops
 from eagle_train.train.evaluate import evaluate
+from eagle_train.train.placement import Construction
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.pretrained import load_run_start, start_table
 from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
@@ -76,16 +80,19 @@ def start(config: Mapping[str, Any]) -> Run:
     folder = Path(config["run_dir"])
     schedule = build_schedule(config)
     meta = meta_model(config)
+    add_adapters(config, meta)
     check_stages(config, meta, schedule)
     checkpoints = CheckpointDir(folder / "checkpoints", config["keep_last"])
     seed_everything(config["seed"])
-    model = build_model(config)
+    placement = build_placement(config["engine"])
+    construction = Construction(partial(build_model, config), placement)
+    model = construction.model
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     latest = checkpoints.latest()
     if latest is None:
         run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
         state = TrainState(stage=next(iter(schedule)), run_id=run_id)
-        starts = load_run_start(config, model, encoder.tokenizer)
+        starts = load_run_start(config, model, encoder.tokenizer, put=construction.put)
         if dist.rank() == 0:
             Console(stderr=True).print(start_table(starts))
     else:
@@ -95,6 +102,8 @@ def start(config: Mapping[str, Any]) -> Run:
             raise ConfigError(f"{latest} is in stage {state.stage!r}; the schedule has {sorted(schedule)}")
         if state.config_hash != hash_of(to_yaml(config)):
             log.warning("the config changed: %s", ", ".join(changed_keys(latest / "config.yaml", config)))
+    add_adapters(config, model)
+    construction.finish(initial=latest is None)
     state.config_hash = hash_of(to_yaml(config))
     attempt = record_attempt(folder, config, state.run_id, latest) if dist.rank() == 0 else None
     attempt = dist.broadcast_object(attempt)
@@ -102,6 +111,8 @@ def start(config: Mapping[str, Any]) -> Run:
         config=config,
         folder=folder,
         model=model,
+        meta=meta,
+        placement=placement,
         flops=forward_flops(meta, describe(meta.mixture, config["data"]["tile_size"])),
         encoder=encoder,
         schedule=schedule,
@@ -126,7 +137,10 @@ def make_trackers(config: Mapping[str, Any], folder: Path, state: TrainState) ->
 
 
 def finish(run: Run) -> None:
-    """Evaluates on the held-out sources, unless it was done; the scores are the last record of the metrics."""
+    """Evaluates on the held-out sources, unless it was done; the scores are the last record of the metrics.
+
+    Every rank then has all weights on its device, also where they were sharded; never in host memory beside it.
+    """
     if not run.config["evaluation"] or dist.broadcast_object(evaluated(run) if dist.rank() == 0 else None):
         return
     evaluation = build(run.config["evaluation"])
@@ -136,7 +150,8 @@ def finish(run: Run) -> None:
     settings = build(run.config["data"])
     catalog = read_sources(sources, make_layout(run.encoder, longest, DropTooLong()), settings)
     dataset = RowDataset(catalog, run.encoder, settings.storage)
-    scores = evaluate(run.model.to(dist.device()), dataset, evaluation, run.folder / "gallery")
+    run.placement.make_whole(run.model)
+    scores = evaluate(run.model, dataset, evaluation, run.folder / "gallery")
     run.trackers.log(scores, run.state.global_step)
 
 

@@ -23,12 +23,14 @@ from eagle_train.data.tokenizer.added import add_special_tokens
 from eagle_train.data.too_long import TooLong
 from eagle_train.data.video_frames import VideoDecoder
 from eagle_train.model.embeddings import Vocabulary
+from eagle_train.model.lora import Lora
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.prealign import PreAlignment
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.train.config import ConfigError, build
+from eagle_train.train.config import ConfigError, build, constructor
 from eagle_train.train.geometry_check import check_geometry
-from eagle_train.train.optim import freeze
+from eagle_train.train.optim import freeze, parameter_groups
+from eagle_train.train.placement import Placement
 from eagle_train.train.schedule import Stage
 
 
@@ -100,8 +102,39 @@ def assemble_model(config: Mapping[str, Any], mixture: Mixture) -> VisionLanguag
         projector=projector,
         llm=llm,
         loss=build(config["loss"]),
-        attention=build(config.get("attention")),  # an export has none: it is of the machine
+        attention=build(config["attention"]) if "attention" in config else None,  # exports do not have it
     )
+
+
+def adapters(config: Mapping[str, Any]) -> dict[str, Lora]:
+    """Returns the adapters of a config, by the name of the module that has them; none where there is no `lora`."""
+    return build(config.get("lora") or {})
+
+
+def add_adapters(config: Mapping[str, Any], model: VisionLanguageModel) -> None:
+    """Puts a config's adapters on the model, whose weights are loaded.
+
+    Raises:
+        ConfigError: for a module that is not there.
+        ValueError: for targets that are not there or no linear layers.
+    """
+    for name, lora in adapters(config).items():
+        try:
+            module = model.get_submodule(name)
+        except AttributeError as error:
+            known = ["llm", "projector", *(f"mixture.encoders.{encoder}" for encoder in model.mixture.encoders)]
+            raise ConfigError(f"lora: there is no module {name!r}; there are {', '.join(known)}") from error
+        lora.add_to(name, module)
+
+
+def build_placement(engine: Mapping[str, Any]) -> Placement:
+    """Returns where the weights of a run lie, as its engine wants it.
+
+    Args:
+        engine: a config's `engine`.
+    """
+    fields = {key: value for key, value in engine.items() if not key.startswith("_")}
+    return constructor(engine).weights(**fields)
 
 
 def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: Stage) -> nn.Module:
@@ -120,14 +153,17 @@ def stage_model(config: Mapping[str, Any], model: VisionLanguageModel, stage: St
 def check_stages(config: Mapping[str, Any], model: VisionLanguageModel, schedule: Mapping[str, Stage]) -> None:
     """Raises ValueError, before anything is trained, if a stage could not begin.
 
-    That is for an encoder to align that is not there, learning rates that match nothing, or sources without shards.
+    That is for an encoder to align that is not there, learning rates or weight decays that match nothing, or sources
+    without shards.
 
     Args:
         model: on the meta device.
     """
     with torch.device("meta"):
         for stage in schedule.values():
-            freeze(stage_model(config, model, stage), stage.learning_rates)
+            trained = stage_model(config, model, stage)
+            freeze(trained, stage.learning_rates, adapters(config))
+            parameter_groups(trained, stage)
     for stage in schedule.values():
         recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from eagle_train import dist
 from eagle_train.train.optim import adamw, keeping_hyperparameters, set_learning_rates
+from eagle_train.train.placement import Placement, WholeWeights
 from eagle_train.train.schedule import Stage
 from eagle_train.types import PackedBatch
 
@@ -26,6 +27,7 @@ class Engine(Protocol):
     device: torch.device
     bf16: bool
     """Whether layers compute in bfloat16."""
+    placement: Placement
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32."""
@@ -46,7 +48,7 @@ class Engine(Protocol):
         """Restores what `save` wrote."""
 
     def close(self) -> None:
-        """Releases what the engine holds besides the model, whose weights are left whole and current."""
+        """Releases what the engine holds besides the model, whose weights stay current, where `placement` has them."""
 
 
 class PlainEngine:
@@ -55,6 +57,7 @@ class PlainEngine:
     Args:
         model, stage: what is trained and how.
         micro_batches: per step and rank; not needed here.
+        placement: where the model's weights lie; null: made for it.
         bf16: compute in bfloat16 over float32 weights; null: where there is a GPU.
         activation_checkpointing: recompute activations in the backward pass.
         activation_offload: with it, the inputs of the LLM's layers wait in host memory.
@@ -66,17 +69,26 @@ class PlainEngine:
         stage: Stage,
         micro_batches: int,
         *,
+        placement: Placement | None = None,
         bf16: bool | None = None,
         activation_checkpointing: bool = False,
         activation_offload: bool = False,
     ) -> None:
         del micro_batches
         self.device = dist.device()
-        self.model = model.to(self.device)
+        self.model = model
+        self.placement = placement or self.weights()
+        self.placement.put_rest(model)
         self.stage = stage
         self.bf16 = self.device.type == "cuda" if bf16 is None else bf16
         spare_activations(model, activation_checkpointing, activation_offload)
         self.optimizer = adamw(model, stage)
+
+    @staticmethod
+    def weights(**fields: object) -> Placement:
+        """Returns where the weights of a run lie, from its start on: whole and float32 on every rank."""
+        del fields
+        return WholeWeights(dist.device(), torch.float32)
 
     @staticmethod
     def state_bytes(total: int, trainable: int, ranks: int, **fields: object) -> dict[str, int]:

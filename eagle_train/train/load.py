@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from eagle_train import dist
 from eagle_train.data.encode import Encoder
 from eagle_train.data.tokenizer.added import write_tokenizer
 from eagle_train.model.checkpoints.files import SAFETENSORS, SAFETENSORS_INDEX, listed, read_weights, write_weights
+from eagle_train.model.lora import merge, write_adapter
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.train.assemble import build_encoder, build_model, meta_model
+from eagle_train.train.assemble import adapters, build_encoder, build_model, meta_model
 from eagle_train.train.checkpoint import CheckpointDir
+from eagle_train.train.placement import Construction, WholeWeights
 from eagle_train.train.zero.checkpoints import read_zero_weights
 
 CONFIG = "config.yaml"
@@ -42,18 +45,31 @@ def load_model(path: Path) -> tuple[VisionLanguageModel, Encoder]:
         ValueError: if it is neither.
     """
     config = read_config(path)
-    model = build_model(config)
-    load_weights(model, read_model_weights(path))
+    construction = Construction(partial(build_model, config), WholeWeights(dist.device(), torch.float32))
+    load_weights(construction.model, read_model_weights(path), put=construction.put)
+    model = construction.finish()
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
-    return model.to(dist.device()).eval(), encoder
+    return model.eval(), encoder
+
+
+Put = Callable[[torch.Tensor, torch.Tensor], None]
+"""Gives a parameter or buffer of a model (first) a value (second) of its shape."""
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], fresh: tuple[str, ...] = ()) -> list[str]:
-    """Copies weights into a module by name, one after another; of tied ones, one name is enough.
+def copy(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Copies a value into a parameter or buffer where it lies."""
+    tensor.copy_(value)
+
+
+def load_weights(
+    module: nn.Module, weights: Mapping[str, torch.Tensor], fresh: tuple[str, ...] = (), *, put: Put = copy
+) -> list[str]:
+    """Puts weights into a module by name, one after another; of tied ones, one name is enough.
 
     Args:
         fresh: prefixes of names that `weights` need not have.
+        put: see `Put`; that of a `Construction` for a module that is not finished.
 
     Returns:
         The names that `weights` did not have.
@@ -77,7 +93,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], fresh: 
         found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names)
         raise ValueError(f"the weights do not fit the model: {found}")
     for name, tensor in weights.items():
-        own[name].copy_(tensor)
+        put(own[name], tensor)
     return absent
 
 
@@ -114,13 +130,14 @@ def parse_config(path: Path) -> dict[str, Any]:
 
 
 def read_model_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the weights of an export, or of a run's newest checkpoint, by parameter name.
+    """Returns the weights of an export, or of a run's newest checkpoint, by parameter name; adapters are merged.
 
     They are mapped into memory where the files allow it, so that a model that takes them is not there twice.
     """
     if is_export(path):
         return read_weights(path)
-    return without_aligner(read_checkpoint_weights(newest_checkpoint(path)))
+    weights = without_aligner(read_checkpoint_weights(newest_checkpoint(path)))
+    return merge(weights, adapters(read_config(path)))
 
 
 def read_checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -176,6 +193,22 @@ def export_run(run: Path, out: Path) -> Path:
     if out.exists():
         shutil.rmtree(out)
     aside.replace(out)
+    return out
+
+
+def export_adapter(run: Path, out: Path) -> Path:
+    """Writes the LLM's adapters of a run's newest checkpoint as peft has them, to be put on the LLM alone.
+
+    Raises:
+        ValueError: if the LLM has none, or `out` is not empty.
+    """
+    config = read_config(run)
+    found = adapters(config)
+    if "llm" not in found:
+        raise ValueError(f"{run} has no adapters of its LLM; its lora has {sorted(found)}")
+    check_empty(out)
+    weights = read_checkpoint_weights(newest_checkpoint(run))
+    write_adapter(out, "llm", found["llm"], weights, config["llm"].get("pretrained"))
     return out
 
 

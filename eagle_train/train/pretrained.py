@@ -18,7 +18,7 @@ from eagle_train.model.checkpoints.files import WEIGHT_FILES, listed, read_weigh
 from eagle_train.model.embeddings import TABLES, Vocabulary, fit_rows, tell
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_vocabulary
-from eagle_train.train.load import load_weights, read_config, read_model_weights
+from eagle_train.train.load import Put, copy, load_weights, read_config, read_model_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,22 +37,25 @@ class Start:
     note: str = ""
 
 
-def load_run_start(config: Mapping[str, Any], model: VisionLanguageModel, tokenizer) -> list[Start]:
+def load_run_start(config: Mapping[str, Any], model: VisionLanguageModel, tokenizer, *, put: Put = copy) -> list[Start]:
     """Loads the weights that a run's config begins with, see `load_start`.
 
     Args:
         tokenizer: of the run, with its new tokens.
     """
-    return load_start(model, config["init_from"], build_vocabulary(config, tokenizer))
+    return load_start(model, config["init_from"], build_vocabulary(config, tokenizer), put=put)
 
 
-def load_start(model: VisionLanguageModel, init_from: str | None, vocabulary: Vocabulary) -> list[Start]:
+def load_start(
+    model: VisionLanguageModel, init_from: str | None, vocabulary: Vocabulary, *, put: Put = copy
+) -> list[Start]:
     """Loads the weights a new run starts from; returns what came from where.
 
-    Every rank reads the files itself, mapped into memory; ranks of one machine share the pages.
+    Every rank maps the files into memory; what of them is read, and by whom, `put` decides, tensor by tensor.
 
     Args:
-        model: whole, before an engine shards it.
+        model: whole, or under construction.
+        put: where a tensor goes, see `load_weights`.
         init_from: run or export whose weights all of it takes; None: every part from its own `pretrained`.
         vocabulary: of the run's tokenizer; the LLM's own pretrained tables are fitted to it.
 
@@ -64,7 +67,7 @@ def load_start(model: VisionLanguageModel, init_from: str | None, vocabulary: Vo
         if theirs != ours:  # names would fit, but the projector's inputs would be interchanged
             raise ValueError(f"init_from={init_from} has the encoders {theirs}, this model {ours}; order counts")
         weights = read_model_weights(Path(init_from))
-        load_weights(model, weights)
+        load_weights(model, weights, put=put)
         return [Start(component="all", source=init_from, loaded=len(weights))]
     starts = []
     for name, encoder in model.mixture.encoders.items():
@@ -74,7 +77,7 @@ def load_start(model: VisionLanguageModel, init_from: str | None, vocabulary: Vo
             continue
         state = read_source(component, encoder.pretrained)
         tensors = encoder.adapt(state)
-        starts.append(load_part(component, encoder.pretrained, encoder, state, tensors, encoder.fresh))
+        starts.append(load_part(component, encoder.pretrained, encoder, state, tensors, encoder.fresh, put=put))
     fusion = [name for name, _ in model.mixture.named_parameters() if not name.startswith("encoders.")]
     if fusion:
         starts.append(Start(component="mixture", source=None, fresh=tuple(fusion)))
@@ -83,8 +86,8 @@ def load_start(model: VisionLanguageModel, init_from: str | None, vocabulary: Vo
         starts.append(random_start("projector", projector))
     else:
         state = read_source("projector", projector.pretrained)
-        starts.append(load_part("projector", projector.pretrained, projector, state, projector.adapt(state)))
-    return [*starts, load_llm(model.llm, vocabulary)]
+        starts.append(load_part("projector", projector.pretrained, projector, state, projector.adapt(state), put=put))
+    return [*starts, load_llm(model.llm, vocabulary, put=put)]
 
 
 def random_start(component: str, module: nn.Module) -> Start:
@@ -92,7 +95,7 @@ def random_start(component: str, module: nn.Module) -> Start:
     return Start(component=component, source=None, fresh=tuple(module.state_dict()))
 
 
-def load_llm(llm: nn.Module, vocabulary: Vocabulary) -> Start:
+def load_llm(llm: nn.Module, vocabulary: Vocabulary, *, put: Put = copy) -> Start:
     """Loads an LLM's weights, its tables of tokens fitted to the tokenizer, see `fit_rows`."""
     source = llm.config.name_or_path
     if not source:
@@ -107,7 +110,7 @@ def load_llm(llm: nn.Module, vocabulary: Vocabulary) -> Start:
             tensors[name] = fit_rows(table, num_rows, vocabulary)
             if change := tell(table, num_rows, vocabulary):
                 notes.append(f"{name}: {change}")
-    return load_part("llm", source, llm, state, tensors, note="; ".join(notes))
+    return load_part("llm", source, llm, state, tensors, note="; ".join(notes), put=put)
 
 
 def load_part(
@@ -118,6 +121,8 @@ def load_part(
     tensors: Mapping[str, torch.Tensor],
     fresh: tuple[str, ...] = (),
     note: str = "",
+    *,
+    put: Put = copy,
 ) -> Start:
     """Loads one part and returns its start.
 
@@ -127,7 +132,7 @@ def load_part(
         fresh: prefixes of names that the source does not have.
     """
     try:
-        absent = load_weights(module, tensors, fresh)
+        absent = load_weights(module, tensors, fresh, put=put)
     except ValueError as error:
         raise ValueError(f"{component}: {source}: {error}; {remedy(component)}") from error
     return Start(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.replay import RebuiltRow, last_step
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.assemble import (
+    adapters,
+    add_adapters,
     build_encoder,
     build_model,
     build_schedule,
@@ -34,6 +37,7 @@ from eagle_train.train.config import build
 from eagle_train.train.engine import PlainEngine
 from eagle_train.train.load import load_weights, parse_config, read_checkpoint_weights, without_aligner
 from eagle_train.train.optim import freeze
+from eagle_train.train.placement import Construction
 from eagle_train.train.pretrained import load_run_start
 from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import make_layout, of_stage, read_sources
@@ -125,18 +129,21 @@ def weights_before(config: Mapping[str, Any], place: Place, checkpoint: Path | N
     """
     stage = build_schedule(config)[place.stage]
     seed_everything(config["seed"])
-    model = build_model(config)
+    construction = Construction(partial(build_model, config), PlainEngine.weights())
+    model = construction.model
     if checkpoint is None:
-        load_run_start(config, model, load_tokenizer(config["tokenizer"], config["new_tokens"]))
-        trained = stage_model(config, model, stage)
-    elif read_state(checkpoint).stage == place.stage:
-        trained = stage_model(config, model, stage)
+        tokenizer = load_tokenizer(config["tokenizer"], config["new_tokens"])
+        load_run_start(config, model, tokenizer, put=construction.put)
+    add_adapters(config, model)
+    construction.finish(initial=checkpoint is None)
+    within = checkpoint is not None and read_state(checkpoint).stage == place.stage
+    if checkpoint is not None and not within:  # the end of the stage before
+        load_weights(model, without_aligner(read_checkpoint_weights(checkpoint)))
+    trained = stage_model(config, model, stage)
+    if within:
         load_weights(trained, read_checkpoint_weights(checkpoint))
         restore_random_states(checkpoint)
-    else:  # the end of the stage before
-        load_weights(model, without_aligner(read_checkpoint_weights(checkpoint)))
-        trained = stage_model(config, model, stage)
-    freeze(trained.train(), stage.learning_rates)
+    freeze(trained.train(), stage.learning_rates, adapters(config))
     return PlainEngine(trained, stage, 1, bf16=config["engine"].get("bf16"))
 
 

@@ -26,7 +26,8 @@ class Stage:
         num_epochs: passes over the recipe; exactly one of the two is given.
         warmup_ratio: share of the steps with linear warm-up.
         min_lr_ratio: end of the cosine, as a share of the peak.
-        weight_decay: of matrices; norms and biases have none.
+        weight_decay: of matrices, one for all or by module name, the longest prefix counts; norms and biases have
+            none.
         betas, eps: of AdamW.
         max_grad_norm: global gradient norm is clipped to it; null: not clipped.
         seed: of the plan's shuffles, and of the aligner's weights.
@@ -45,7 +46,7 @@ class Stage:
     num_epochs: int | None = None
     warmup_ratio: float = 0.03
     min_lr_ratio: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: float | Mapping[str, float] = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     max_grad_norm: float | None = 1.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from eagle_train import dist
@@ -18,7 +19,7 @@ from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import Cursor, steps
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.tracker import Trackers
-from eagle_train.train.assemble import stage_model
+from eagle_train.train.assemble import adapters, stage_model
 from eagle_train.train.attention_check import check_attention
 from eagle_train.train.books import ledger_shards, make_budget, write_accounts
 from eagle_train.train.checkpoint import (
@@ -30,7 +31,9 @@ from eagle_train.train.checkpoint import (
 )
 from eagle_train.train.config import ConfigError, build, to_yaml
 from eagle_train.train.costs import ForwardFlops
+from eagle_train.train.freeze_proof import FreezeProof
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view, with_dtypes
+from eagle_train.train.placement import Placement
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.run_folder import changed_values
 from eagle_train.train.schedule import Stage
@@ -50,6 +53,10 @@ class Run:
     config: Mapping[str, Any]
     folder: Path
     model: VisionLanguageModel
+    """With its weights where `placement` has them; may be sharded."""
+    meta: VisionLanguageModel
+    """The same on the meta device: names and shapes."""
+    placement: Placement
     flops: ForwardFlops
     encoder: Encoder
     schedule: Mapping[str, Stage]
@@ -66,10 +73,12 @@ def run_stage(run: Run, stage: Stage) -> bool:
     data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
     cursor = tie_plan(run, data)
     model = stage_model(run.config, run.model, stage).train()
-    freeze(model, stage.learning_rates)
-    table = freeze_table(model, stage.learning_rates)
+    freeze(model, stage.learning_rates, adapters(run.config))
+    with torch.device("meta"):  # sharded weights have no shapes
+        trained = stage_model(run.config, run.meta, stage)
+    table = freeze_table(trained, stage.learning_rates, adapters(run.config))
     micro_batches = -(-stage.rows_per_step // dist.world_size())
-    engine = build(run.config["engine"])(model, stage, micro_batches)
+    engine = build(run.config["engine"])(model, stage, micro_batches, placement=run.placement)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
     check_attention(model, engine)
@@ -101,6 +110,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
+        proof=FreezeProof(model, run.placement) if run.config["prove_freeze"] else None,
     )
     run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
     try:

@@ -5,6 +5,7 @@ What depends on DeepSpeed is behind `Engine`, what depends on W&B behind `Tracke
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +21,12 @@ from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Tracker
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.engine import Engine
+from eagle_train.train.freeze_proof import FreezeProof
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.schedule import Stage, lr_scale
 from eagle_train.types import PackedBatch, SampleError
+
+log = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(ValueError):
@@ -41,6 +45,7 @@ class Trainer:
         state: counts; kept current, and what `save` stores.
         save: writes a checkpoint of `state`; all ranks call it together.
         save_every, log_every: steps between; the last step always does both.
+        proof: of the freeze table, which the first update completes; null: none.
     """
 
     engine: Engine
@@ -56,6 +61,7 @@ class Trainer:
     save: Callable[[], None]
     save_every: int
     log_every: int
+    proof: FreezeProof | None = None
 
     def __post_init__(self) -> None:
         # (number of sources, 2): weighted loss sums and weight sums since the last log
@@ -139,6 +145,7 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: after saving the state before the update.
+            FreezeError: see `proof`.
         """
         sums = sum(self.run_row(row, weight, last=i == len(rows) - 1) for i, row in enumerate(rows))
         sums = torch.tensor(dist.all_reduce_sum(sums.flatten().tolist()), dtype=torch.float64).view(-1, 2)
@@ -149,6 +156,10 @@ class Trainer:
         rates, grad_norm = self.engine.step(scale)
         if not math.isfinite(grad_norm):
             self.stop_on_non_finite(f"gradient norm {grad_norm}", rows)
+        if self.proof is not None:
+            proven, self.proof = self.proof.check(), None
+            if dist.rank() == 0:
+                log.warning("stage %s: %s", self.state.stage, proven)
         self.sums += sums
         return {"train/grad_norm": grad_norm} | {f"lr/{name}": rate for name, rate in rates.items()}
 

@@ -124,6 +124,7 @@ def run_way(config: Mapping[str, Any], way: Way, args: argparse.Namespace) -> li
     """Returns what each length takes in one way."""
     model = prepared(meta_model(config), config, way)
     state = state_bytes(model, config, args.ranks)
+    on_device = sum(size for part, size in state.items() if part != "host")
     tokens_per_tile, tile_size = model.mixture.tokens_per_tile, config["data"]["tile_size"]
     there = None
     if args.measure:
@@ -139,7 +140,7 @@ def run_way(config: Mapping[str, Any], way: Way, args: argparse.Namespace) -> li
         if there is not None:
             result["measured"] = measured_bytes(there, real(row, targets, model.llm.config.vocab_size, args.measure))
             result["estimate_over_measured"] = result["activations"] / result["measured"]
-        results.append(result | state | {"total": result["activations"] + sum(state.values())})
+        results.append(result | state | {"total": result["activations"] + on_device})
         print(line(way, results[-1], args.memory), flush=True)
     return results
 

@@ -56,6 +56,30 @@ def test_groups_hold_every_trained_parameter_once_and_decay_matrices_only():
         assert len({p.ndim >= 2 for p in group["params"]}) == 1
 
 
+def test_weight_decay_goes_by_the_longest_prefix():
+    model = tiny_model()
+    decay = {"mixture": 0.2, "mixture.encoders.vit": 0.0, "llm": 0.1}
+    plan = stage({"mixture": 1e-4, "projector": None, "llm": 1e-3}, weight_decay=decay)
+    freeze(model, plan.learning_rates)
+    found = {id(p): group["weight_decay"] for group in parameter_groups(model, plan) for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.ndim >= 2:
+            key = "mixture.encoders.vit" if name.startswith("mixture.encoders.vit.") else name.split(".")[0]
+            assert found[id(parameter)] == decay[key], name
+        elif parameter.requires_grad:
+            assert found[id(parameter)] == 0.0, name
+
+
+def test_a_matrix_without_weight_decay_and_a_decay_without_a_module_are_refused():
+    model = tiny_model()
+    rates = {"mixture": None, "projector": 1e-4, "llm": 1e-3}
+    freeze(model, rates)
+    with pytest.raises(ValueError, match=r"no weight decay for projector.*; weight_decay has \['llm'\]"):
+        parameter_groups(model, stage(rates, weight_decay={"llm": 0.1}))
+    with pytest.raises(ValueError, match=r"weight_decay names \['lm'\], which match nothing; modules are \['llm'"):
+        parameter_groups(model, stage(rates, weight_decay={"llm": 0.1, "projector": 0.0, "lm": 0.1}))
+
+
 def test_learning_rates_are_peaks_times_scale():
     model = tiny_model()
     plan = stage({"mixture": 1e-4, "projector": None, "llm": 1e-3})

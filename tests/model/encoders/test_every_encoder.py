@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from eagle_train.model.encoders.base import aligned
 from eagle_train.model.geometry import GeometryError
@@ -107,3 +108,25 @@ def test_construction_on_the_meta_device_holds_no_memory(kind):
         encoder = TINY[kind]()
         features = encoder(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))
     assert features.is_meta and all(tensor.is_meta for tensor in encoder.state_dict().values())
+
+
+class Kernels(TorchFunctionMode):
+    """Notes which functions of attention are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.called.add(getattr(function, "__name__", ""))
+        return function(*args, **(kwargs or {}))
+
+
+@kinds
+def test_attention_is_torchs_fused_one(kind):
+    """SAM's relative positions are its mask; only a convolutional encoder has none."""
+    encoder = TINY[kind]()
+    with Kernels() as kernels:
+        encoder(pixels())
+    assert "softmax" not in kernels.called
+    assert ("scaled_dot_product_attention" in kernels.called) == (kind != "convnext")
