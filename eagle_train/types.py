@@ -1,6 +1,9 @@
 """The data that flows through eagle_train, from a shard member to a training step.
 
 Shape letters: N tiles, S tile side (pixels), T tokens of a row, K samples in a row, M visual tokens.
+
+A tile is flat, (3, S, S), or, of native-resolution models, a block of D frames, (3, D, S, S): one visual token each.
+Pictures of such models have as many tiles as they need; `grids` tell how these lie.
 """
 
 from __future__ import annotations
@@ -122,11 +125,32 @@ class MediaPlan:
     rows: int = 1
     cols: int = 1
     thumbnail: bool = False
+    frames_per_tile: int = 1
+    """Consecutive frames that share tiles; the last ones may be fewer."""
+
+    @property
+    def num_steps(self) -> int:
+        """Grids of tiles, one after the other in time."""
+        return -(-self.num_frames // self.frames_per_tile)
 
     @property
     def num_tiles(self) -> int:
         """Tiles of all frames together."""
-        return self.num_frames * (self.rows * self.cols + int(self.thumbnail))
+        return self.num_steps * (self.rows * self.cols + int(self.thumbnail))
+
+    @property
+    def num_tile_pairs(self) -> int:
+        """Pairs of tiles that see each other where an encoder attends over a whole grid, summed over all grids."""
+        return self.num_steps * (self.rows * self.cols) ** 2
+
+
+def tile_shape(size: int, depth: int) -> tuple[int, ...]:
+    """Returns the shape of a tile of `size` pixels a side: (3, S, S), or (3, D, S, S) for a depth D above 0."""
+    return (3, depth, size, size) if depth else (3, size, size)
+
+
+Grid = tuple[int, int, int]
+"""(steps, rows, cols) of the tiles of one native-resolution image or video, in that order in `pixels`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +168,9 @@ class EncodedSample:
     image_positions: torch.Tensor
     """(M,) int64, increasing: where the visual tokens go, tile after tile."""
     pixels: torch.Tensor
-    """(N, 3, S, S) uint8, in the order of their positions; N may be 0."""
+    """(N, 3, S, S) or (N, 3, D, S, S) uint8, in the order of their positions; N may be 0."""
+    grids: tuple[Grid, ...] = ()
+    """Of native-resolution pictures, in order: N is the sum of their products. Flat tiles have none."""
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: with them it takes three times as long to pickle
@@ -210,7 +236,8 @@ class PackedBatch:
     """(T,) float32; holds the averaging policy (token, sample, square root), so neither the model
     nor the trainer knows which one is used."""
     position_ids: torch.Tensor
-    """(T,) int64; restarts at 0 in every sample."""
+    """(T,) int64; restarts at 0 in every sample. Or (4, T) for an LLM with multimodal rotary positions: that, then
+    the steps in time, rows and columns, which text has all alike."""
     cu_seqlens: torch.Tensor
     """(K + 1,) int32, cumulative sample lengths: [0, ..., T]."""
     max_seqlen: int
@@ -220,8 +247,8 @@ class PackedBatch:
     image_positions: torch.Tensor
     """(M,) int64, increasing: where the visual tokens go."""
     pixels: torch.Tensor
-    """(N, 3, S, S) uint8, N >= 1: a row without images carries one placeholder tile, so that every
-    rank runs the encoders (ZeRO-3 would wait, or apply stale gradients, otherwise)."""
+    """(N, 3, S, S) or (N, 3, D, S, S) uint8, N >= 1: a row without images carries one placeholder tile, so that
+    every rank runs the encoders (ZeRO-3 would wait, or apply stale gradients, otherwise)."""
     num_images: int
     """Real tiles: N, or 0 where the only tile is the placeholder."""
     num_tokens: int
@@ -230,6 +257,8 @@ class PackedBatch:
     """The K sample keys."""
     sources: tuple[str, ...]
     """The K source names."""
+    grids: tuple[Grid, ...] = ()
+    """Of native-resolution pictures, the placeholder's too; no tensor, as attention is cut by them on the host."""
     errors: tuple[tuple[str, SampleError], ...] = ()
     """(source, error) of planned samples of this row that turned out to be bad when they were decoded."""
     row: int = -1

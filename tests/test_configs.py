@@ -20,6 +20,7 @@ GIVEN = {  # by the code that finishes a partial
     "PlainEngine": ("model", "stage", "micro_batches", "placement"),
     "ZeroEngine": ("model", "stage", "micro_batches", "placement"),
     "MlpProjector": ("in_channels", "hidden_size"),
+    "PatchMerger": ("in_channels", "hidden_size"),
     "WandbTracker": ("run_dir", "name", "run_id", "config"),
     "train_tokenizer": ("texts", "out"),
     "Profiler": ("folder",),

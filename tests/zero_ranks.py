@@ -25,7 +25,9 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero.engine import ZeroEngine
 from eagle_train.types import PackedBatch
+from tests import qwen2_vl
 from tests.engine_facts import facts
+from tests.qwen2_vl import tiny_qwen2_vl
 from tests.toys import tiny_model, tiny_row, tiny_sample
 
 RATES = {
@@ -40,6 +42,7 @@ RATES = {
     },
     "eagle2": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
     "internvl2": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
+    "qwen2_vl": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
     "aligned": {"mixture": None, "mixture.encoders.vit": 1e-2, "projector": None, "llm": None, "aligner": 1e-2},
     "lora": {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2},
 }
@@ -49,6 +52,7 @@ ADAPTERS = {
 }
 SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 # Tiles of the rows of both ranks in every step: images on both, on one, on the other, on none, of unlike number.
+PICTURES = [(qwen2_vl.IMAGE, (1, 2, 3)), (qwen2_vl.VIDEO, (3, 1, 2)), (qwen2_vl.IMAGE, (1, 1, 1))]
 TILES = [(2, 1), (2, 0), (0, 1), (0, 0), (1, 3)]
 
 
@@ -65,7 +69,7 @@ def make(case: str) -> tuple[nn.Module, Stage]:
         eps=1e-4,  # so that Adam does not blow up the rounding of gradients that are zero
         align=align,
     )
-    model: nn.Module = {"eagle2": tiny_eagle2, "internvl2": tiny_internvl2}.get(case, tiny_model)()
+    model: nn.Module = MODELS.get(case, tiny_model)()
     model.mixture.micro_batch = 1  # ranks encode tiles in unlike numbers of pieces
     adapters = ADAPTERS if case == "lora" else {}
     for name, lora in adapters.items():
@@ -94,19 +98,27 @@ def with_folded(name: str, kind: type[VisionEncoder], **arguments: float) -> Vis
     return model
 
 
-def rows(step: int) -> list[PackedBatch]:
+MODELS = {"eagle2": tiny_eagle2, "internvl2": tiny_internvl2, "qwen2_vl": tiny_qwen2_vl}
+
+
+def rows(case: str, step: int) -> list[PackedBatch]:
     """Returns the two rows of a step; the more tiles, the longer the text, so that pieces of the loss differ too."""
+    if case == "qwen2_vl":  # pictures of several sizes, a video among them
+        return [
+            qwen2_vl.row([qwen2_vl.sample(2 * step + rank, 4, *PICTURES[:tiles], 8 + 20 * tiles)])
+            for rank, tiles in enumerate(TILES[step])
+        ]
     return [
         tiny_row([tiny_sample(2 * step + rank, tiles=tiles, text=12 + 20 * tiles)])
         for rank, tiles in enumerate(TILES[step])
     ]
 
 
-def run(engine: Engine, mine: list[int], steps: range) -> list[float]:
+def run(engine: Engine, case: str, mine: list[int], steps: range) -> list[float]:
     """Takes steps on the rows `mine` of each; returns the gradient norms."""
     norms = []
     for step in steps:
-        batches = rows(step)
+        batches = rows(case, step)
         weight = sum(float(row.loss_weights.sum()) for row in batches)
         for place in mine:
             torch.manual_seed(2 * step + place)  # layers that are left out are those of the row, as in the trainer
@@ -119,7 +131,7 @@ def run(engine: Engine, mine: list[int], steps: range) -> list[float]:
 def plain(case: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Returns gradient norms and final weights of plain torch on one rank."""
     model, stage = make(case)
-    norms = run(PlainEngine(model, stage, 2), [0, 1], range(len(TILES)))
+    norms = run(PlainEngine(model, stage, 2), case, [0, 1], range(len(TILES)))
     return norms, model.state_dict()
 
 
@@ -129,9 +141,9 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
     settings = {"zero_stage": 3, "bf16": bf16, "persistence_threshold": 0, "prefetch_bucket_size": 1000}
     model, stage = make(case)
     engine = ZeroEngine(model, stage, 1, **settings)
-    norms = run(engine, [dist.rank()], steps[:3])
+    norms = run(engine, case, [dist.rank()], steps[:3])
     engine.save(folder)
-    norms += run(engine, [dist.rank()], steps[3:])
+    norms += run(engine, case, [dist.rank()], steps[3:])
     if dist.rank() == 0:
         (folder / "end").mkdir()
     dist.barrier()
@@ -144,7 +156,7 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
             parameter.zero_()
     engine = ZeroEngine(other, stage, 1, **settings)
     engine.load(folder)
-    resumed = run(engine, [dist.rank()], steps[3:])
+    resumed = run(engine, case, [dist.rank()], steps[3:])
     engine.close()
     placement.make_whole(model)
     engine.placement.make_whole(other)
@@ -157,7 +169,7 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
         "resumed_weights": other.state_dict(),
         "left_behind": sorted({name for used, new in pairs for name in vars(used).keys() - vars(new).keys()}),
         "containers": sorted({type(used._parameters).__name__ for used, _ in pairs}),
-        "loss_of_both": [float(m(rows(0)[0]).detach().sum()) for m in (model, other)],
+        "loss_of_both": [float(m(rows(case, 0)[0]).detach().sum()) for m in (model, other)],
     }
 
 

@@ -21,6 +21,8 @@ class CostModel:
         per_token_squared: of the attention scores, times the square of the sample's tokens; for a causal LLM
             of L layers and H attention channels, 6 * L * H.
         per_tile: of the vision encoders and the projector.
+        per_tile_pair: of the attention scores of an encoder of native resolution, for every two tiles of one picture
+            or step in time.
 
     Raises:
         ValueError: if a number is negative or all are zero.
@@ -29,23 +31,29 @@ class CostModel:
     per_token: float
     per_token_squared: float = 0.0
     per_tile: float = 0.0
+    per_tile_pair: float = 0.0
 
     def __post_init__(self) -> None:
-        parts = (self.per_token, self.per_token_squared, self.per_tile)
+        parts = (self.per_token, self.per_token_squared, self.per_tile, self.per_tile_pair)
         if min(parts) < 0 or max(parts) == 0:
             raise ValueError(
-                f"costs per token, squared token and tile are {parts}; they must not be negative, nor all zero"
+                f"costs per token, squared token, tile and pair of tiles are {parts}; they must not be negative, nor "
+                f"all zero"
             )
 
-    def sample_costs(self, lengths: np.ndarray, num_tiles: np.ndarray) -> np.ndarray:
+    def sample_costs(
+        self, lengths: np.ndarray, num_tiles: np.ndarray, num_tile_pairs: np.ndarray | int = 0
+    ) -> np.ndarray:
         """Returns (n,) int64 costs in thousands of FLOPs; whole, so that sums are the same in any order.
 
         Args:
             lengths: (n,) tokens of each sample.
             num_tiles: (n,) tiles of each sample.
+            num_tile_pairs: (n,) pairs of tiles of one grid, of each sample.
         """
         tokens = lengths.astype(np.float64)
-        flops = self.per_token * tokens + self.per_token_squared * tokens * tokens + self.per_tile * num_tiles
+        flops = self.per_token * tokens + self.per_token_squared * tokens * tokens
+        flops += self.per_tile * num_tiles + self.per_tile_pair * num_tile_pairs
         return np.rint(flops / 1000).astype(np.int64)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from eagle_train.data.index import index_path, index_stem, sample_key
-from eagle_train.data.layout import COUNTS, SampleLayout, Summary, layout_path
+from eagle_train.data.layout import COUNTS, PAIRS, SampleLayout, Summary, layout_path
 from eagle_train.data.locations import Location, file_name, shown
 from eagle_train.data.tables import Rows, read_table
 from eagle_train.data.too_long import Shortened
@@ -89,6 +89,8 @@ class Sizes:
         """(n,) int32."""
         self.num_tiles: np.ndarray = columns["num_tiles"]
         """(n,) int32."""
+        self.num_tile_pairs: np.ndarray = table[PAIRS].to_numpy()
+        """(n,) int64."""
         self._table = table
         self._rows = Rows(table.select([*COUNTS, "media"]))
 

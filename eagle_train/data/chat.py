@@ -56,6 +56,8 @@ class ChatTemplate:
     """The text that belongs to media, and is laid out with them."""
     image_token: str | None = None
     """Token that fills the image positions; None: the padding or end token (its embedding is replaced)."""
+    video_token: str | None = None
+    """Token that fills the positions of videos; None: that of images."""
     special_tokens: Sequence[str] = ()
     """Names that the tokenizer must hold as tokens, besides `content_tokens`; their ids are nowhere else."""
     content_tokens: Sequence[str] = ()
@@ -150,7 +152,8 @@ class ChatTemplate:
 
     def missing_tokens(self, tokenizer) -> list[str]:
         """Returns the special tokens of the template that the tokenizer does not have."""
-        names = [*self.special_tokens, *self.content_tokens, *([self.image_token] if self.image_token else [])]
+        fillers = [token for token in (self.image_token, self.video_token) if token]
+        names = [*self.special_tokens, *self.content_tokens, *fillers]
         return [name for name in dict.fromkeys(names) if tokenizer.backend_tokenizer.token_to_id(name) is None]
 
     def stop_ids(self, tokenizer) -> list[int]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from eagle_train.data.frames import FrameRate
+from eagle_train.data.frames import FrameCount
 from eagle_train.types import Media, MediaPlan
 
 
@@ -25,10 +25,12 @@ class Candidate:
     medium: Media
     tiles: Callable[..., MediaPlan] | None
     """The tiling's choice for an image, called with `max_tiles`; None for a video or document."""
+    frames: Callable[..., MediaPlan] | None
+    """The tiling's choice for so many frames or pages, also with `max_tiles` of each; None for an image."""
     tokens: Callable[[MediaPlan], int]
     """All that it takes in the sequence under a plan: visual tokens and its own text, exactly."""
-    at_least: Callable[[int], np.ndarray] | None = None
-    """For n frames, (n + 1,) int64: what 0, 1, ..., n frames of a video or document take at least, non-decreasing."""
+    at_least: Callable[[MediaPlan], np.ndarray] | None = None
+    """For a plan of n frames, (n + 1,) int64: what 0, 1, ..., n of them take at least, non-decreasing."""
 
 
 class Degrade(Protocol):
@@ -53,13 +55,13 @@ class EachByItself:
         frames: how many frames a video gives.
     """
 
-    frames: FrameRate
+    frames: FrameCount
     by_budget: ClassVar[bool] = False
 
     def plan(self, media: Sequence[Candidate], budget: int | None) -> list[MediaPlan]:
         """Returns the plan of each medium; the budget does not matter."""
         del budget
-        return [each.tiles() if each.tiles else MediaPlan(num_frames=asked(each.medium, self.frames)) for each in media]
+        return [each.tiles() if each.tiles else each.frames(asked(each.medium, self.frames)) for each in media]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ class SharedTiles:
     """
 
     max_tiles: int
-    frames: FrameRate
+    frames: FrameCount
     by_budget: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -89,7 +91,7 @@ class SharedTiles:
         del budget
         share = max(1, self.max_tiles // max(1, sum(each.tiles is not None for each in media)))
         return [
-            each.tiles(max_tiles=share) if each.tiles else MediaPlan(num_frames=asked(each.medium, self.frames))
+            each.tiles(max_tiles=share) if each.tiles else each.frames(asked(each.medium, self.frames))
             for each in media
         ]
 
@@ -114,7 +116,7 @@ class AutomaticDegradeSampling:
     of what they ask for, to the frame.
     """
 
-    frames: FrameRate
+    frames: FrameCount
     min_pages: int = 1
     tile_caps: Sequence[int] = (12, 8, 6, 4, 2, 1)
     by_budget: ClassVar[bool] = True
@@ -131,8 +133,11 @@ class AutomaticDegradeSampling:
         room -= sum(plans[0][1] for plans in stills.values())
         least = [self.least(media[place].medium) for place in moving]
         most = [asked(media[place].medium, self.frames) for place in moving]
-        counts, used = share_frames([media[place] for place in moving], least, most, room)
-        chosen = {place: MediaPlan(num_frames=count) for place, count in zip(moving, counts, strict=True)}
+        full = [media[place].frames(count) for place, count in zip(moving, most, strict=True)]
+        counts, used = share_frames([media[place] for place in moving], full, least, room)
+        chosen = {
+            place: replace(plan, num_frames=count) for place, plan, count in zip(moving, full, counts, strict=True)
+        }
         room -= used
         level = 0
         if counts == most:
@@ -149,7 +154,7 @@ class AutomaticDegradeSampling:
         return min(self.frames.min_frames, asked(medium, self.frames))
 
 
-def asked(medium: Media, frames: FrameRate) -> int:
+def asked(medium: Media, frames: FrameCount) -> int:
     """Returns the frames that a video, or the pages that a document, asks for: of frames without times, all."""
     if medium.kind == "document":
         return medium.num_frames
@@ -173,25 +178,31 @@ def image_plans(image: Candidate, caps: Sequence[int]) -> list[tuple[MediaPlan, 
 
 
 def share_frames(
-    media: Sequence[Candidate], least: Sequence[int], most: Sequence[int], room: int
+    media: Sequence[Candidate], full: Sequence[MediaPlan], least: Sequence[int], room: int
 ) -> tuple[list[int], int]:
     """Returns the frames that each video or document gets, and the tokens of all; the least of each if nothing fits.
+
+    Args:
+        full: the plan of each with all frames that it asks for; fewer frames are cut alike.
+        least: the fewest frames of each.
+        room: tokens for all.
 
     There is one order in which frames are added to the least of each medium, whatever the budget: to the one that has
     the smallest part of what it asks for, of equal ones to the first. The allocation is the longest start of that order
     that fits. So more room never takes a frame away, and equal media differ by one frame at most.
     """
-    order = frame_order(least, most)
+    order = frame_order(least, [plan.num_frames for plan in full])
     added = len(order)
     while True:
         more = np.bincount(order[:added], minlength=len(media)).tolist()
         counts = [a + b for a, b in zip(least, more, strict=True)]
-        total = sum(each.tokens(MediaPlan(num_frames=count)) for each, count in zip(media, counts, strict=True))
+        plans = [replace(plan, num_frames=count) for plan, count in zip(full, counts, strict=True)]
+        total = sum(each.tokens(plan) for each, plan in zip(media, plans, strict=True))
         if total <= room or not added:
             return counts, total
         # One frame fewer may take more tokens, as all labels change ("10.53" has more than "8.5"), so that the longest
         # start that fits is not found by bisection. It is no longer than the longest that may fit.
-        bounds = [each.at_least(count) for each, count in zip(media, counts, strict=True)]
+        bounds = [each.at_least(plan) for each, plan in zip(media, plans, strict=True)]
         steps = np.empty(added, np.int64)
         for place, (bound, low, high) in enumerate(zip(bounds, least, counts, strict=True)):
             steps[order[:added] == place] = np.diff(bound[low : high + 1])

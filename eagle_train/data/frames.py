@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from eagle_train.types import Media
+
+
+class FrameCount(Protocol):
+    """How many frames a video asks for."""
+
+    min_frames: int
+    max_frames: int
+
+    def num_frames(self, duration: float, available: int) -> int:
+        """Returns the number of frames for a video of `duration` seconds that has `available` frames."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +47,42 @@ class FrameRate:
         """Returns the number of frames for a video of `duration` seconds that has `available` frames."""
         wanted = max(self.min_frames, min(self.max_frames, round(duration * self.fps)))
         return max(1, min(wanted, available))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvenFrameRate:
+    """A target rate whose number of frames is even, for models that see frames two by two.
+
+    Of a duration times the rate, kept between the bounds and below the number of frames, the largest even number.
+
+    Args:
+        fps: frames per second of video.
+        min_frames: rounded up to an even number.
+        max_frames: rounded down to one.
+
+    Raises:
+        ValueError: for a rate that is not above 0, or bounds that leave no even number.
+
+    Source: qwen-vl-utils, `smart_nframes`. It refuses a video of a single frame; here that is shown, doubled by the
+    tile that holds it.
+    """
+
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 768
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0 or not 1 <= self.min_frames + self.min_frames % 2 <= self.max_frames - self.max_frames % 2:
+            raise ValueError(
+                f"fps {self.fps}, min_frames {self.min_frames} and max_frames {self.max_frames} choose no frames; "
+                f"fps is above 0, and there is an even number from min_frames to max_frames"
+            )
+
+    def num_frames(self, duration: float, available: int) -> int:
+        """Returns the number of frames for a video of `duration` seconds that has `available` frames."""
+        least, most = self.min_frames + self.min_frames % 2, self.max_frames - self.max_frames % 2
+        wanted = min(max(duration * self.fps, least), most, available)
+        return max(int(wanted) // 2 * 2, min(2, available))
 
 
 def frame_indices(total: int, num_frames: int) -> list[int]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from eagle_train.data.chat import TextRun, backend_of
 from eagle_train.data.media_text import MediaText, medium_texts, places
-from eagle_train.types import Media, MediaPlan
-
-VISUAL = -1
-"""Stands for a visual token while a sample is laid out; no token id."""
+from eagle_train.types import Media, MediaKind, MediaPlan
 
 
 def interleave(
@@ -22,7 +19,7 @@ def interleave(
     strings: MediaText,
     tokenizer,
     tokens_per_tile: int,
-    image_id: int,
+    filler_ids: Mapping[MediaKind, int],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns ids (T,) int64, targets (T,) bool and image positions (M,) int64 of text runs and media between.
 
@@ -32,7 +29,7 @@ def interleave(
         strings: what surrounds visual tokens.
         tokenizer: a fast transformers tokenizer.
         tokens_per_tile: visual tokens of one tile after the projector.
-        image_id: written at image positions.
+        filler_ids: written at image positions, by kind of medium.
     """
     where = places(media)
     ids: list[np.ndarray] = []
@@ -44,18 +41,22 @@ def interleave(
             continue
         plan = plans[item]
         texts = medium_texts(strings, media[item], where[item], plan.num_frames)
-        ids.append(medium_ids(texts, plan.num_tiles // plan.num_frames * tokens_per_tile, tokenizer))
+        run = plan.num_tiles * tokens_per_tile // (len(texts) - 1)
+        ids.append(medium_ids(texts, run, tokenizer, filler_ids[media[item].kind]))
         targets.append(np.zeros(len(ids[-1]), bool))
     input_ids = np.concatenate(ids)
-    (positions,) = (input_ids == VISUAL).nonzero()
-    input_ids[positions] = image_id
+    (positions,) = (input_ids < 0).nonzero()
+    input_ids[positions] = ~input_ids[positions]
     return input_ids, np.concatenate(targets), positions
 
 
-def medium_ids(texts: Sequence[str], frame_tokens: int, tokenizer) -> np.ndarray:
-    """Returns (t,) int64: the ids of texts, each tokenized on its own, with `frame_tokens` of `VISUAL` between two."""
+def medium_ids(texts: Sequence[str], run: int, tokenizer, filler_id: int) -> np.ndarray:
+    """Returns (t,) int64: the ids of texts, each tokenized on its own, with `run` visual tokens between two.
+
+    A visual token is the complement of the id that fills its place, ~id, so that it is told from text.
+    """
     encode = backend_of(tokenizer).encode
-    visual = np.full(frame_tokens, VISUAL)
+    visual = np.full(run, ~filler_id)
     parts = []
     for text in texts:
         if text:  # most templates have none around images

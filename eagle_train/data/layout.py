@@ -29,13 +29,23 @@ from eagle_train.data.tables import read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
 
-LAYOUT_VERSION = "1"
+LAYOUT_VERSION = "2"
 """Part of a layout's fingerprint: to be raised where the same header facts give other frames, tiles or tokens."""
 COUNTS = ("num_tokens", "num_targets", "num_tiles", "num_frames", "num_answers", "lost_turns", "lost_tokens")
-PLANS = pa.struct([("num_frames", pa.int32()), ("rows", pa.int16()), ("cols", pa.int16()), ("thumbnail", pa.bool_())])
+PAIRS = "num_tile_pairs"
+PLANS = pa.struct(
+    [
+        ("num_frames", pa.int32()),
+        ("rows", pa.int16()),
+        ("cols", pa.int16()),
+        ("thumbnail", pa.bool_()),
+        ("frames_per_tile", pa.int16()),
+    ]
+)
 SCHEMA = pa.schema(
     [
         *[(name, pa.int32()) for name in COUNTS],
+        (PAIRS, pa.int64()),
         ("media", pa.list_(PLANS)),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -82,6 +92,11 @@ class SampleLayout:
     def num_tiles(self) -> int:
         """Tiles of all media."""
         return sum(plan.num_tiles for plan in self.media)
+
+    @property
+    def num_tile_pairs(self) -> int:
+        """Pairs of tiles of one grid, of all media; see `MediaPlan`."""
+        return sum(plan.num_tile_pairs for plan in self.media)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,12 +166,12 @@ def layout_table(rows: Sequence[SampleLayout | SampleError], digest: str) -> tup
         digest: of the shard's index.
     """
     good = [row for row in rows if isinstance(row, SampleLayout)]
-    counts = {name: np.zeros(len(rows), np.int32) for name in COUNTS}
+    counts = {name: np.zeros(len(rows), np.int32) for name in COUNTS} | {PAIRS: np.zeros(len(rows), np.int64)}
     for place, row in enumerate(rows):
         if isinstance(row, SampleLayout):
-            for name in COUNTS:
-                counts[name][place] = getattr(row, name)
-    columns = [pa.array(counts[name]) for name in COUNTS]
+            for name, column in counts.items():
+                column[place] = getattr(row, name)
+    columns = [pa.array(column) for column in counts.values()]
     media = [[asdict(plan) for plan in row.media] if isinstance(row, SampleLayout) else [] for row in rows]
     errors = [row if isinstance(row, SampleError) else None for row in rows]
     columns += [

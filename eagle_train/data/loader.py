@@ -60,8 +60,9 @@ class RowDataset(Dataset):
         """Returns a row with its larger tensors in memory from `allocate`."""
         numbers = task.samples.tolist()
         layouts = [self.catalog.layout_of(number) for number in numbers]
-        side = self.encoder.tile_size
-        pixels = allocate((sum(layout.num_tiles for layout in layouts), 3, side, side), dtype=torch.uint8)
+        encoder = self.encoder
+        num_tiles = sum(layout.num_tiles for layout in layouts)
+        pixels = allocate((num_tiles, *encoder.tile_shape), dtype=torch.uint8)
         tiles = pixels.numpy()
         samples, errors, uses = [], [], []
         filled = 0
@@ -79,8 +80,10 @@ class RowDataset(Dataset):
             errors,
             row=task.row,
             uses=uses,
-            filler_id=self.encoder.image_id,
-            tile_size=side,
+            filler_id=encoder.image_id,
+            tile_size=encoder.tile_size,
+            tile_depth=encoder.tiling.tile_depth,
+            positions=encoder.positions,
             allocate=allocate,
             pixels=pixels[:filled],
         )
@@ -89,7 +92,7 @@ class RowDataset(Dataset):
         """Returns sample `number` encoded.
 
         Args:
-            tiles: (N, 3, S, S) uint8, where its tiles are decoded to.
+            tiles: (N, *tile_shape) uint8, where its tiles are decoded to.
 
         Raises:
             SampleError: if it cannot be read or decoded, or its length is not the planned one.

@@ -13,7 +13,7 @@ import numpy as np
 from eagle_train.data.degrade import Candidate
 from eagle_train.data.frames import frame_indices, label_seconds
 from eagle_train.data.images import ImageReader
-from eagle_train.data.media_text import MediaText, Place, medium_texts, opening, places
+from eagle_train.data.media_text import MediaText, Place, is_whole, medium_texts, opening, places
 from eagle_train.data.number_costs import NumberCosts
 from eagle_train.data.tiling import Tiling
 from eagle_train.types import Media, MediaPlan
@@ -56,7 +56,7 @@ class MediaCosts:
         """Returns the tokens that a medium adds to the text of its sample."""
         visual = plan.num_tiles * self._tokens_per_tile
         name = label_of(medium)
-        label = self._labels.get(name)
+        label = None if is_whole(self._strings, medium) else self._labels.get(name)
         if label is None:
             texts = medium_texts(self._strings, medium, place, plan.num_frames)
             return visual + sum(self._texts.count(text) for text in texts)
@@ -68,15 +68,17 @@ class MediaCosts:
         others += int(self._sum(label, numbers[1:], seconds[1:], self._texts.extras).sum())
         return visual + self._texts.count(opened) + others + self._suffix
 
-    def at_least(self, medium: Media, num_frames: int) -> np.ndarray:
-        """Returns (num_frames + 1,) int64: no fewer tokens does a video or document take with 0, 1, ... frames.
+    def at_least(self, medium: Media, plan: MediaPlan) -> np.ndarray:
+        """Returns (n + 1,) int64: no fewer tokens does a video or document take with 0, 1, ... of a plan's n frames.
 
         Frame i of few has a later time, and page i of few a higher number, than that of many. So what the labels of
-        `num_frames` take bounds those of fewer, and closely the next ones.
+        all frames take bounds those of fewer, and closely the next ones.
         """
-        least = np.full(num_frames, self._tokens_per_tile)
-        if label := self._labels[label_of(medium)]:
-            least += label.fixed + self._sum(label, *shown(medium, num_frames), self._texts.least_extras)
+        step = plan.num_tiles // plan.num_steps * self._tokens_per_tile
+        least = np.zeros(plan.num_frames, np.int64)
+        least[:: plan.frames_per_tile] = step
+        if not is_whole(self._strings, medium) and (label := self._labels[label_of(medium)]):
+            least += label.fixed + self._sum(label, *shown(medium, plan.num_frames), self._texts.least_extras)
         return np.concatenate([[0], np.cumsum(least)])
 
     def _sum(self, label: Label, numbers: np.ndarray, seconds: np.ndarray, extras: Callable) -> np.ndarray:
@@ -151,12 +153,14 @@ def candidates(media: Sequence[Media], images: ImageReader, tiling: Tiling, cost
     found = []
     for medium, place in zip(media, places(media), strict=True):
         is_image = medium.kind == "image"
-        if medium.members:
-            images.size(medium)  # refuses pages and frames that are too large
+        cut = tiling.of(medium)
+        # Of pages and frames that are images, too large ones are refused; a video file is no image.
+        size = images.size(medium) if is_image or medium.members else (medium.width, medium.height)
         found.append(
             Candidate(
                 medium=medium,
-                tiles=partial(tiling.plan, *images.size(medium)) if is_image else None,
+                tiles=partial(cut.plan, *size) if is_image else None,
+                frames=None if is_image else partial(cut.plan_frames, medium, size),
                 tokens=partial(costs.tokens, medium, place),
                 at_least=None if is_image else partial(costs.at_least, medium),
             )

@@ -42,6 +42,7 @@ class MediaText:
         document, page: before all pages and before each; `{pages}` is how many there are, a page's `{number}` its own
             in the document, of which some may be left out.
         separator: between two frames or pages.
+        whole_video: a video is one run of visual tokens, with one prefix and suffix around it and no labels between.
     """
 
     prefix: str = ""
@@ -55,6 +56,7 @@ class MediaText:
     document: str = ""
     page: str = ""
     separator: str = ""
+    whole_video: bool = False
 
     def __post_init__(self) -> None:
         for name, values in FIELDS.items():
@@ -83,11 +85,23 @@ def places(media: Sequence[Media]) -> list[Place]:
     return found
 
 
+def is_whole(strings: MediaText, medium: Media) -> bool:
+    """Returns whether a medium is a video that is one run of visual tokens."""
+    return medium.kind == "video" and strings.whole_video
+
+
+def num_runs(strings: MediaText, medium: Media, num_frames: int) -> int:
+    """Returns how many runs of visual tokens a medium has, text between them."""
+    return 1 if medium.kind == "image" or is_whole(strings, medium) else num_frames
+
+
 def medium_texts(strings: MediaText, medium: Media, place: Place, num_frames: int) -> list[str]:
-    """Returns the text before each image, frame or page of a medium, and after the last: `num_frames` + 1 texts."""
+    """Returns the text before each run of visual tokens of a medium, and after the last: `num_runs` + 1 texts."""
     if medium.kind == "image":
         label = strings.image if place.alone else strings.images
         return [label.format(number=place.number) + strings.prefix, strings.suffix]
+    if is_whole(strings, medium):
+        return [opening(strings, medium, place, num_frames) + strings.prefix, strings.suffix]
     labels = [label + strings.prefix for label in frame_labels(strings, medium, num_frames)]
     between = strings.suffix + strings.separator
     first, *others = labels

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle_train.types import PackedBatch
+from eagle_train.types import PackedBatch, tile_shape
 
 Allocate = Callable[..., torch.Tensor]
 """Returns memory for a tensor of a shape and type: `allocate(shape, dtype=dtype)`."""
@@ -93,9 +93,15 @@ class RowBuffers:
         return torch.frombuffer(self._memory, dtype=place.dtype, count=count, offset=start).view(place.shape)
 
 
-def row_bytes(max_length: int, tokens_per_tile: int, tile_size: int) -> int:
-    """Returns the bytes of the largest row of `max_length` tokens, see `PackedBatch`."""
-    # ids, labels and positions of 8 bytes, places of images (at most all), weights and lengths of 4
-    per_token = 4 * 8 + 2 * 4
+def row_bytes(
+    max_length: int, tokens_per_tile: int, tile_size: int, *, tile_depth: int = 0, position_rows: int = 1
+) -> int:
+    """Returns the bytes of the largest row of `max_length` tokens, see `PackedBatch`.
+
+    Args:
+        position_rows: rows of its position ids.
+    """
+    # ids, labels and places of images (at most all) of 8 bytes, positions too, weights and lengths of 4
+    per_token = 3 * 8 + 8 * position_rows + 2 * 4
     tiles = max(1, max_length // tokens_per_tile)
-    return per_token * (max_length + 2) + tiles * 3 * tile_size**2 + 8 * ALIGNMENT
+    return per_token * (max_length + 2) + tiles * math.prod(tile_shape(tile_size, tile_depth)) + 8 * ALIGNMENT

@@ -5,17 +5,17 @@ Every rule is decided in whole numbers, so that its ties are the formula's and n
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
-from eagle_train.data.tiling import LARGEST_SIDE
+from eagle_train.data.tiling import LARGEST_SIDE, FlatTiles
 from eagle_train.types import MediaPlan
 
 
-class TileGrid(ABC):
+class TileGrid(FlatTiles):
     """Cuts an image, stretched to whole tiles, into a grid, and appends the whole image as a thumbnail.
 
     Tiles are row by row, the thumbnail is last; an image of one tile has none. Nothing is padded: the aspect ratio

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from eagle_train.types import MediaPlan
+from eagle_train.types import Grid, Media, MediaPlan
 
 LARGEST_SIDE = 8192
 """Longest side, pixels, that is padded to a square as it is: 268 MB. A valid file of some kilobytes may hold a strip
@@ -19,7 +20,14 @@ LARGEST_ASPECT = 64
 
 
 class Tiling(Protocol):
-    """How an image becomes tiles of S x S pixels."""
+    """How images and frames become tiles: flat ones (3, S, S), see `FlatTiles`, or blocks of frames (3, D, S, S)."""
+
+    @property
+    def tile_depth(self) -> int:
+        """D, the frames of a tile; 0 for flat tiles."""
+
+    def of(self, media: Media) -> Tiling:
+        """Returns the tiling with the sizes that the record of a medium asks for, if it does."""
 
     def plan(self, width: int, height: int, max_tiles: int | None = None) -> MediaPlan:
         """Returns the tiles of an image of this size (pixels).
@@ -28,11 +36,73 @@ class Tiling(Protocol):
             max_tiles: how many it may have; None: as many as the tiling gives at most.
         """
 
+    def plan_frames(
+        self, media: Media, size: tuple[int, int], num_frames: int, max_tiles: int | None = None
+    ) -> MediaPlan:
+        """Returns the tiles of so many frames of a video or pages of a document.
+
+        Args:
+            size: width and height in pixels of its largest picture.
+            max_tiles: how many a frame or page may have.
+        """
+
     def cut(self, image: Image.Image, plan: MediaPlan, out: np.ndarray) -> None:
         """Writes the tiles of an RGB `image` into `out` (N, 3, S, S) uint8, which may be a part of a row's memory."""
 
+    def cut_all(self, pictures: Iterable[Image.Image], plan: MediaPlan, out: np.ndarray) -> None:
+        """Writes the tiles of the frames or pages of a plan into `out`, one picture after the other."""
 
-class PadToSquare:
+    def grids(self, plan: MediaPlan, num_runs: int) -> tuple[Grid, ...]:
+        """Returns the grid of each of so many equal runs of visual tokens of a medium; none of flat tiles."""
+
+    def views(self, tiles: np.ndarray, plan: MediaPlan) -> Iterator[np.ndarray]:
+        """Yields what there is to see in the tiles of a plan or a part of it: pictures (3, height, width) uint8."""
+
+
+class FlatTiles(ABC):
+    """Tiles (3, S, S), each of which an encoder sees by itself; a frame or a page is one tile."""
+
+    tile_depth = 0
+
+    def of(self, media: Media) -> FlatTiles:
+        """Returns the tiling as it is: the side of a tile is the model's."""
+        del media
+        return self
+
+    @abstractmethod
+    def plan(self, width: int, height: int, max_tiles: int | None = None) -> MediaPlan:
+        """Returns the tiles of an image of this size, see `Tiling`."""
+
+    def plan_frames(
+        self, media: Media, size: tuple[int, int], num_frames: int, max_tiles: int | None = None
+    ) -> MediaPlan:
+        """Returns one tile for each frame or page, whatever the size."""
+        del media, size, max_tiles
+        return MediaPlan(num_frames=num_frames)
+
+    @abstractmethod
+    def cut(self, image: Image.Image, plan: MediaPlan, out: np.ndarray) -> None:
+        """Writes the tiles of an image, see `Tiling`."""
+
+    def cut_all(self, pictures: Iterable[Image.Image], plan: MediaPlan, out: np.ndarray) -> None:
+        """Writes one tile for each picture into `out` (N, 3, S, S) uint8."""
+        del plan
+        one = MediaPlan()
+        for picture, tile in zip(pictures, out, strict=True):
+            self.cut(picture, one, tile[None])
+
+    def grids(self, plan: MediaPlan, num_runs: int) -> tuple[Grid, ...]:
+        """Returns nothing: tiles stand alone."""
+        del plan, num_runs
+        return ()
+
+    def views(self, tiles: np.ndarray, plan: MediaPlan) -> Iterator[np.ndarray]:
+        """Yields the tiles (3, S, S) one by one."""
+        del plan
+        yield from tiles
+
+
+class PadToSquare(FlatTiles):
     """One tile: the image centred on a square of its longer side, resized (bicubic).
 
     Args:
@@ -66,7 +136,7 @@ class PadToSquare:
         copy_planes(square.resize((tile_size, tile_size), Image.Resampling.BICUBIC), out[0])
 
 
-class CentreCrop:
+class CentreCrop(FlatTiles):
     """One tile: the shorter side resized to the tile, the centre cropped.
 
     Source: Eagle 1's stage 1, whose scripts set no `image_aspect_ratio`.

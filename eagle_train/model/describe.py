@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from eagle_train.model.flops import count_flops
 from eagle_train.model.mixtures.base import Mixture
+
+SEVERAL = 8
+"""Tiles of a picture that tell, beside those of one, the linear from the quadratic part of an encoder's FLOPs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +25,8 @@ class EncoderGeometry:
     """Side of the grid on which its features enter the fusion."""
     flops: int
     """Forward, for one tile."""
+    flops_per_pair: int = 0
+    """Forward, of attention scores, for every two tiles of one picture or step in time; flat tiles see none other."""
 
     @property
     def resampling(self) -> Literal["up", "down", "none"]:
@@ -51,15 +54,21 @@ def describe(mixture: Mixture, tile_size: int) -> MixtureGeometry:
         mixture: on the meta device.
         tile_size: S, side of a tile in pixels.
     """
-    pixels = torch.zeros(1, 3, tile_size, tile_size, dtype=torch.uint8, device="meta")
-    flops = {name: count_flops(encoder, pixels) for name, encoder in mixture.encoders.items()}
+    one, several = mixture.example(tile_size), mixture.example(tile_size, SEVERAL)
+    flops = {name: count_flops(encoder, **one) for name, encoder in mixture.encoders.items()}
+    pairs = dict.fromkeys(flops, 0)
+    if "grids" in one:
+        # f(n) = a n + b n^2, so f(n) - n f(1) = b (n^2 - n)
+        more = {name: count_flops(encoder, **several) for name, encoder in mixture.encoders.items()}
+        pairs = {name: (more[name] - SEVERAL * flops[name]) // (SEVERAL**2 - SEVERAL) for name in flops}
     encoders = {
         name: EncoderGeometry(
             input_size=encoder.input_size,
             grid=encoder.grid,
             channels=encoder.channels,
             fused_grid=mixture.grids[name],
-            flops=flops[name],
+            flops=flops[name] - pairs[name],
+            flops_per_pair=pairs[name],
         )
         for name, encoder in mixture.encoders.items()
     }
@@ -67,5 +76,5 @@ def describe(mixture: Mixture, tile_size: int) -> MixtureGeometry:
         encoders=encoders,
         tokens_per_tile=mixture.tokens_per_tile,
         channels=mixture.channels,
-        fusion_flops=count_flops(mixture, pixels) - sum(flops.values()),
+        fusion_flops=count_flops(mixture, **one) - sum(flops.values()),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.types import Grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,11 @@ class Prompt:
     input_ids: list[int]
     image_positions: list[int]
     pixels: torch.Tensor
-    """(N, 3, S, S) uint8; N may be 0."""
+    """(N, 3, S, S) or (N, 3, D, S, S) uint8; N may be 0."""
+    position_ids: torch.Tensor
+    """(T,) or (4, T) int64, see `PackedBatch`."""
+    grids: tuple[Grid, ...] = ()
+    """Of native-resolution pictures."""
 
 
 @torch.inference_mode()
@@ -32,7 +37,8 @@ def generate(
 ) -> list[list[int]]:
     """Returns the new token ids of each prompt, without the stop token.
 
-    Prompts are padded on the left, so that all end together.
+    Prompts are padded on the left, so that all end together. A prompt ends with text, so that what is said goes on by
+    one position in every row of its position ids.
 
     Args:
         streamer: transformers streamer that gets the tokens of a single prompt as they come.
@@ -42,12 +48,15 @@ def generate(
     longest = max(map(len, embeddings))
     batch = embeddings[0].new_zeros(len(prompts), longest, embeddings[0].shape[1])
     mask = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
-    for row, embedding in enumerate(embeddings):
+    positions = mask.new_zeros(*prompts[0].position_ids.shape[:-1], len(prompts), longest)  # (B, T) or (4, B, T)
+    for row, (embedding, prompt) in enumerate(zip(embeddings, prompts, strict=True)):
         batch[row, longest - len(embedding) :] = embedding
         mask[row, longest - len(embedding) :] = 1
+        positions[..., row, longest - len(embedding) :] = prompt.position_ids
     ids = model.llm.generate(
         inputs_embeds=batch,
         attention_mask=mask,
+        position_ids=positions,
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=True,
@@ -64,7 +73,7 @@ def embed_prompt(model: VisionLanguageModel, prompt: Prompt, device: torch.devic
     if len(prompt.pixels) == 0:
         return model.llm.get_input_embeddings()(ids)
     positions = torch.tensor(prompt.image_positions, device=device)
-    return model.embed(ids, positions, prompt.pixels.to(device))
+    return model.embed(ids, positions, prompt.pixels.to(device), prompt.grids)
 
 
 def until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:

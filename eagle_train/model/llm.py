@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from eagle_train.model.attention.packed import PACKED
 
 
 def build_llm(*, model_type: str, pretrained: str | None = None, **config: Any) -> PreTrainedModel:
-    """Returns a randomly initialized causal LM of a transformers family.
+    """Returns a randomly initialized causal LM of a transformers family; see `llm_config`."""
+    return AutoModelForCausalLM.from_config(
+        llm_config(model_type, pretrained, config), dtype=torch.float32, attn_implementation=PACKED
+    )
+
+
+def llm_config(model_type: str, pretrained: str | None, config: Mapping[str, Any]) -> PreTrainedConfig:
+    """Returns the configuration of an LLM.
 
     Args:
         model_type: as in a `config.json`: `llama`, `qwen2`, ...
@@ -27,8 +35,4 @@ def build_llm(*, model_type: str, pretrained: str | None = None, **config: Any) 
     if unknown := sorted(set(config) - known):
         near = difflib.get_close_matches(unknown[0], known, 1)
         raise ValueError(f"{model_type} has no field {unknown}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(model_type, name_or_path=pretrained or "", **config),
-        dtype=torch.float32,
-        attn_implementation=PACKED,
-    )
+    return AutoConfig.for_model(model_type, name_or_path=pretrained or "", **config)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from eagle_train.model.recompute import recompute_layers
 from eagle_train.model.vlm import PlaceVisual, VisionLanguageModel, insert, packed_losses, visual_tokens
-from eagle_train.types import PackedBatch
+from eagle_train.types import Grid, PackedBatch
 
 
 class PreAlignment(nn.Module):
@@ -62,12 +63,13 @@ class PreAlignment(nn.Module):
     def embed(self, batch: PackedBatch) -> torch.Tensor:
         """Returns embeddings (T, H) with the encoder's tokens in their places."""
         embeddings = self.llm.get_input_embeddings()(batch.input_ids)
-        tokens = visual_tokens(self.see, batch.pixels, len(batch.image_positions), batch.part, self.place_visual)
+        see = partial(self.see, grids=batch.grids)
+        tokens = visual_tokens(see, batch.pixels, len(batch.image_positions), batch.part, self.place_visual)
         return insert(embeddings, batch.image_positions, tokens)
 
-    def see(self, pixels: torch.Tensor, *, placeholder: bool = False) -> torch.Tensor:
+    def see(self, pixels: torch.Tensor, grids: Sequence[Grid] = (), *, placeholder: bool = False) -> torch.Tensor:
         """Returns the encoder's visual tokens (N, P, H) of tiles; see `Mixture.forward`."""
-        return self.aligner(self.mixture(pixels, placeholder=placeholder, alone=self.encoder))
+        return self.aligner(self.mixture(pixels, grids, placeholder=placeholder, alone=self.encoder))
 
     def set_activation_checkpointing(self, *, offload: bool = False) -> None:
         """Recomputes activations of the LLM and of the encoder; see `VisionLanguageModel`."""

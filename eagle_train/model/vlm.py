@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from eagle_train.model.attention.segments import SegmentAttention
 from eagle_train.model.loss import LossHead, TokenLosses
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.recompute import recompute_layers, saved_on_host
-from eagle_train.types import PackedBatch, RowPart
+from eagle_train.types import Grid, PackedBatch, RowPart
 
 PlaceVisual = Callable[[torch.Tensor, RowPart], torch.Tensor]
 """Visual tokens (M', H) of this rank's tiles -> those (M, H) that stand in this rank's part of the row."""
@@ -53,7 +54,7 @@ class VisionLanguageModel(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the loss of every token, (T,) float32; 0 where there is no label."""
-        embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels, batch.part)
+        embeddings = self.embed(batch.input_ids, batch.image_positions, batch.pixels, batch.grids, batch.part)
         return packed_losses(self.llm, embeddings, batch, self.attention, offload=self.offload)
 
     def embed(
@@ -61,6 +62,7 @@ class VisionLanguageModel(nn.Module):
         input_ids: torch.Tensor,
         image_positions: torch.Tensor,
         pixels: torch.Tensor,
+        grids: Sequence[Grid] = (),
         part: RowPart | None = None,
     ) -> torch.Tensor:
         """Returns embeddings (T, H) with the visual tokens in their places.
@@ -69,19 +71,21 @@ class VisionLanguageModel(nn.Module):
             input_ids: (T,) int64.
             image_positions: (M,) int64, one per visual token; M may be 0 although there is a (placeholder)
                 tile, whose features then enter nowhere.
-            pixels: (N, 3, S, S) uint8, N >= 1.
+            pixels: (N, 3, S, S) or (N, 3, D, S, S) uint8, N >= 1.
+            grids: of native-resolution pictures.
             part: of a row that ranks share; the tiles need not be those of the positions then.
 
         Raises:
             ValueError: if the positions and the visual tokens disagree in number.
         """
         embeddings = self.llm.get_input_embeddings()(input_ids)
-        tokens = visual_tokens(self.see, pixels, len(image_positions), part, self.place_visual)
+        see = partial(self.see, grids=grids)
+        tokens = visual_tokens(see, pixels, len(image_positions), part, self.place_visual)
         return insert(embeddings, image_positions, tokens)
 
-    def see(self, pixels: torch.Tensor, *, placeholder: bool = False) -> torch.Tensor:
+    def see(self, pixels: torch.Tensor, grids: Sequence[Grid] = (), *, placeholder: bool = False) -> torch.Tensor:
         """Returns the visual tokens (N, P, H) of tiles; see `Mixture.forward`."""
-        return self.projector(self.mixture(pixels, placeholder=placeholder))
+        return self.projector(self.mixture(pixels, grids, placeholder=placeholder))
 
     def set_activation_checkpointing(self, *, offload: bool = False) -> None:
         """Recomputes activations of the LLM and of the mixture in the backward pass.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from eagle_train.train import export_eagle2, export_internvl, released_eagle1
+from eagle_train.train import export_eagle2, export_internvl, released_eagle1, released_qwen2_vl
 from eagle_train.train.load import (
     CARRIED,
     CONFIG,
@@ -29,6 +29,7 @@ LAYOUTS: dict[str, Export | None] = {
     "eagle2": export_eagle2.export_released,
     "internvl": export_internvl.export_original,
     "internvl-hf": export_internvl.export_native,
+    "qwen2_vl": released_qwen2_vl.export_released,
     "mm_projector": released_eagle1.export_projector,
 }
 
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> int:
         help="native: for `chat` and `init_from`; eagle1: as the released Eagle 1 checkpoints; eagle2: as those of "
         "Eagle 2 and 2.5, for vLLM and transformers; internvl: as the original code of InternVL2 writes them; "
         "internvl-hf: for transformers' own InternVLForConditionalGeneration; "
-        "mm_projector: only the projector, as LLaVA's first stage; "
+        "qwen2_vl: as Qwen2-VL on the hub; mm_projector: only the projector, as LLaVA's first stage; "
         "adapter: only the LLM's LoRA, as peft has it, which the others hold merged",
     )
     parser.add_argument("--adapter", dest="layout", action="store_const", const="adapter", help="--layout adapter")

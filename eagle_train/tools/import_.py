@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from eagle_train.model.checkpoints.families import EAGLE1, EAGLE2, INTERNVL, detect
+from eagle_train.model.checkpoints.families import EAGLE1, EAGLE2, INTERNVL, QWEN2_VL, detect
 from eagle_train.model.checkpoints.files import read_weights
-from eagle_train.train import released_eagle1, released_eagle2, released_internvl
+from eagle_train.train import released_eagle1, released_eagle2, released_internvl, released_qwen2_vl
 from eagle_train.train.released import read_original
 
-FAMILIES = {EAGLE1: released_eagle1, EAGLE2: released_eagle2, INTERNVL: released_internvl}
+FAMILIES = {
+    EAGLE1: released_eagle1,
+    EAGLE2: released_eagle2,
+    INTERNVL: released_internvl,
+    QWEN2_VL: released_qwen2_vl,
+}
 NESTED = "vision_model.vision_model."
 """How the names of a SigLIP alone begin."""
 
@@ -19,8 +24,8 @@ def main(arguments: list[str]) -> int:
     """Imports; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle_train import",
-        description="Turns a released Eagle 1, 2, 2.5 or InternVL2 checkpoint into a folder for `chat`, `export` and "
-        "`init_from`.",
+        description="Turns a released checkpoint of Eagle 1, 2 or 2.5, InternVL2 or Qwen2-VL into a folder for `chat`, "
+        "`export` and `init_from`.",
     )
     parser.add_argument("folder", type=Path, help="with config.json, tokenizer, and safetensors or .bin files")
     parser.add_argument("out", type=Path, help="new folder")

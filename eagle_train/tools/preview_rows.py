@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -14,6 +15,7 @@ from eagle_train.data.catalog import Catalog
 from eagle_train.data.encode import Encoder
 from eagle_train.data.layout import SampleLayout
 from eagle_train.data.loader import RowDataset, RowTask
+from eagle_train.data.media_text import num_runs
 from eagle_train.data.stream import Step
 from eagle_train.types import IGNORE_INDEX, Media, MediaPlan, PackedBatch
 
@@ -21,6 +23,8 @@ TILE = 160
 """Longest side of a tile on the page, in pixels."""
 MAX_TILES = 32
 """Tiles of one medium that are shown; the number of the rest is said."""
+MAX_COLS = 4
+"""Resized pictures beside each other."""
 MAX_PIECES = 8
 """Tokens that one character may be made of."""
 REPLACEMENT = "\ufffd"
@@ -145,7 +149,7 @@ def view_sample(
     Args:
         media: header facts of its media, in reading order.
         chosen: what was decided for it, in words.
-        pixels: (N, 3, S, S) uint8, its tiles.
+        pixels: (N, *tile_shape) uint8, its tiles.
     """
     start, end = batch.cu_seqlens[place : place + 2].tolist()
     ids, labels = batch.input_ids[start:end], batch.labels[start:end]
@@ -191,7 +195,7 @@ def choices(encoder: Encoder, media: Sequence[Media], layout: SampleLayout, max_
         budget = max_length - (layout.num_tokens - tokens)
         yield f"media: {tokens:,} tokens of {budget:,} that text leaves, {asked_tokens:,} asked"
     for number, (medium, plan, wish) in enumerate(zip(media, layout.media, asked, strict=True), 1):
-        words, wished = in_words(medium, plan), in_words(medium, wish)
+        words, wished = in_words(encoder, medium, plan), in_words(encoder, medium, wish)
         if words or wished:
             more = f" ({wished or 'one tile'} asked)" if plan != wish else ""
             yield f"{medium.kind} {number}: {words or 'one tile'}{more}"
@@ -199,11 +203,14 @@ def choices(encoder: Encoder, media: Sequence[Media], layout: SampleLayout, max_
         yield f"cut to fit: {layout.lost_turns} turns, {layout.lost_tokens:,} tokens lost"
 
 
-def in_words(medium: Media, plan: MediaPlan) -> str:
-    """Returns the frames and tiles of a plan in words; nothing for a single tile."""
+def in_words(encoder: Encoder, medium: Media, plan: MediaPlan) -> str:
+    """Returns the frames and tiles of a plan in words, of native resolution its pixels; nothing for a single tile."""
     unit = "pages" if medium.kind == "document" else "frames"
     parts = [f"{plan.num_frames} of {medium.num_frames} {unit}"] if medium.kind != "image" else []
-    parts += [f"{plan.rows} x {plan.cols} tiles"] if plan.rows * plan.cols > 1 else []
+    if encoder.tiling.tile_depth:
+        parts.append(f"{plan.cols * encoder.tile_size} x {plan.rows * encoder.tile_size} px")
+    elif plan.rows * plan.cols > 1:
+        parts.append(f"{plan.rows} x {plan.cols} tiles")
     return ", ".join([*parts, "thumbnail"] if plan.thumbnail else parts)
 
 
@@ -219,17 +226,19 @@ def split_parts(
     """Yields the text and the pictures of a sample in the order the model reads them."""
     at, tile, place = 0, 0, 0
     for number, (medium, plan) in enumerate(zip(media, plans, strict=True), 1):
-        per_frame = plan.num_tiles // plan.num_frames
-        for frame in range(1, plan.num_frames + 1):
+        runs = num_runs(encoder.template.media, medium, plan.num_frames)
+        per_run = plan.num_tiles // runs
+        for run in range(1, runs + 1):
             first = positions[place]
             if at < first:
                 yield spell(encoder.tokenizer, ids[at:first], learnt[at:first])
             label = f"{medium.kind} {number}"
-            if medium.kind != "image":
-                label += f", {'page' if medium.kind == 'document' else 'frame'} {frame} of {plan.num_frames}"
-            num_tokens = per_frame * encoder.tokens_per_tile
-            yield picture(label, pixels[tile : tile + per_frame], plan, num_tokens)
-            tile, place, at = tile + per_frame, place + num_tokens, first + num_tokens
+            if medium.kind != "image" and runs == plan.num_frames:
+                label += f", {'page' if medium.kind == 'document' else 'frame'} {run} of {runs}"
+            num_tokens = per_run * encoder.tokens_per_tile
+            views = list(encoder.tiling.views(pixels[tile : tile + per_run].numpy(), plan))
+            yield picture(label, views, MAX_COLS if encoder.tiling.tile_depth else plan.cols, num_tokens)
+            tile, place, at = tile + per_run, place + num_tokens, first + num_tokens
     if at < len(ids):
         yield spell(encoder.tokenizer, ids[at:], learnt[at:])
 
@@ -268,22 +277,22 @@ def decode(tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def picture(label: str, tiles: torch.Tensor, plan: MediaPlan, num_tokens: int) -> Picture:
-    """Returns the tiles (N, 3, S, S) uint8 of an image or frame, for the page."""
+def picture(label: str, views: Sequence[np.ndarray], cols: int, num_tokens: int) -> Picture:
+    """Returns what there is to see of a run of visual tokens, (3, height, width) uint8 each, for the page."""
     return Picture(
         label=label,
-        tiles=tuple(data_url(tile) for tile in tiles[:MAX_TILES]),
-        num_more=max(0, len(tiles) - MAX_TILES),
-        cols=plan.cols,
+        tiles=tuple(data_url(view) for view in views[:MAX_TILES]),
+        num_more=max(0, len(views) - MAX_TILES),
+        cols=cols,
         num_tokens=num_tokens,
     )
 
 
-def data_url(tile: torch.Tensor) -> str:
-    """Returns a tile (3, S, S) uint8 as a data: URL, made smaller if it is large."""
-    image = Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy())
+def data_url(view: np.ndarray) -> str:
+    """Returns a picture (3, height, width) uint8 as a data: URL, made smaller if it is large."""
+    image = Image.fromarray(np.ascontiguousarray(view.transpose(1, 2, 0)))
     image.thumbnail((TILE, TILE))
     buffer = io.BytesIO()
-    kind = "png" if max(tile.shape[1:]) <= TILE // 2 else "jpeg"  # small ones lose too much
+    kind = "png" if max(view.shape[1:]) <= TILE // 2 else "jpeg"  # small ones lose too much
     image.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

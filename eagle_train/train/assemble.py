@@ -14,6 +14,7 @@ from torch import nn
 from eagle_train.data.encode import Encoder
 from eagle_train.data.images import ImageReader
 from eagle_train.data.loss_weights import LossWeight
+from eagle_train.data.positions import Positions
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.storage import Storage
 from eagle_train.data.tiling import Tiling
@@ -39,11 +40,12 @@ class DataSettings:
     """How samples are laid out and read; a config's `data`.
 
     Args:
-        tile_size: S, side in pixels of the tiles that the loader makes; encoders resize from it.
+        tile_size: S, side in pixels of the tiles that the loader makes; encoders of flat tiles resize from it.
         images: how images are decoded.
         videos: what decodes videos.
         tiling: how images are cut into tiles.
         loss_weight: weights of a sample's tokens, from which of them are supervised.
+        positions: the position ids of a sample.
         too_long: what becomes of samples that are longer than a row.
         window_rows: rows packed together.
         storage: how shards are read.
@@ -60,6 +62,7 @@ class DataSettings:
     videos: VideoDecoder
     tiling: Tiling
     loss_weight: LossWeight
+    positions: Positions
     too_long: TooLong
     window_rows: int
     max_bad_share: float
@@ -228,4 +231,5 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
         tile_size=data.tile_size,
         tokens_per_tile=tokens_per_tile,
         loss_weight=data.loss_weight,
+        positions=data.positions,
     )

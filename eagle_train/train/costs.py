@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,6 +30,8 @@ class ForwardFlops:
     """Per tile."""
     fusion: int
     """Per tile, mixture and projector."""
+    encoder_pairs: Mapping[str, int] = field(default_factory=dict)
+    """Per two tiles of one picture or step in time, of encoders of native resolution."""
 
 
 def forward_flops(model: VisionLanguageModel, geometry: MixtureGeometry) -> ForwardFlops:
@@ -47,6 +49,7 @@ def forward_flops(model: VisionLanguageModel, geometry: MixtureGeometry) -> Forw
         per_token_squared=slope / 2,
         encoders={name: encoder.flops for name, encoder in geometry.encoders.items()},
         fusion=geometry.fusion_flops + count_flops(model.projector, tokens),
+        encoder_pairs={name: encoder.flops_per_pair for name, encoder in geometry.encoders.items()},
     )
 
 
@@ -57,12 +60,16 @@ def cost_model(flops: ForwardFlops, stage: Stage) -> CostModel:
     (a frozen LLM behind a projector that learns), and nothing for a frozen encoder.
     """
     llm = 3 if is_trained(stage, "llm") else 2
-    seen = {name: n for name, n in flops.encoders.items() if stage.align in (None, name)}
-    tile = sum(n * (3 if is_trained(stage, f"mixture.encoders.{name}") else 1) for name, n in seen.items())
+
+    def of_encoders(each: Mapping[str, int]) -> int:
+        seen = {name: n for name, n in each.items() if stage.align in (None, name)}
+        return sum(n * (3 if is_trained(stage, f"mixture.encoders.{name}") else 1) for name, n in seen.items())
+
     return CostModel(
         per_token=rounded(llm * flops.per_token),
         per_token_squared=rounded(llm * flops.per_token_squared),
-        per_tile=rounded(tile + 3 * flops.fusion),
+        per_tile=rounded(of_encoders(flops.encoders) + 3 * flops.fusion),
+        per_tile_pair=rounded(of_encoders(flops.encoder_pairs)),
     )
 
 

@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def evaluate(
     model.train(training)
     dataset.close()
     if dist.rank() == 0:
-        write_gallery(outcomes, gallery, evaluation.gallery_per_type)
+        write_gallery(outcomes, dataset.encoder, gallery, evaluation.gallery_per_type)
     facts = [(o.question.type, o.question.answer, options(o.question), o.said) for o in outcomes]
     facts = [fact for of_rank in dist.gather_objects(facts) for fact in of_rank]
     found = scores(chance([fact[:3] for fact in facts]), evaluation.simple_types, "eval_chance/exact_match")
@@ -202,11 +203,13 @@ def make_prompt(
     Args:
         media: header facts, in reading order.
         plans: frames and tiles of each medium.
-        tiles: of all media, (N, 3, S, S) uint8; N may be 0.
+        tiles: of all media, (N, *tile_shape) uint8; N may be 0.
     """
     items: list[TextRun | int] = encoder.template.encode_prompt(messages, encoder.tokenizer)
     ids, _, positions = encoder.lay_out(items, media, plans)
-    return Prompt(ids.tolist(), positions.tolist(), torch.from_numpy(tiles))
+    grids = encoder.grids(media, plans)
+    counted = torch.from_numpy(encoder.positions(len(ids), positions, grids))
+    return Prompt(ids.tolist(), positions.tolist(), torch.from_numpy(tiles), counted, grids)
 
 
 def grey(question: Question) -> Question:
@@ -220,14 +223,15 @@ def shuffled(question: Question) -> Question:
     rng = random.Random(question.sample.key)
     for place, medium in enumerate(question.sample.media):
         if medium.kind == "video":
-            order = list(range(len(pieces[place])))
+            steps = pieces[place].unflatten(0, (question.plans[place].num_steps, -1))
+            order = list(range(len(steps)))
             rng.shuffle(order)
-            pieces[place] = pieces[place][order]
+            pieces[place] = steps[order].flatten(0, 1)
     return with_pixels(question, torch.cat(pieces))
 
 
 def with_pixels(question: Question, pixels: torch.Tensor) -> Question:
-    """Returns the question with other tiles (N, 3, S, S) uint8."""
+    """Returns the question with other tiles (N, *tile_shape) uint8."""
     return replace(question, prompt=replace(question.prompt, pixels=pixels))
 
 
@@ -250,8 +254,8 @@ def options(question: Question) -> int | None:
     return question.sample.meta.get("num_options")
 
 
-def write_gallery(outcomes: Sequence[Outcome], folder: Path, per_type: int) -> None:
-    """Writes `gallery.json` and the tiles of the first `per_type` questions of each type as PNGs."""
+def write_gallery(outcomes: Sequence[Outcome], encoder: Encoder, folder: Path, per_type: int) -> None:
+    """Writes `gallery.json` and what the first `per_type` questions of each type show as PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
     entries, taken = [], Counter()
     for number, outcome in enumerate(outcomes):
@@ -260,9 +264,11 @@ def write_gallery(outcomes: Sequence[Outcome], folder: Path, per_type: int) -> N
         if taken[question.type] > per_type:
             continue
         names = []
-        for place, tile in enumerate(question.prompt.pixels):
+        pieces = question.prompt.pixels.split([plan.num_tiles for plan in question.plans])
+        seen = (encoder.tiling.views(piece.numpy(), plan) for piece, plan in zip(pieces, question.plans, strict=True))
+        for place, view in enumerate(chain.from_iterable(seen)):
             names.append(f"{number:05d}-{place}.png")
-            Image.fromarray(tile.permute(1, 2, 0).numpy()).save(folder / names[-1])
+            Image.fromarray(np.ascontiguousarray(view.transpose(1, 2, 0))).save(folder / names[-1])
         text = " ".join(p for m in question.sample.messages[:-1] for p in m.content if isinstance(p, str))
         entries.append(
             {

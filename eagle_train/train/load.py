@@ -37,7 +37,10 @@ CARRIED = "released"
 """Folder in an import with what the model has no use for: unused tensors and the original `config.json`."""
 MODEL_KEYS = ("name", "new_tokens", "mixture", "projector", "llm", "chat_template", "data", "degrade", "loss")
 
-OLDER_DATA = {"videos": {"_target_": "eagle_train.data.video_frames.PyAvVideo"}}
+OLDER_DATA = {
+    "videos": {"_target_": "eagle_train.data.video_frames.PyAvVideo"},
+    "positions": {"_target_": "hydra.utils.get_method", "path": "eagle_train.data.positions.sequential"},
+}
 """What configs written before there was a choice meant, by keys of their `data`."""
 
 

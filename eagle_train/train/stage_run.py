@@ -15,7 +15,6 @@ from eagle_train import dist
 from eagle_train.data.encode import Encoder
 from eagle_train.data.ledger import Ledger
 from eagle_train.data.loader import RowDataset
-from eagle_train.data.row_buffers import row_bytes
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import Cursor, steps
 from eagle_train.model.vlm import VisionLanguageModel
@@ -185,7 +184,7 @@ def stage_loader(
         num_workers=settings.num_workers,
         prefetch=settings.prefetch,
         pin_memory=dist.device().type == "cuda",
-        row_bytes=row_bytes(data.plan.max_length, data.encoder.tokens_per_tile, data.encoder.tile_size),
+        row_bytes=data.encoder.row_bytes(data.plan.max_length),
     )
 
 

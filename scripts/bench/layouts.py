@@ -40,13 +40,21 @@ def write_layouts(data: Lengths, folder: Path) -> None:
                 np.ones(seen.sum(), np.int16),
                 tiles[seen].astype(np.int16),
                 pa.array(np.zeros(seen.sum(), bool)),
+                np.ones(seen.sum(), np.int16),
             ],
             fields=list(PLANS),
         )
         media = pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(seen)]).astype(np.int32), plans)
         nothing = pa.nulls(end - first, pa.string())
         table = pa.Table.from_arrays(
-            [*(pa.array(columns[name].astype(np.int32)) for name in COUNTS), media, nothing, nothing], schema=SCHEMA
+            [
+                *(pa.array(columns[name].astype(np.int32)) for name in COUNTS),
+                pa.array(tiles.astype(np.int64)),
+                media,
+                nothing,
+                nothing,
+            ],
+            schema=SCHEMA,
         )
         summary = Summary(
             num_samples=end - first,

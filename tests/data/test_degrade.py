@@ -185,7 +185,7 @@ def test_a_higher_limit_never_gives_an_image_fewer_tokens(image, tiling, caps):
 def test_bounds_hold_for_all_fewer_frames(encoder, medium, num_frames):
     num_frames = min(num_frames, medium.num_frames)
     (candidate,) = encoder.candidates([medium])
-    bounds = candidate.at_least(num_frames)
+    bounds = candidate.at_least(MediaPlan(num_frames=num_frames))
     assert len(bounds) == num_frames + 1 and (np.diff(bounds) > 0).all()
     for count in range(1, num_frames + 1):
         assert bounds[count] <= candidate.tokens(MediaPlan(num_frames=count))

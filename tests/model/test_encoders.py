@@ -104,7 +104,10 @@ def test_resize_keeps_a_constant_image_constant(resize):
 def test_batched_generation_equals_one_by_one():
     model = tiny_model().eval()
     samples = [tiny_sample(1, tiles=1), tiny_sample(2, tiles=0, text=5), tiny_sample(3, tiles=2, text=9)]
-    prompts = [Prompt(s.input_ids.tolist(), s.image_positions.tolist(), s.pixels) for s in samples]
+    prompts = [
+        Prompt(s.input_ids.tolist(), s.image_positions.tolist(), s.pixels, torch.arange(len(s.input_ids)))
+        for s in samples
+    ]
     options = {"max_new_tokens": 5, "stop_ids": [0], "pad_id": 0}
     together = generate(model, prompts, **options)
     assert together == [generate(model, [prompt], **options)[0] for prompt in prompts]
@@ -119,7 +122,8 @@ def test_generation_continues_as_the_training_forward_predicts():
         inputs_embeds=model.embed(row.input_ids, row.image_positions, row.pixels)[None], use_cache=False
     ).last_hidden_state
     best = int(model.llm.lm_head(hidden)[0, -1].argmax())
-    prompt = Prompt(sample.input_ids.tolist(), sample.image_positions.tolist(), sample.pixels)
+    counted = torch.arange(len(sample.input_ids))
+    prompt = Prompt(sample.input_ids.tolist(), sample.image_positions.tolist(), sample.pixels, counted)
     assert generate(model, [prompt], max_new_tokens=1, stop_ids=[], pad_id=0) == [[best]]
 
 

@@ -24,7 +24,9 @@ def question_about(kinds, plans):
     num_tiles = sum(plan.num_tiles for plan in plans)
     pixels = torch.arange(num_tiles, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).contiguous()
     media = tuple(Media(kind=kind, member=f"{place}") for place, kind in enumerate(kinds))
-    return Question(Sample(key="s/1", source="s", messages=(), media=media), Prompt([1], [0], pixels), tuple(plans))
+    return Question(
+        Sample(key="s/1", source="s", messages=(), media=media), Prompt([1], [0], pixels, torch.arange(1)), tuple(plans)
+    )
 
 
 def test_shuffled_frames_are_those_of_their_own_video_and_images_stay():

@@ -43,7 +43,7 @@ class KernelLimits:
 def computed_dtype(query: torch.Tensor) -> torch.dtype:
     """Returns the dtype attention is computed in: autocast's where it is on, else that of `query`."""
     kind = query.device.type
-    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # meta tensors, whose FLOPs are counted, have none
     return torch.get_autocast_dtype(kind) if autocast else query.dtype
 
 

@@ -31,7 +31,7 @@ def packed_hidden(
     segments = Segments(batch.cu_seqlens, batch.segment_lengths, batch.max_seqlen)
     return llm(
         inputs_embeds=embeddings[None],
-        position_ids=batch.position_ids[None],
+        position_ids=batch.position_ids.unsqueeze(-2),  # (1, T), or (4, 1, T)
         **packed_arguments(backend, segments),
     ).last_hidden_state[0]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from eagle_train.model.checkpoints import eagle2_config, internvl_config
+from eagle_train.model.checkpoints import eagle2_config, internvl_config, qwen2_vl_config
 from eagle_train.model.checkpoints.files import listed
 
-EAGLE1, EAGLE2, INTERNVL = "eagle1", "eagle2", "internvl"
+EAGLE1, EAGLE2, INTERNVL, QWEN2_VL = "eagle1", "eagle2", "internvl", "qwen2_vl"
 PREFIXES = {
     EAGLE1: (
         "model.vision_tower.",
@@ -19,6 +19,7 @@ PREFIXES = {
         "lm_head.",
     ),
     EAGLE2: ("vision_model.", "mlp1.", "language_model."),
+    QWEN2_VL: ("visual.", "model."),
 }
 """How the names of every tensor of a family begin; those of a checkpoint begin in each of these ways."""
 
@@ -39,6 +40,8 @@ def detect(config: Mapping[str, Any], keys: Collection[str]) -> str:
         return EAGLE2
     if config.get("model_type") in internvl_config.MODEL_TYPES:
         return INTERNVL
+    if config.get("model_type") == qwen2_vl_config.MODEL_TYPE:
+        return QWEN2_VL
     complete = [family for family in PREFIXES if not missing(family, keys) and not unexpected(family, keys)]
     if complete:
         return complete[0]

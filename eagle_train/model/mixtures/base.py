@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from eagle_train.model.encoders.base import Resize, VisionEncoder, aligned
+from eagle_train.types import Grid
 
 
 class Mixture(nn.Module, ABC):
@@ -57,15 +58,24 @@ class Mixture(nn.Module, ABC):
         norms = {name: nn.LayerNorm(encoder.channels) for name, encoder in encoders.items()}
         self.norms = nn.ModuleDict(norms if layer_norm else {})
 
-    def forward(self, pixels: torch.Tensor, *, placeholder: bool = False, alone: str | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        grids: Sequence[Grid] = (),
+        *,
+        placeholder: bool = False,
+        alone: str | None = None,
+    ) -> torch.Tensor:
         """Returns features (N, P, C) of tiles (N, 3, S, S) uint8.
 
         A row calls this module once, whatever it holds: under ZeRO-3 all ranks must.
 
         Args:
+            grids: of native-resolution pictures (`NativeResolution`); flat tiles have none.
             placeholder: for rows without images: features (1, 1, C), see `placeholder`.
             alone: name of an encoder whose features are wanted instead, (N, P, C_i), see `seen_by`.
         """
+        del grids
         if placeholder:
             return self.placeholder(pixels) if alone is None else self.seen_by(alone, pixels, placeholder=True)
         see = self.see if alone is None else partial(self.seen_by, alone)
@@ -132,6 +142,11 @@ class Mixture(nn.Module, ABC):
         """
         tokens = to_grid(features, grid, self.resample).flatten(2).transpose(1, 2)
         return self.norms[name](tokens) if name in self.norms else tokens
+
+    def example(self, tile_size: int, num_tiles: int = 1) -> dict[str, Any]:
+        """Returns the arguments of a call with `num_tiles` tiles of one picture, on the meta device."""
+        shape = (num_tiles, 3, tile_size, tile_size)
+        return {"pixels": torch.zeros(shape, dtype=torch.uint8, device="meta")}
 
     def arguments_within(self, max_tokens: int) -> dict[str, Any]:
         """Returns the constructor arguments, by dotted name, that make the largest such mixture within a limit.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
 from eagle_train.data.stream import Step
-from eagle_train.types import IGNORE_INDEX, PackedBatch, RowPart
+from eagle_train.types import IGNORE_INDEX, Grid, PackedBatch, RowPart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +61,7 @@ class RowGroups:
 def own_part(row: PackedBatch, index: int, size: int) -> PackedBatch:
     """Returns the part of a row that rank `index` of a group of `size` has.
 
-    Tokens and tiles are cut as evenly as they go, wherever samples begin. All that is counted of a row - tokens,
+    Tokens and tiles are cut as evenly as they go, wherever samples begin, but no native-resolution picture is. All that is counted of a row - tokens,
     weights, tiles, bad samples - is the same in all parts together as in the row.
 
     Raises:
@@ -70,7 +71,8 @@ def own_part(row: PackedBatch, index: int, size: int) -> PackedBatch:
         return row
     num_tokens, num_visual = row.num_tokens, len(row.image_positions)
     row = lengthened(row, size)
-    bounds, tiles = even_bounds(len(row.input_ids), size), even_bounds(row.num_images, size)
+    bounds = even_bounds(len(row.input_ids), size)
+    pictures, tiles = picture_bounds(row.grids, row.num_images, size)
     begin, end = bounds[index], bounds[index + 1]
     per_tile, rest = divmod(num_visual, max(row.num_images, 1))
     if rest:
@@ -86,6 +88,7 @@ def own_part(row: PackedBatch, index: int, size: int) -> PackedBatch:
         position_ids=row.position_ids[..., begin:end],
         image_positions=row.image_positions[placed[index] : placed[index + 1]] - begin,
         pixels=pixels,
+        grids=row.grids[pictures[index] : pictures[index + 1]],
         num_images=tiles[index + 1] - tiles[index],
         num_tokens=max(0, min(end, num_tokens) - begin),
         errors=row.errors if index == 0 else (),
@@ -124,6 +127,20 @@ def even_bounds(total: int, parts: int) -> list[int]:
     """Returns (parts + 1) bounds that cut `total` things into runs whose lengths differ by at most 1."""
     # 7 into 3: runs of 2, 2 and 3
     return [total * part // parts for part in range(parts + 1)]
+
+
+def picture_bounds(grids: Sequence[Grid], num_tiles: int, parts: int) -> tuple[list[int], list[int]]:
+    """Returns (parts + 1) bounds of grids, and of tiles, that cut a row's tiles between pictures about evenly.
+
+    Args:
+        grids: of native-resolution pictures; without any, tiles are cut anywhere.
+    """
+    tiles = even_bounds(num_tiles, parts)
+    if not grids:
+        return [0] * (parts + 1), tiles
+    ends = [0, *accumulate(math.prod(grid) for grid in grids)]
+    pictures = [min(range(len(ends)), key=lambda place: abs(ends[place] - bound)) for bound in tiles]
+    return pictures, [ends[place] for place in pictures]
 
 
 def overlaps(have: tuple[int, int], bounds: Iterable[int]) -> list[int]:

@@ -113,12 +113,12 @@ def with_gradient(mixture: Mixture, inputs: tuple) -> tuple:
     would tell so before the backward pass of the mixture has begun, and nothing would be learnt.
     """
     del mixture
-    (pixels,) = inputs
-    return (pixels.float().requires_grad_(),) if torch.is_grad_enabled() else inputs
+    pixels, *grids = inputs
+    return (pixels.float().requires_grad_(), *grids) if torch.is_grad_enabled() else inputs
 
 
 def through_inputs(mixture: Mixture, inputs: tuple, features: torch.Tensor) -> torch.Tensor:
     """Returns features that depend on the pixels, also where frozen encoders do not hand gradients on."""
     del mixture
-    (pixels,) = inputs
+    pixels = inputs[0]
     return features + 0.0 * pixels.sum().to(features.dtype) if pixels.requires_grad else features
