@@ -140,3 +140,22 @@ def test_positions_that_tiles_share_unequally_are_refused():
     row = tiny_row([grown(SAMPLES[0], image_positions=SAMPLES[0].image_positions[:3]), SAMPLES[2]])
     with pytest.raises(ValueError, match="11 image positions but 3 tiles"):
         own_part(row, 0, 2)
+
+
+def test_pictures_of_native_resolution_are_shared_by_frames():
+    grids = ((1, 2, 3), (5, 1, 2), (1, 2, 2))  # 6, 10 and 4 tiles of a token each
+    row = grown(
+        tiny_row(SAMPLES),
+        pixels=torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1, 1).expand(-1, 3, 2, 4, 4),
+        grids=grids,
+        num_images=20,
+        image_positions=torch.arange(20),
+    )
+    parts = [own_part(row, index, 3) for index in range(3)]
+    assert [part.grids for part in parts] == [((1, 2, 3),), ((3, 1, 2),), ((2, 1, 2), (1, 2, 2))]
+    assert torch.equal(torch.cat([part.pixels for part in parts]), row.pixels)
+    assert all(sum(t * h * w for t, h, w in part.grids) == len(part.pixels) for part in parts)
+    none = grown(tiny_row([]), pixels=row.pixels[:1], grids=((1, 1, 1),))
+    assert own_part(none, 1, 2).grids == ((1, 1, 1),)
+    few = own_part(grown(row, grids=((1, 4, 5),)), 1, 3)
+    assert few.num_images in (0, 20) and sum(t * h * w for t, h, w in few.grids) == len(few.pixels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -61,7 +60,7 @@ class RowGroups:
 def own_part(row: PackedBatch, index: int, size: int) -> PackedBatch:
     """Returns the part of a row that rank `index` of a group of `size` has.
 
-    Tokens and tiles are cut as evenly as they go, wherever samples begin, but no native-resolution picture is. All that is counted of a row - tokens,
+    Tokens and tiles are cut as evenly as they go, wherever samples begin. All that is counted of a row - tokens,
     weights, tiles, bad samples - is the same in all parts together as in the row.
 
     Raises:
@@ -71,15 +70,14 @@ def own_part(row: PackedBatch, index: int, size: int) -> PackedBatch:
         return row
     num_tokens, num_visual = row.num_tokens, len(row.image_positions)
     row = lengthened(row, size)
-    bounds = even_bounds(len(row.input_ids), size)
-    pictures, tiles = picture_bounds(row.grids, row.num_images, size)
+    bounds, tiles = even_bounds(len(row.input_ids), size), tile_bounds(row, size)
     begin, end = bounds[index], bounds[index + 1]
     per_tile, rest = divmod(num_visual, max(row.num_images, 1))
     if rest:
         raise ValueError(f"{num_visual} image positions but {row.num_images} tiles, which share them unequally")
     placed = torch.searchsorted(row.image_positions, torch.tensor(bounds)).tolist()
     # A rank without tiles runs the encoders on the placeholder of its own, whatever is in it.
-    pixels = row.pixels[tiles[index] : tiles[index + 1]] if tiles[index] < tiles[index + 1] else row.pixels[:1]
+    seen = (tiles[index], tiles[index + 1]) if tiles[index] < tiles[index + 1] else (0, 1)
     return replace(
         row,
         input_ids=row.input_ids[begin:end],
@@ -87,8 +85,8 @@ def own_part(row: PackedBatch, index: int, size: int) -> PackedBatch:
         loss_weights=row.loss_weights[begin:end],
         position_ids=row.position_ids[..., begin:end],
         image_positions=row.image_positions[placed[index] : placed[index + 1]] - begin,
-        pixels=pixels,
-        grids=row.grids[pictures[index] : pictures[index + 1]],
+        pixels=row.pixels[slice(*seen)],
+        grids=grids_within(row.grids, *seen),
         num_images=tiles[index + 1] - tiles[index],
         num_tokens=max(0, min(end, num_tokens) - begin),
         errors=row.errors if index == 0 else (),
@@ -123,24 +121,33 @@ def lengthened(row: PackedBatch, length: int) -> PackedBatch:
     )
 
 
+def tile_bounds(row: PackedBatch, size: int) -> list[int]:
+    """Returns (size + 1) bounds that share a row's tiles; of pictures of native resolution, near the ends of frames.
+
+    Encoders see a frame whole, and every frame by itself.
+    """
+    bounds = even_bounds(row.num_images, size)
+    if not row.grids:
+        return bounds
+    ends = [0, *accumulate(rows * cols for steps, rows, cols in row.grids for _ in range(steps))]
+    return [min(ends, key=lambda end: abs(end - bound)) if row.num_images else 0 for bound in bounds]
+
+
+def grids_within(grids: Sequence[Grid], begin: int, end: int) -> tuple[Grid, ...]:
+    """Returns the grids of the tiles from `begin` to `end`, which are at ends of frames; of a part of one, a tile's."""
+    found, first = [], 0
+    for steps, rows, cols in grids:
+        (inside,) = overlaps((begin, end), (first, first + steps * rows * cols))
+        whole, rest = divmod(inside, rows * cols)
+        found += [(whole, rows, cols)] * (whole > 0) + [(1, 1, rest)] * (rest > 0)
+        first += steps * rows * cols
+    return tuple(found)
+
+
 def even_bounds(total: int, parts: int) -> list[int]:
     """Returns (parts + 1) bounds that cut `total` things into runs whose lengths differ by at most 1."""
     # 7 into 3: runs of 2, 2 and 3
     return [total * part // parts for part in range(parts + 1)]
-
-
-def picture_bounds(grids: Sequence[Grid], num_tiles: int, parts: int) -> tuple[list[int], list[int]]:
-    """Returns (parts + 1) bounds of grids, and of tiles, that cut a row's tiles between pictures about evenly.
-
-    Args:
-        grids: of native-resolution pictures; without any, tiles are cut anywhere.
-    """
-    tiles = even_bounds(num_tiles, parts)
-    if not grids:
-        return [0] * (parts + 1), tiles
-    ends = [0, *accumulate(math.prod(grid) for grid in grids)]
-    pictures = [min(range(len(ends)), key=lambda place: abs(ends[place] - bound)) for bound in tiles]
-    return pictures, [ends[place] for place in pictures]
 
 
 def overlaps(have: tuple[int, int], bounds: Iterable[int]) -> list[int]:
