@@ -1,4 +1,4 @@
-"""Counts FLOPs on the meta device, many times faster than running every operation's shape function each time."""
+"""Counts FLOPs on the meta device, faster than by running every operation's shape function each time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class FlopCounter(TorchDispatchMode):
     but the few whose values are needed.
 
     Most time of a pass on the meta device goes into shape functions written in Python, and most layers of a model are
-    alike. What a pure operation makes depends on its arguments' shapes alone: it is worked out once. Measured: four
-    passes of an 8B model forward and backward take 0.9 s instead of 14 s.
+    alike. What a pure operation makes depends on its arguments' shapes alone: it is worked out once. Measured on a busy
+    machine: eight passes of Eagle 2.5-8B, forward and backward, in 26 s instead of 73 s with torch's counter.
 
     Args:
         seen: what operations made before, to be shared between counters; it is added to.
