@@ -128,7 +128,7 @@ def test_a_target_that_cannot_have_an_adapter_is_refused(targets, said):
 
 
 @pytest.mark.parametrize(
-    ("name", "rank", "alpha", "dropout", "layers"), [("internvl2", 16, 32, 0.05, 7), ("qwen", 64, 128, 0.0, 4)]
+    ("name", "rank", "alpha", "dropout", "layers"), [("internvl2", 16, 32, 0.05, 7), ("qwen", 64, 128, 0.05, 4)]
 )
 def test_published_adapters(name, rank, alpha, dropout, layers):
     found = build(load_config(["+experiment=toy", f"lora={name}"])["lora"])
