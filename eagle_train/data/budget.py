@@ -55,9 +55,10 @@ class BadSampleBudget:
         self.add(errors)
 
     def add(self, errors: Iterable[tuple[str, SampleError]]) -> None:
-        """Counts (source, error) pairs; a sample counts once."""
+        """Counts (source, error) pairs; a sample counts once, one that was put into quarantine not at all."""
         for source, error in errors:
-            self.bad[source][error.key] = error
+            if error.reason != "quarantined":
+                self.bad[source][error.key] = error
 
     def check(self) -> None:
         """Raises TooManyBadSamples if a source is over its share."""

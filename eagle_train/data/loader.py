@@ -51,6 +51,8 @@ class RowDataset(Dataset):
     catalog: Catalog
     encoder: Encoder
     storage: Storage | None = None
+    left_out: frozenset[tuple[int, int]] = frozenset()
+    """Samples (shard, row of its index) that the run has put into quarantine; rows are shorter by them."""
     _readers: dict[int, ShardReader] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, task: RowTask) -> PackedBatch:
@@ -69,6 +71,8 @@ class RowDataset(Dataset):
         for number, layout in zip(numbers, layouts, strict=True):
             shard, index = self.catalog.locate(number)
             try:
+                if (shard, index) in self.left_out:
+                    raise SampleError(self.catalog.key(shard, index), "quarantined", "its loss was wrong, see anomalies")
                 samples.append(self.encode(number, layout, tiles[filled : filled + layout.num_tiles]))
                 filled += layout.num_tiles  # only now: the next sample takes the place of a bad one
                 uses.append(use(shard, index, layout))

@@ -38,10 +38,11 @@ class Engine(Protocol):
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Adds the gradient of a scalar; `last` marks the last micro-batch of the step."""
 
-    def step(self, lr_scale: float) -> tuple[Mapping[str, float], float]:
+    def step(self, lr_scale: float, *, discard: bool = False) -> tuple[Mapping[str, float], float]:
         """Clips, updates, clears the gradients; returns learning rates by group and the gradient norm.
 
-        With a norm that is not finite, nothing is updated.
+        With a norm that is not finite, or to `discard` the gradients, nothing is updated: no weight, no moment of
+        the optimizer, no count of its steps.
         """
 
     def pieces(self) -> Iterator[Piece]:
@@ -129,12 +130,12 @@ class PlainEngine:
                     parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
 
-    def step(self, lr_scale: float) -> tuple[Mapping[str, float], float]:
+    def step(self, lr_scale: float, *, discard: bool = False) -> tuple[Mapping[str, float], float]:
         """Clips, updates and clears; returns learning rates and the gradient norm before clipping."""
         limit = self.stage.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self._trained(), float("inf") if limit is None else limit)
         rates = set_learning_rates(self.optimizer, lr_scale)
-        if torch.isfinite(norm):  # else the weights stay as they are; the trainer stops
+        if torch.isfinite(norm) and not discard:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return rates, float(norm)
