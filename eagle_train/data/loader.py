@@ -72,7 +72,9 @@ class RowDataset(Dataset):
             shard, index = self.catalog.locate(number)
             try:
                 if (shard, index) in self.left_out:
-                    raise SampleError(self.catalog.key(shard, index), "quarantined", "its loss was wrong, see anomalies")
+                    raise SampleError(
+                        self.catalog.key(shard, index), "quarantined", "its loss was wrong, see anomalies"
+                    )
                 samples.append(self.encode(number, layout, tiles[filled : filled + layout.num_tiles]))
                 filled += layout.num_tiles  # only now: the next sample takes the place of a bad one
                 uses.append(use(shard, index, layout))

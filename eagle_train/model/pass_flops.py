@@ -88,11 +88,12 @@ class StepFlops:
 
 
 def row_counts(row: PackedBatch) -> RowCounts:
-    """Returns what the FLOPs of a row depend on; a row on a GPU would have to be waited for."""
+    """Returns what the FLOPs of a row, or of a part of one, depend on; a row on a GPU would have to be waited for."""
     lengths = row.cu_seqlens.diff().long()
+    ranks = 1 if row.part is None else row.part.size  # heads are shared, the samples are those of the whole row
     return RowCounts(
         tokens=row.num_tokens,
-        squares=int((lengths * lengths).sum()),
+        squares=int((lengths * lengths).sum()) // ranks,
         targets=int((row.labels != IGNORE_INDEX).sum()),
         tiles=row.num_images,
     )

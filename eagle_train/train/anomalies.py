@@ -24,6 +24,9 @@ SIGMA = 1.4826
 FLOOR = 0.01
 """Of the median loss; the least deviation that is reckoned with."""
 
+SHOWN = 20
+"""Keys in a message."""
+
 Kind = Literal["loss", "gradient", "spike"]
 Action = Literal["skip", "rollback", "stop"]
 
@@ -93,6 +96,21 @@ class Anomaly:
     samples: tuple[tuple[int, int], ...]
     """The same ones: number of the shard in the stage's catalog, and row there."""
 
+    def in_words(self) -> str:
+        """Returns what happened and what is done."""
+        what = {
+            "loss": f"the loss is {self.loss}",
+            "spike": f"the loss {self.loss:.4g} is above {self.limit or math.nan:.4g}",
+            "gradient": f"the gradient norm is {self.grad_norm}",
+        }[self.kind]
+        done = {
+            "skip": "its update is left out",
+            "rollback": "the run goes back to its newest checkpoint",
+            "stop": "the run stops",
+        }[self.action]
+        keys = ", ".join(self.keys[:SHOWN]) + (f" and {len(self.keys) - SHOWN} more" if len(self.keys) > SHOWN else "")
+        return f"step {self.step} of stage {self.stage}: {what}; {done}. Samples suspected: {keys}"
+
 
 @dataclass(kw_only=True)
 class AnomalyGuard:
@@ -150,20 +168,26 @@ class AnomalyGuard:
         return of_stage[: last + 1]
 
 
+def samples_of(row: PackedBatch) -> list[tuple[str, tuple[int, int]]]:
+    """Returns key and (shard, index row) of the samples of a row."""
+    places = [(use.shard, use.index) for use in row.uses if use.error is None]
+    return list(zip(row.keys, places, strict=True))
+
+
 def suspects(row: PackedBatch, losses: torch.Tensor, limit: float) -> list[tuple[str, tuple[int, int]]]:
-    """Returns key and (shard, index row) of the samples of a row whose own mean loss is not finite or above `limit`.
+    """Returns those samples of a row whose own mean loss is not finite or above `limit`.
 
     Args:
-        losses: (T,) float32, weighted.
+        losses: (T,) float32, weighted, of the row or of the part of it that a rank has.
     """
-    uses = [use for use in row.uses if use.error is None]
-    ends = row.cu_seqlens.tolist()
+    first = 0 if row.part is None else row.part.begin
+    bounds = (row.cu_seqlens - first).clamp(0, len(losses)).tolist()
     found = []
-    for key, use, start, end in zip(row.keys, uses, ends, ends[1:], strict=False):
-        weight = float(row.loss_weights[start:end].sum(dtype=torch.float64))
-        mean = float(losses[start:end].sum(dtype=torch.float64)) / weight if weight else 0.0
+    for sample, begin, end in zip(samples_of(row), bounds, bounds[1:], strict=False):
+        weight = float(row.loss_weights[begin:end].sum(dtype=torch.float64))
+        mean = float(losses[begin:end].sum(dtype=torch.float64)) / weight if weight else 0.0
         if not math.isfinite(mean) or mean > limit:
-            found.append((key, (use.shard, use.index)))
+            found.append(sample)
     return found
 
 

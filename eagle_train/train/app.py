@@ -25,6 +25,7 @@ from eagle_train.track.jsonl import JsonlTracker, read_metrics
 from eagle_train.track.timeline import in_words
 from eagle_train.track.tracker import Trackers
 from eagle_train.track.wandb_tracker import new_run_id
+from eagle_train.train.anomalies import RollBack
 from eagle_train.train.assemble import (
     add_adapters,
     build_encoder,
@@ -90,14 +91,19 @@ def train(config: Mapping[str, Any], started: float | None = None) -> bool:
 def run_stages(run: Run) -> bool:
     """Runs the stages that are left and the evaluation; returns False if it was asked to stop before the end."""
     try:
-        for name, stage in run.schedule.items():
-            if list(run.schedule).index(name) < list(run.schedule).index(run.state.stage):
-                continue
+        names = list(run.schedule)
+        place = names.index(run.state.stage)
+        while place < len(names):
+            name = names[place]
             if run.state.stage != name:
-                run.state = replace(run.state, stage=name, step=0, plan="", cursor={}, read={})
-            if not run_stage(run, stage):
-                log.warning("preempted at step %d; %s", run.state.global_step, after_preemption(run))
-                return False
+                run.state = replace(run.state, stage=name, step=0, plan="", cursor={}, read={}, recent_losses=[])
+            try:
+                if not run_stage(run, run.schedule[name]):
+                    log.warning("preempted at step %d; %s", run.state.global_step, after_preemption(run))
+                    return False
+                place += 1
+            except RollBack:
+                roll_back(run)
         run.preempted.close()  # a signal now ends the process at once: there is nothing left to save
         run.heart.beat("evaluate", run.state.global_step)
         with run.goodput.phase("evaluation"):
@@ -109,6 +115,18 @@ def run_stages(run: Run) -> bool:
             run.profiler.close()
         if dist.rank() == 0:
             log.warning(in_words(run.goodput.seconds()))
+
+
+def roll_back(run: Run) -> None:
+    """Makes the run go on from its newest checkpoint, as if it had been started again; all ranks call it."""
+    latest = run.saver.checkpoints.latest()
+    run.resume_from, run.state = latest, replace(read_state(latest), config_hash=run.state.config_hash)
+    run.goodput.resumed(run.state.global_step)
+    attempt = record_attempt(run.folder, run.config, run.state.run_id, latest) if dist.rank() == 0 else None
+    run.attempt = dist.broadcast_object(attempt)
+    run.trackers.close()
+    run.trackers = make_trackers(run.config, run.folder, run.state)
+    log.warning("going on from step %d of stage %s", run.state.step, run.state.stage)
 
 
 def after_preemption(run: Run) -> str:

@@ -51,6 +51,8 @@ class TrainState:
     """Where the stream of rows stands, see `data.stream.Cursor`; with the plan, its whole state."""
     read: dict[str, int] = field(default_factory=dict)
     """Samples of the rows so far in this stage, by source, as the plan counts them."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last steps of this stage, as far as `anomalies` needs them."""
     run_id: str = ""
     """Of the tracker (W&B)."""
     config_hash: str = ""

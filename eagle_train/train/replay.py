@@ -40,8 +40,8 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.placement import Construction
 from eagle_train.train.pretrained import load_run_start
 from eagle_train.train.schedule import Stage
+from eagle_train.train.source_losses import mean_losses, sums_by_source
 from eagle_train.train.stage_data import make_layout, of_stage, read_sources
-from eagle_train.train.trainer import mean_losses, sums_by_source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from eagle_train import dist
 from eagle_train.data.encode import Encoder
 from eagle_train.data.ledger import Ledger
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.step_loader import StepLoader
-from eagle_train.data.stream import Cursor, steps
+from eagle_train.data.stream import Cursor, Step, steps
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.goodput import Goodput
 from eagle_train.track.profiler import Profiler
 from eagle_train.track.tracker import Trackers
+from eagle_train.train.anomalies import Anomaly, AnomalyGuard, RollBack, read_anomalies, write_anomaly
 from eagle_train.train.assemble import adapters, stage_model
 from eagle_train.train.attention_check import check_attention
 from eagle_train.train.books import ledger_shards, make_budget, write_accounts
 from eagle_train.train.checkpoint import (
     TrainState,
     read_plan,
+    read_state,
     restore_random_states,
     state_files,
 )
@@ -45,6 +49,7 @@ from eagle_train.train.sequence.rows import RowGroups
 from eagle_train.train.speed import speedometer
 from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint
 from eagle_train.train.trainer import Trainer
+from eagle_train.types import PackedBatch
 
 log = logging.getLogger(__name__)
 
@@ -78,27 +83,74 @@ class Run:
 
 
 def run_stage(run: Run, stage: Stage) -> bool:
-    """Runs one stage to its end; returns False if it was asked to stop before."""
+    """Runs one stage to its end; returns False if it was asked to stop before.
+
+    Raises:
+        RollBack: if the run is to go on from its newest checkpoint.
+    """
     run.heart.beat("start", run.state.global_step)
     with run.goodput.phase("data"):
         data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
     cursor = tie_plan(run, data)
+    groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=run.config["engine"]["sequence_parallel"])
+    micro_batches = -(-stage.rows_per_step // groups.data_world_size)
+    model, engine = build_engine(run, stage, data, micro_batches)
+    resume(run, engine)
+    guard = make_guard(run)
+    ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
+    storage = build(run.config["data"]).storage
+    dataset = RowDataset(data.catalog, data.encoder, storage, left_out=guard.left_out())
+    loader = stage_loader(run, data, dataset, micro_batches, cursor, groups)
+    run.heart.data_keys = loader.awaited
+    rows = iter(loader)
+    trainer = make_trainer(run, stage, data, engine, ledger, groups.own_parts(rows), guard)
+    trainer.proof = FreezeProof(model, run.placement) if run.config["prove_freeze"] else None
+    run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
+    try:
+        with run.goodput.phase("training"):
+            finished = trainer.fit()
+        if finished and (last := run.saver.last) and last.trouble:
+            raise OSError(f"stage {run.state.stage} is trained, but its end could not be saved: {last.trouble}")
+        dist.barrier()  # every rank's ledger is written
+    except RollBack:
+        engine.close()
+        raise
+    finally:
+        rows.close()  # ends the workers, also where an error keeps them from being forgotten
+        ledger.close()
+        dataset.close()
+        if dist.rank() == 0:
+            write_accounts(run.folder, run.state, data)
+    engine.close()
+    return finished
+
+
+def build_engine(run: Run, stage: Stage, data: StageData, micro_batches: int) -> tuple[nn.Module, Engine]:
+    """Returns what a stage trains and its engine, having shown the plan and proven that samples do not leak."""
     model = stage_model(run.config, run.model, stage).train()
     freeze(model, stage.learning_rates, adapters(run.config))
     with torch.device("meta"):  # sharded weights have no shapes
         trained = stage_model(run.config, run.meta, stage)
     table = freeze_table(trained, stage.learning_rates, adapters(run.config))
-    groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=run.config["engine"]["sequence_parallel"])
-    micro_batches = -(-stage.rows_per_step // groups.data_world_size)
     attention = model.attention  # of a rank by itself; an engine may make ranks share it
     engine = build(run.config["engine"])(model, stage, micro_batches, placement=run.placement)
-    flops, meter = speedometer(run.config, run.meta, run.state.stage, stage)
     if dist.rank() == 0:
         show_stage(run, stage, data, with_dtypes(table, model))
     check_attention(model, attention, engine)
-    resume(run, engine)
-    ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
-    dataset = RowDataset(data.catalog, data.encoder, build(run.config["data"]).storage)
+    return model, engine
+
+
+def make_trainer(
+    run: Run,
+    stage: Stage,
+    data: StageData,
+    engine: Engine,
+    ledger: Ledger,
+    steps: Iterator[tuple[Step, list[PackedBatch]]],
+    guard: AnomalyGuard,
+) -> Trainer:
+    """Returns the loop of a stage."""
+    flops, meter = speedometer(run.config, run.meta, run.state.stage, stage)
 
     def save(*, wait: bool = True) -> SaveReport:
         run.goodput.saved()
@@ -109,12 +161,9 @@ def run_stage(run: Run, stage: Stage) -> bool:
         settle(run, report)
         return report
 
-    loader = stage_loader(run, data, dataset, micro_batches, cursor, groups)
-    run.heart.data_keys = loader.awaited
-    rows = iter(loader)
-    trainer = Trainer(
+    return Trainer(
         engine=engine,
-        steps=groups.own_parts(rows),
+        steps=steps,
         stage=stage,
         num_steps=data.num_steps,
         sources=[source.name for source in data.catalog.sources],
@@ -132,23 +181,31 @@ def run_stage(run: Run, stage: Stage) -> bool:
         flops=flops,
         goodput=run.goodput,
         profiler=run.profiler,
-        proof=FreezeProof(model, run.placement) if run.config["prove_freeze"] else None,
+        guard=guard,
+        record=partial(record_anomaly, run),
+        can_return=partial(can_return, run),
     )
-    run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
-    try:
-        with run.goodput.phase("training"):
-            finished = trainer.fit()
-        if finished and (last := run.saver.last) and last.trouble:
-            raise OSError(f"stage {run.state.stage} is trained, but its end could not be saved: {last.trouble}")
-        dist.barrier()  # every rank's ledger is written
-    finally:
-        rows.close()  # ends the workers, also where an error keeps them from being forgotten
-        ledger.close()
-        dataset.close()
-        if dist.rank() == 0:
-            write_accounts(run.folder, run.state, data)
-    engine.close()
-    return finished
+
+
+def make_guard(run: Run) -> AnomalyGuard:
+    """Returns the guard of the run's present stage; all ranks call it."""
+    past = dist.broadcast_object(read_anomalies(run.folder) if dist.rank() == 0 else None)
+    policy = build(run.config["anomalies"])
+    return AnomalyGuard(policy=policy, stage=run.state.stage, losses=run.state.recent_losses, past=past)
+
+
+def can_return(run: Run) -> bool:
+    """Returns whether the run's present stage has a checkpoint; all ranks ask together."""
+    run.saver.finish()
+    latest = run.saver.checkpoints.latest()
+    return latest is not None and read_state(latest).stage == run.state.stage
+
+
+def record_anomaly(run: Run, anomaly: Anomaly) -> None:
+    """Writes an anomaly down and says what is done about it."""
+    if dist.rank() == 0:
+        write_anomaly(run.folder, anomaly)
+        log.warning("%s", anomaly.in_words())
 
 
 def resume(run: Run, engine: Engine) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch.nn import functional as F
 
 from eagle_train import dist
 from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
@@ -23,19 +22,26 @@ from eagle_train.track.goodput import Goodput
 from eagle_train.track.profiler import Profiler
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Tracker
+from eagle_train.train.anomalies import (
+    Anomaly,
+    AnomalyGuard,
+    AnomalyPolicy,
+    Kind,
+    NonFiniteLossError,
+    RollBack,
+    samples_of,
+    suspects,
+)
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.engine import Engine
 from eagle_train.train.freeze_proof import FreezeProof
 from eagle_train.train.heartbeat import Heart
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.schedule import Stage, lr_scale
+from eagle_train.train.source_losses import mean_losses, sums_by_source
 from eagle_train.types import PackedBatch, SampleError
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(ValueError):
-    """The loss or the gradient of a step is NaN or infinite."""
 
 
 @dataclass(kw_only=True)
@@ -58,6 +64,9 @@ class Trainer:
         goodput: told what the time goes into.
         profiler: told of every step; None: nothing is profiled.
         proof: of the freeze table, which the first update completes; null: none.
+        guard: judges the losses; null: one that stops at the first that is not finite.
+        record: writes an anomaly down, on all ranks together.
+        can_return: whether the stage has a checkpoint to go back to; all ranks ask together.
     """
 
     engine: Engine
@@ -80,8 +89,14 @@ class Trainer:
     goodput: Goodput = field(default_factory=Goodput)
     profiler: Profiler | None = None
     proof: FreezeProof | None = None
+    guard: AnomalyGuard | None = None
+    record: Callable[[Anomaly], None] = lambda anomaly: None
+    can_return: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
+        if self.guard is None:
+            self.guard = AnomalyGuard(policy=AnomalyPolicy(), stage=self.state.stage, losses=[])
+        self.passed_over = self.guard.passed_over()
         # (number of sources, 2): weighted loss sums and weight sums since the last log
         self.sums = torch.zeros(len(self.sources), 2, dtype=torch.float64)
 
@@ -149,9 +164,9 @@ class Trainer:
         if bad:
             self.count_bad(errors)
         metrics = {"stage": self.state.stage, "stage_step": self.state.step + 1}
-        if weight > 0:
+        if weight > 0 and self.state.step not in self.passed_over:
             metrics |= self.update(rows, weight)
-        elif not bad:
+        elif not weight and not bad:
             raise ValueError(f"step {self.state.step} of stage {self.state.stage} holds no supervised token")
         self.state.step += 1
         self.state.global_step += 1
@@ -178,20 +193,21 @@ class Trainer:
             weight: sum of the loss weights of all ranks' rows.
 
         Raises:
-            NonFiniteLossError: after saving the state before the update.
+            NonFiniteLossError, RollBack: see `respond`.
             FreezeError: see `proof`.
         """
-        sums = sum(self.run_row(row, weight, last=i == len(rows) - 1) for i, row in enumerate(rows))
+        losses: list[torch.Tensor] = []
+        sums = sum(self.run_row(row, weight, losses, last=i == len(rows) - 1) for i, row in enumerate(rows))
         sums = torch.tensor(dist.all_reduce_sum(sums.flatten().tolist()), dtype=torch.float64).view(-1, 2)
         loss = float(sums[:, 0].sum()) / weight
-        if not math.isfinite(loss):
-            self.stop_on_non_finite(f"loss {loss}", rows)
         self.heart.beat("update", self.state.global_step)
+        if (kind := self.guard.judge(loss)) is not None:
+            return self.respond(kind, loss, None, rows, losses)
         warmup = self.stage.num_warmup_steps(self.num_steps)
         scale = lr_scale(self.state.step, self.num_steps, warmup, self.stage.min_lr_ratio)
         rates, grad_norm = self.engine.step(scale)
         if not math.isfinite(grad_norm):
-            self.stop_on_non_finite(f"gradient norm {grad_norm}", rows)
+            return self.respond("gradient", loss, grad_norm, rows, losses)
         if self.proof is not None:
             proven, self.proof = self.proof.check(), None
             if dist.rank() == 0:
@@ -205,8 +221,11 @@ class Trainer:
         self.sums.zero_()
         return means
 
-    def run_row(self, row: PackedBatch, weight: float, *, last: bool) -> torch.Tensor:
+    def run_row(self, row: PackedBatch, weight: float, losses: list[torch.Tensor], *, last: bool) -> torch.Tensor:
         """Runs one row forward and backward.
+
+        Args:
+            losses: gets the weighted losses of its tokens, (T,) float32.
 
         Returns:
             (number of sources, 2) float64, on the engine's device: weighted loss sum and weight sum by source.
@@ -214,9 +233,48 @@ class Trainer:
         self.heart.beat("row", self.state.global_step, row.keys)
         on_device = row.to(self.engine.device)
         torch.manual_seed(self.stage.row_seed(row.row))
-        losses = self.engine.forward(on_device) * on_device.loss_weights
-        self.engine.backward(losses.sum() / weight, last=last)
-        return sums_by_source(row, losses.detach(), self.sources)
+        weighted = self.engine.forward(on_device) * on_device.loss_weights
+        self.engine.backward(weighted.sum() / weight, last=last)
+        losses.append(weighted.detach())
+        return sums_by_source(row, losses[-1], self.sources)
+
+    def respond(
+        self, kind: Kind, loss: float, grad_norm: float | None, rows: list[PackedBatch], losses: list[torch.Tensor]
+    ) -> dict[str, float]:
+        """Does about an anomaly what the guard says; the weights stay as they were before the step.
+
+        Raises:
+            NonFiniteLossError: after saving the state before the step.
+            RollBack: to be followed by a return to the newest checkpoint.
+        """
+        limit = self.guard.policy.limit(self.guard.losses)
+        found = [each for row, of_row in zip(rows, losses, strict=True) for each in suspects(row, of_row.cpu(), limit)]
+        found = [each for of_rank in dist.gather_objects(found) for each in of_rank]
+        if not found:  # a gradient, whose sample cannot be told
+            mine = [each for row in rows for each in samples_of(row)]
+            found = [each for of_rank in dist.gather_objects(mine) for each in of_rank]
+        anomaly = Anomaly(
+            stage=self.state.stage,
+            step=self.state.step,
+            kind=kind,
+            loss=loss,
+            grad_norm=grad_norm,
+            limit=None if math.isinf(limit) else limit,
+            action=self.guard.decide(self.state.step, can_return=self.can_return()),
+            keys=tuple(key for key, _ in found),
+            samples=tuple(place for _, place in found),
+        )
+        self.guard.past.append(anomaly)
+        if grad_norm is None:
+            self.engine.step(0.0, discard=True)
+        if anomaly.action == "stop":
+            self.save()
+            self.record(anomaly)
+            raise NonFiniteLossError(f"{anomaly.in_words()}. The state before it is saved")
+        self.record(anomaly)
+        if anomaly.action == "rollback":
+            raise RollBack
+        return {"train/anomaly": 1.0}
 
     def count_bad(self, errors: list[tuple[str, SampleError]]) -> None:
         """Counts the bad samples of all ranks; over the budget, saves and raises TooManyBadSamples."""
@@ -228,42 +286,6 @@ class Trainer:
             self.save()
             raise
 
-    def stop_on_non_finite(self, what: str, rows: list[PackedBatch]) -> None:
-        """Saves the state before this step and raises, naming the samples of the step's rows."""
-        self.save()
-        keys = [key for keys in dist.gather_objects([k for row in rows for k in row.keys]) for key in keys]
-        raise NonFiniteLossError(
-            f"{what} in step {self.state.step} of stage {self.state.stage}; the state before it is saved. "
-            f"Samples of its rows: {', '.join(keys)}"
-        )
-
     def due(self, every: int) -> bool:
         """Whether something done `every` steps falls on the current step; the last step always does."""
         return self.state.step % every == 0 or self.state.step == self.num_steps
-
-
-def sums_by_source(row: PackedBatch, losses: torch.Tensor, sources: list[str]) -> torch.Tensor:
-    """Returns (number of sources, 2) float64, on the losses' device: weighted loss sum and weight sum by source.
-
-    Args:
-        row: best on the host: a device would have to be waited for.
-        losses: (T,) float32, weighted.
-    """
-    weights = row.loss_weights.to(losses.device, non_blocking=True)
-    before = F.pad(torch.stack([losses, weights]).double().cumsum(1), (1, 0))
-    begin = 0 if row.part is None else row.part.begin
-    bounds = (row.cu_seqlens.long() - begin).clamp(0, len(losses))  # samples may begin and end on other ranks
-    sums = before[:, bounds].diff(dim=1).T
-    places = torch.tensor([sources.index(source) for source in row.sources], dtype=torch.int64, device=losses.device)
-    return losses.new_zeros(len(sources), 2, dtype=torch.float64).index_add(0, places, sums[: len(places)])
-
-
-def mean_losses(sums: torch.Tensor, sources: list[str]) -> dict[str, float]:
-    """Returns the mean loss of all and by source, under the names of the metrics.
-
-    Args:
-        sums: (number of sources, 2) float64, weighted loss sums and weight sums.
-    """
-    names = ["train/loss", *(f"train/loss/{source}" for source in sources)]
-    pairs = zip(names, [sums.sum(0).tolist(), *sums.tolist()], strict=True)
-    return {name: loss / weight for name, (loss, weight) in pairs if weight > 0}

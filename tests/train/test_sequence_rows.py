@@ -8,7 +8,7 @@ from eagle_train.train.sequence.attention import head_shares
 from eagle_train.train.sequence.group import SequenceGroup
 from eagle_train.train.sequence.rows import RowGroups, even_bounds, overlaps, own_part
 from eagle_train.train.sequence.spread import check_heads
-from eagle_train.train.trainer import sums_by_source
+from eagle_train.train.source_losses import sums_by_source
 from eagle_train.types import RowPart, SampleError
 from tests.toys import booked, grown, tiny_model, tiny_row, tiny_sample
 

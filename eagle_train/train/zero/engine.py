@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -124,6 +125,8 @@ class ZeroEngine:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model, optimizer=optimizer, config=config, dist_init_required=False
         )
+        self.discarding = False
+        optimizer.register_step_pre_hook(self.leave_out)
         if self.bf16:
             give_masters(self.model, self.placement.masters)
 
@@ -181,11 +184,24 @@ class ZeroEngine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * dist.world_size(), scale_wrt_gas=False)
 
-    def step(self, lr_scale: float) -> tuple[Mapping[str, float], float]:
+    def step(self, lr_scale: float, *, discard: bool = False) -> tuple[Mapping[str, float], float]:
         """Clips, updates and clears; returns learning rates and the gradient norm before clipping."""
         rates = set_learning_rates(self.optimizer, lr_scale)
+        self.discarding = discard
         self.engine.step()
-        return rates, float(self.engine.get_global_grad_norm())
+        return rates, true_norm(self.engine.get_global_grad_norm())
+
+    def leave_out(self, optimizer: torch.optim.Optimizer, *arguments: object) -> None:
+        """Takes the gradients from an update that is not to be: an optimizer passes over what has none.
+
+        Called by DeepSpeed's update of masters, when it has worked out the norm: under bfloat16 it would go on with one
+        that is not finite, and with weights that are not from then on.
+        """
+        del arguments
+        if self.discarding or not math.isfinite(true_norm(self.optimizer._global_grad_norm)):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def pieces(self) -> Iterator[Piece]:
         """Yields what this rank holds of masters, moments and frozen weights."""
@@ -218,6 +234,11 @@ class ZeroEngine:
                 delattr(owner, name)
         for module in self.model.modules():
             module._parameters = dict(module._parameters)  # DeepSpeed's own kind of dict holds on to its engine
+
+
+def true_norm(norm: torch.Tensor | float) -> float:
+    """Returns a gradient norm as DeepSpeed reports it: -1 stands for one that is not finite."""
+    return float(norm) if norm >= 0 else math.nan
 
 
 def computes_in_bf16(bf16: bool | None) -> bool:
