@@ -21,6 +21,6 @@ def test_two_ranks_hold_little_more_than_half_a_model_each():
     mib = json.loads(done.stdout.splitlines()[-1])["mib"]
     assert mib["whole model"] > 400
     for name in ("random", "file"):
-        assert 0.4 < mib[f"{name}: shards"] / mib["whole model"] < 0.65
+        assert 0.2 < mib[f"{name}: shards"] / mib["whole model"] < 0.65
         assert mib[f"{name}: peak of construction"] / mib["whole model"] < 0.7
     assert mib["peak of two stages"] / mib["whole model"] < 0.25

@@ -87,6 +87,7 @@ def measure(args: argparse.Namespace) -> None:
     Construction(partial(make_model, small), ZeroEngine.weights(**fields)).finish()  # imports libraries, joins ranks
     found = {}
     for name in ("file", "random"):
+        forget_peak()  # what the construction before has freed is not there to be used again
         before = memory_mib("RssAnon")
         placement = ZeroEngine.weights(**fields)
         metered = Metered(placement)

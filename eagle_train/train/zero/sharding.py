@@ -41,10 +41,10 @@ class ShardedWeights:
     @torch.no_grad()
     def put(self, parameter: nn.Parameter, value: torch.Tensor | None) -> None:
         """Gives a parameter its place and its value, see `Placement`."""
-        whole = torch.zeros(parameter.shape, dtype=self.dtype, device=self.device)
-        if value is not None and self.counts:
-            whole.copy_(value)
-        parameter.data = whole
+        if (parameter.device.type, parameter.dtype) != (self.device.type, self.dtype):
+            parameter.data = torch.empty(parameter.shape, dtype=self.dtype, device=self.device)
+        if self.counts:
+            parameter.copy_(torch.zeros(()) if value is None else value)
         if self.first is None:
             deepspeed = join_deepspeed()
             deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=self.config, dtype=self.dtype)
