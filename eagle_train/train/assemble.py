@@ -215,7 +215,7 @@ def build_encoder(config: Mapping[str, Any], tokens_per_tile: int, vocab_size: i
             f"the tokenizer at {config['tokenizer']!r} does not have {', '.join(missing)} of the chat template; list "
             f"them in new_tokens, or choose another chat_template"
         )
-    if (needed := num_written(tokenizer, str(config["chat_template"]))) > vocab_size:
+    if (needed := num_written(tokenizer, f"{config['chat_template']} {config['new_tokens']}")) > vocab_size:
         raise ConfigError(
             f"the tokenizer at {config['tokenizer']!r} has {needed} tokens, the LLM {vocab_size} embeddings; "
             f"set llm.vocab_size={needed}; rows that are added start as the mean of the others"

@@ -255,7 +255,7 @@ def test_cards_may_select_by_any_field():
     assert image_of({"image": "./a//b.jpg"}) == "a/b.jpg"
 
 
-@pytest.mark.parametrize("path", ["../../secret.png", "https://x/y.png", "a\0b.png"])
+@pytest.mark.parametrize("path", ["../../secret.png", "http://127.0.0.1:9/y.png", "a\0b.png"])
 def test_paths_that_lead_out_are_refused(tmp_path, path):
     (tmp_path / "secret.png").write_bytes(picture((1, 2, 3)))
     records = [record(0, "here.png"), record(1, path)]

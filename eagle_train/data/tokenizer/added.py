@@ -27,7 +27,7 @@ def num_written(tokenizer, template: str) -> int:
     text: InternVL's `<video>`, for which transformers' processor puts frames.
 
     Args:
-        template: any text that has all special tokens of the chat template.
+        template: any text that has all special tokens of the chat template, and those that were added for a run.
     """
     count, added = len(tokenizer), tokenizer.added_tokens_decoder
     while (token := added.get(count - 1)) is not None and token.special and token.content not in template:
