@@ -169,7 +169,7 @@ def sharded(case: str, folder: Path, *, bf16: bool) -> dict:
         "resumed_weights": other.state_dict(),
         "left_behind": sorted({name for used, new in pairs for name in vars(used).keys() - vars(new).keys()}),
         "containers": sorted({type(used._parameters).__name__ for used, _ in pairs}),
-        "loss_of_both": [float(m(rows(case, 0)[0]).detach().sum()) for m in (model, other)],
+        "loss_of_both": [float(m.eval()(rows(case, 0)[0]).detach().sum()) for m in (model, other)],
     }
 
 
