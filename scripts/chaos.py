@@ -259,8 +259,8 @@ def damaged_shard(chaos: Chaos, ranks: int, engine: str) -> str:
 def nan_row(chaos: Chaos, ranks: int, engine: str) -> str:
     """The loss of one row is NaN: the run stops with the state before that step."""
     step = chaos.steps_logged() + chaos.random.randint(0, 4)
-    poison = f"+engine.poisoned_row={4 * step}"
-    processes = chaos.start(ranks, engine, chaos.run, poison, f"engine._target_=chaos_engines.{engine}")
+    poison = f"+engine.row={4 * step}"
+    processes = chaos.start(ranks, engine, chaos.run, poison, f"engine._target_=tests.poisoned.{engine}")
     return chaos.ended(processes, (*KILLED, 1))
 
 

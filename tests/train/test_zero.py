@@ -1,9 +1,13 @@
 """What ZeRO is planned to cost; what it does is in test_ranks.py and test_zero3.py."""
 
+import subprocess
+import sys
+
 import pytest
 
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero.engine import ZeroEngine
+from tests.runs import environment
 
 
 @pytest.mark.parametrize(
@@ -40,3 +44,10 @@ def test_what_zero_cannot_do_is_refused_before_anything_is_built(fields, said):
     stage = Stage(recipe="x", learning_rates={}, max_length=8, rows_per_step=1, num_steps=1)
     with pytest.raises(ValueError, match=said):
         ZeroEngine(None, stage, 1, **fields)
+
+
+@pytest.mark.slow
+def test_an_update_that_is_not_to_be_leaves_no_trace():
+    run = [sys.executable, "-m", "tests.discarded_update"]
+    done = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.stdout.endswith("the same\n"), done.stderr[-2000:]
