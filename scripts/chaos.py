@@ -93,6 +93,7 @@ class Chaos:
             "save_every=3",
             "log_every=1",
             "data.max_bad_share=0",
+            "async_save=true",
             *more,
         )
         with socket.socket() as sock:

@@ -114,6 +114,7 @@ def image(width, height):
     return Candidate(
         medium=Media(kind="image", width=width, height=height),
         tiles=partial(tiling.plan, width, height),
+        frames=None,
         tokens=lambda plan: plan.num_tiles * 256,
     )
 
@@ -122,7 +123,12 @@ def test_images_of_a_sample_share_the_tiles_and_videos_have_one_per_frame():
     policy = build(load_config(["+experiment=internvl2-1b"])["degrade"])
     assert policy == SharedTiles(max_tiles=12, frames=FrameRate(fps=1.0, min_frames=8, max_frames=32))
     large = image(4000, 3000)
-    clip = Candidate(medium=Media(kind="video", duration=20.0, num_frames=500), tiles=None, tokens=lambda plan: 256)
+    clip = Candidate(
+        medium=Media(kind="video", duration=20.0, num_frames=500),
+        tiles=None,
+        frames=lambda number, **_: MediaPlan(num_frames=number),
+        tokens=lambda plan: 256,
+    )
     assert policy.plan([large], 1) == [MediaPlan(rows=3, cols=4, thumbnail=True)]
     for number, most in [(2, 6), (3, 4), (5, 2), (12, 1), (13, 1)]:
         plans = policy.plan([large] * number + [clip], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 from eagle_train.data.convert import read_media_file
 from eagle_train.data.frames import frame_indices
@@ -31,7 +32,9 @@ def load_medium(ref: MediaRef, key: str) -> tuple[Media, list[bytes]]:
         media = facts_of(ref, contents, key)
     except MediaError as error:
         raise SampleError(key, error.reason, error.detail) from error
-    return replace(media, **dict(ref.limits)), contents
+    alone = not ref.refs and not ref.ref.startswith("data:")
+    name = {"member": PurePosixPath(ref.ref).name} if alone else {}  # for errors
+    return replace(media, **name, **dict(ref.limits)), contents
 
 
 def facts_of(ref: MediaRef, contents: Sequence[bytes], key: str) -> Media:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -42,7 +42,14 @@ def activation_bytes(model: nn.Module, row: PackedBatch, *, num_targets: int) ->
     return live.peak + sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
-def meta_row(num_tokens: int, *, num_tiles: int, tokens_per_tile: int, tile_size: int) -> PackedBatch:
+def meta_row(
+    num_tokens: int,
+    *,
+    num_tiles: int,
+    tokens_per_tile: int,
+    tile_size: int,
+    example: Callable[[int, int], Mapping[str, Any]] | None = None,
+) -> PackedBatch:
     """Returns a row of one sample, on the meta device but for its lengths.
 
     Args:
@@ -50,6 +57,7 @@ def meta_row(num_tokens: int, *, num_tiles: int, tokens_per_tile: int, tile_size
         num_tiles: N; with none, the row has the placeholder tile.
         tokens_per_tile: visual tokens of a tile.
         tile_size: S in pixels.
+        example: a mixture's: S and N -> its pixels and, of native resolution, their grids; None: flat tiles.
 
     Raises:
         ValueError: if the tiles have more tokens than the row.
@@ -58,6 +66,9 @@ def meta_row(num_tokens: int, *, num_tiles: int, tokens_per_tile: int, tile_size
     if num_visual > num_tokens:
         raise ValueError(f"{num_tiles} tiles of {tokens_per_tile} tokens do not fit into a row of {num_tokens}")
     numbers = partial(torch.empty, device="meta", dtype=torch.int64)
+    tiles = max(num_tiles, 1)
+    flat = {"pixels": torch.empty(tiles, 3, tile_size, tile_size, device="meta", dtype=torch.uint8)}
+    seen = flat if example is None else example(tile_size, tiles)
     return PackedBatch(
         input_ids=numbers(num_tokens),
         labels=numbers(num_tokens),
@@ -67,7 +78,7 @@ def meta_row(num_tokens: int, *, num_tiles: int, tokens_per_tile: int, tile_size
         max_seqlen=num_tokens,
         segment_lengths=(num_tokens,),
         image_positions=numbers(num_visual),
-        pixels=torch.empty(max(num_tiles, 1), 3, tile_size, tile_size, device="meta", dtype=torch.uint8),
+        **seen,
         num_images=num_tiles,
         num_tokens=num_tokens,
         keys=("meta",),

@@ -145,7 +145,13 @@ class Passes:
         tokens_per_tile = model.mixture.tokens_per_tile
         length = tokens_per_tile + TEXT
         text, long, tile = (
-            meta_row(tokens, num_tiles=tiles, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
+            meta_row(
+                tokens,
+                num_tiles=tiles,
+                tokens_per_tile=tokens_per_tile,
+                tile_size=tile_size,
+                example=model.mixture.example,
+            )
             for tokens, tiles in ((length, 0), (2 * length, 0), (length, 1))
         )
         asked: list[bool] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,13 +74,7 @@ def train(config: Mapping[str, Any], started: float | None = None) -> bool:
         stack.callback(preempted.close)
         dist.init()
         heart = Heart()
-        stack.callback(start_watchdog(config, heart).close)
-        schedule, meta = build_schedule(config), meta_model(config)
-        add_adapters(config, meta)
-        check_stages(config, meta, schedule)
-        path = Path(config["run_dir"]) / GOODPUT if dist.rank() == 0 else None
-        goodput = stack.enter_context(closing(Goodput(path, started=started)))
-        run = start(config, schedule, meta, preempted=preempted, heart=heart, goodput=goodput)
+        run = start(config, preempted, heart, stack, started)
         complete = run_stages(run)
         if not complete:
             requeue()
@@ -144,16 +138,16 @@ def start_watchdog(config: Mapping[str, Any], heart: Heart) -> Watchdog | ExitSt
 
 
 def start(
-    config: Mapping[str, Any],
-    schedule: Mapping[str, Stage],
-    meta: VisionLanguageModel,
-    *,
-    preempted: PreemptionFlag,
-    heart: Heart,
-    goodput: Goodput,
+    config: Mapping[str, Any], preempted: PreemptionFlag, heart: Heart, stack: ExitStack, started: float | None = None
 ) -> Run:
-    """Returns a run ready for its first or next stage."""
+    """Returns a run ready for its first or next stage. Nothing is written before all that it needs was found.
+
+    Args:
+        stack: closes the run's watchdog and its account of time.
+        started: see `train`.
+    """
     folder = Path(config["run_dir"])
+    schedule, meta = checked(config)
     checkpoints = CheckpointDir(folder / "checkpoints", make_retention(config))
     seed_everything(config["seed"])
     placement = build_placement(config["engine"])
@@ -164,8 +158,7 @@ def start(
     if latest is None:
         run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
         state = TrainState(stage=next(iter(schedule)), run_id=run_id)
-        with goodput.phase("resume"):
-            starts = load_run_start(config, model, encoder.tokenizer, put=construction.put)
+        starts = load_run_start(config, model, encoder.tokenizer, put=construction.put)
         if dist.rank() == 0:
             Console(stderr=True).print(start_table(starts))
     else:
@@ -178,6 +171,9 @@ def start(
     add_adapters(config, model)
     construction.finish(initial=latest is None)
     state.config_hash = hash_of(to_yaml(config))
+    stack.callback(start_watchdog(config, heart).close)
+    goodput = Goodput(folder / GOODPUT if dist.rank() == 0 else None, started=started)
+    stack.callback(goodput.close)
     goodput.resumed(state.global_step)
     attempt = record_attempt(folder, config, state.run_id, latest) if dist.rank() == 0 else None
     attempt = dist.broadcast_object(attempt)
@@ -200,6 +196,14 @@ def start(
         goodput=goodput,
         profiler=build(config["profiler"])(folder) if config["profiler"] else None,
     )
+
+
+def checked(config: Mapping[str, Any]) -> tuple[dict[str, Stage], VisionLanguageModel]:
+    """Returns the stages, which could all begin, and the model on the meta device."""
+    schedule, meta = build_schedule(config), meta_model(config)
+    add_adapters(config, meta)
+    check_stages(config, meta, schedule)
+    return schedule, meta
 
 
 def make_retention(config: Mapping[str, Any]) -> Retention:

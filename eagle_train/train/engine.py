@@ -173,4 +173,5 @@ def spare_activations(model: nn.Module, checkpointing: bool, offload: bool, mlp_
         )
     if checkpointing:
         model.set_activation_checkpointing(offload=offload)
-    tile_mlps(model.llm, mlp_tile)
+    if mlp_tile is not None:
+        tile_mlps(model.llm, mlp_tile)

@@ -159,6 +159,7 @@ def run_rows(engine: PlainEngine, rows: Iterator[RebuiltRow], sources: list[str]
     """Yields the sums of each row, see `sums_by_source`."""
     for row in rows:
         batch = row.batch.to(engine.device)
+        torch.manual_seed(engine.stage.row_seed(batch.row))  # layers and inputs that are left out are those of the row
         # With gradients, though none are wanted: without them other kernels may run.
         yield sums_by_source(batch, (engine.forward(batch) * batch.loss_weights).detach(), sources).cpu()
 

@@ -48,7 +48,13 @@ def row_bytes(
     num_tiles = int(visual * length) // tokens_per_tile
     tile_size = config["data"]["tile_size"]
     if size == 1:
-        row = meta_row(length, num_tiles=num_tiles, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
+        row = meta_row(
+            length,
+            num_tiles=num_tiles,
+            tokens_per_tile=tokens_per_tile,
+            tile_size=tile_size,
+            example=model.mixture.example,
+        )
     else:
         share_rows(model, SequenceGroup(index=0, size=size, processes=None))
         row = meta_part(length, num_tiles, tokens_per_tile=tokens_per_tile, tile_size=tile_size, size=size)

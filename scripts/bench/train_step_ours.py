@@ -24,6 +24,7 @@ from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Trackers
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.engine import PlainEngine
+from eagle_train.train.heartbeat import Heart
 from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.schedule import Stage
 from eagle_train.train.trainer import Trainer
@@ -94,7 +95,8 @@ def ours(engine: PlainEngine, stage: Stage, rows: Sequence[PackedBatch], flops: 
         ledger=ledger,
         budget=BadSampleBudget(dict.fromkeys(SOURCES, 10**6), dict.fromkeys(SOURCES, 0.1), []),
         preempted=flag,
-        save=lambda: None,
+        heart=Heart(),
+        save=lambda **_: None,
         save_every=10**9,
         log_every=10,
         meter=Throughput(),

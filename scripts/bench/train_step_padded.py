@@ -41,7 +41,7 @@ class PaddedModel(nn.Module):
         model = self.model
         features = model.projector(model.mixture(pixels))
         flat = model.llm.get_input_embeddings()(input_ids).flatten(0, 1)
-        flat = insert(flat, image_positions, features[kept]) + 0.0 * features[~kept].sum().to(flat.dtype)
+        flat = insert(flat, image_positions, features[kept].flatten(0, 1)) + 0.0 * features[~kept].sum().to(flat.dtype)
         embeddings = flat.unflatten(0, input_ids.shape)
         return {"loss": model.llm(inputs_embeds=embeddings, attention_mask=attention_mask, labels=labels).loss}
 

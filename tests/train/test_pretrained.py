@@ -1,6 +1,7 @@
 """A new run starts from exactly the weights it names; what is not there is an error, never a guess."""
 
 import shutil
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ from tests.runs import config, losses, must_run, overrides
 from tests.toys import VOCAB, tiny_model
 
 PRETRAINED = ("mixture.encoders.vit", "mixture.encoders.convnext", "projector", "llm")
+
+
+def begin(config):
+    """Returns the run that a config begins or goes on with."""
+    with ExitStack() as stack:
+        return start(config, None, Heart(), stack)
 
 
 def start_from(model, init_from):
@@ -229,9 +236,9 @@ def test_a_runs_new_tokens_start_as_the_mean_of_the_others_and_are_kept_on_resum
     short = ["schedule.pretrain.num_steps=1", "schedule.sft.num_steps=1"]
     command = [*overrides(data, tmp_path / "run", *changes, "new_tokens=[NEW_0,NEW_1,NEW_2]"), *short]
     with pytest.raises(ConfigError, match=rf"has {known + 3} tokens, the LLM {known + 2} .*llm.vocab_size={known + 3}"):
-        start(load_config([*command, f"llm.vocab_size={known + 2}"]), None, Heart())
+        begin(load_config([*command, f"llm.vocab_size={known + 2}"]))
     command.append(f"llm.vocab_size={known + 4}")
-    run = start(load_config(command), None, Heart())
+    run = begin(load_config(command))
     run.trackers.close()
     assert run.encoder.tokenizer.convert_tokens_to_ids(["NEW_0", "NEW_2"]) == [known, known + 2]
     for ours, source in (
@@ -260,7 +267,7 @@ def export(data, tmp_path_factory):
 def test_a_run_starts_from_another_models_weights_and_resumes_without_them(data, export, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(export, source)
-    run = start(config(data, tmp_path / "run", f"init_from={source}"), None, Heart())
+    run = begin(config(data, tmp_path / "run", f"init_from={source}"))
     run.trackers.close()
     expected, _ = load_model(source)
     assert all(torch.equal(t, expected.state_dict()[name]) for name, t in run.model.state_dict().items())
@@ -287,7 +294,7 @@ def test_init_from_refuses_another_order_of_encoders(data, export, tmp_path):
     encoders = changed["mixture"]["encoders"]
     changed["mixture"]["encoders"] = dict(reversed(encoders.items()))
     with pytest.raises(ValueError, match=r"\['vit', 'convnext'\], this model \['convnext', 'vit'\]; order counts"):
-        start(changed, None, Heart())
+        begin(changed)
 
 
 def test_a_missing_source_stops_the_command_before_anything_is_written(data, tmp_path, capsys):

@@ -28,9 +28,10 @@ class Spread:
 
     def __init__(self, model: nn.Module, size: int) -> None:
         groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=size)
-        self.model, self.alone = model, model.attention
+        self.model, self.alone = model, None
         self.group: SequenceGroup | None = None
         if size > 1:
+            self.alone = model.attention
             check_heads(model, size)
             self.group = join(groups)
             share_rows(model, self.group)
