@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -139,18 +139,19 @@ class AnomalyGuard:
             del self.losses[: -self.policy.window]
         return None
 
-    def decide(self, step: int, can_return: bool) -> Action:
+    def decide(self, step: int, can_return: Callable[[], bool]) -> Action:
         """Returns what is done about an anomaly in `step`.
 
         Args:
-            can_return: whether the stage has a checkpoint to go back to.
+            can_return: tells whether the stage has a checkpoint to go back to; asked only where that matters, since
+                it has to be read for it.
         """
         of_stage = [anomaly for anomaly in self.past if anomaly.stage == self.stage]
         skipped = {a.step for a in of_stage if a.action == "skip" and step - self.policy.window < a.step < step}
         if len(skipped - self.passed_over()) < self.policy.skips:
             return "skip"
         returns = sum(anomaly.action == "rollback" for anomaly in of_stage)
-        return "rollback" if can_return and returns < self.policy.rollbacks else "stop"
+        return "rollback" if returns < self.policy.rollbacks and can_return() else "stop"
 
     def passed_over(self) -> set[int]:
         """Returns the steps that are not run again after a return."""

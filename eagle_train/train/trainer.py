@@ -260,7 +260,7 @@ class Trainer:
             loss=loss,
             grad_norm=grad_norm,
             limit=None if math.isinf(limit) else limit,
-            action=self.guard.decide(self.state.step, can_return=self.can_return()),
+            action=self.guard.decide(self.state.step, can_return=self.can_return),
             keys=tuple(key for key, _ in found),
             samples=tuple(place for _, place in found),
         )

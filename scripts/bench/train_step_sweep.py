@@ -58,8 +58,7 @@ def sweep_model(size: str, mixture: str, args: argparse.Namespace, end: float) -
                 results.append(told(case | {"skipped": "no time left"}))
                 continue
             try:
-                if attention != "segments":
-                    model.attention = build(load_choice("attention", attention))
+                model.attention = build(load_choice("attention", attention))
                 results.append(told(case | measured(engine, rows, flops, args.peak_tflops)))
             except (torch.OutOfMemoryError, ValueError, ImportError, NotImplementedError) as error:
                 results.append(told(case | {"skipped": short(error)}))
@@ -69,7 +68,7 @@ def sweep_model(size: str, mixture: str, args: argparse.Namespace, end: float) -
 
 def attentions(args: argparse.Namespace) -> list[str]:
     """Returns the names of the attention of packed rows that are asked for, or all there are."""
-    return args.attention or [name for name in options("attention") if name != "auto"] or ["segments"]
+    return args.attention or [name for name in options("attention") if name != "auto"]
 
 
 def rows_of(model: VisionLanguageModel, tile_size: int, length: int, count: int) -> list[PackedBatch]:

@@ -64,7 +64,7 @@ def test_the_ladder_skips_then_returns_then_stops():
     past = []
     actions = []
     for step in (3, 5, 9, 10, 11, 12):
-        actions.append(guard(SPIKY, past).decide(step, can_return=True))
+        actions.append(guard(SPIKY, past).decide(step, can_return=lambda: True))
         past.append(anomaly(step, actions[-1]))
     # 3, 5 and 9 are passed over after the return, so two more may be skipped.
     assert actions == ["skip", "skip", "rollback", "skip", "skip", "stop"]
@@ -72,23 +72,24 @@ def test_the_ladder_skips_then_returns_then_stops():
 
 def test_without_a_checkpoint_there_is_no_return():
     policy = AnomalyPolicy(skips=0, rollbacks=3)
-    assert guard(policy).decide(4, can_return=False) == "stop"
-    assert guard(policy).decide(4, can_return=True) == "rollback"
+    assert guard(policy).decide(4, can_return=lambda: False) == "stop"
+    assert guard(policy).decide(4, can_return=lambda: True) == "rollback"
 
 
-def test_the_default_stops_at_once():
-    assert guard(AnomalyPolicy()).decide(4, can_return=True) == "stop"
+def test_the_default_stops_at_once_without_reading_a_checkpoint():
+    assert guard(AnomalyPolicy()).decide(4, can_return=lambda: pytest.fail("asked")) == "stop"
+    assert guard(AnomalyPolicy(skips=1, rollbacks=1)).decide(4, can_return=lambda: pytest.fail("asked")) == "skip"
 
 
 def test_a_step_that_is_run_again_after_a_restart_counts_once():
     past = [anomaly(3, "skip"), anomaly(3, "skip"), anomaly(3, "skip")]
-    assert guard(SPIKY, past).decide(3, can_return=False) == "skip"
-    assert guard(SPIKY, past).decide(4, can_return=False) == "skip"
+    assert guard(SPIKY, past).decide(3, can_return=lambda: False) == "skip"
+    assert guard(SPIKY, past).decide(4, can_return=lambda: False) == "skip"
 
 
 def test_skips_that_are_long_ago_or_of_another_stage_do_not_count():
     past = [anomaly(1, "skip"), anomaly(2, "skip"), anomaly(40, "skip", stage="pretrain")]
-    assert guard(SPIKY, past).decide(41, can_return=False) == "skip"
+    assert guard(SPIKY, past).decide(41, can_return=lambda: False) == "skip"
 
 
 def test_after_a_return_what_was_wrong_is_passed_over_or_its_samples_left_out():
