@@ -6,8 +6,10 @@ import importlib
 import keyword
 import logging
 import os
+import select
 import sys
 from pathlib import Path
+from typing import TextIO
 
 TOOLS = {
     "train": "run or resume a training run from config overrides (the default)",
@@ -71,6 +73,13 @@ def raised_by_us(error: BaseException) -> bool:
     return Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
+def is_unread(stream: TextIO) -> bool:
+    """Returns whether a stream is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(stream, 0)  # an error is told of in any case
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def run() -> int:
     """Runs the command line; a reader of its output that has seen enough, as `head` has, ends it in silence."""
     try:
@@ -78,6 +87,8 @@ def run() -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
+        if not is_unread(sys.stdout):
+            raise  # another pipe, as that of a loader's worker
         # Python would flush stdout once more at its end, so that goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from eagle_train.__main__ import run
 from tests.runs import environment
 
 
@@ -14,3 +17,12 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment(), text=True)
     os.close(write)
     assert done.returncode == 1 and done.stderr == ""
+
+
+def test_another_pipe_that_broke_is_no_reader_that_has_seen_enough(monkeypatch):
+    def broken(arguments):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr("eagle_train.__main__.main", broken)
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        run()
