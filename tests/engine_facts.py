@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from eagle_train import dist
 from eagle_train.train.engine import Engine, PlainEngine
 from eagle_train.train.freeze_proof import FreezeProof
 from eagle_train.train.optim import freeze
+from eagle_train.train.pieces import check_complete
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero.engine import ZeroEngine
 from eagle_train.train.zero.masters import keep_masters
@@ -134,6 +136,26 @@ def shards_between_stages() -> dict[str, int]:
     return {"whole": sizes[largest], "part": engine.placement.local(parameter).numel(), "seen": parameter.numel()}
 
 
+def held_after_collection(name: str) -> str:
+    """Returns what is missing in a stage's state once the engine of the stage before has been collected."""
+    model = tiny_model()
+    first = make_engine(name, model, STAGE)
+    train(first)
+    first.close()
+    freeze(model, ALL.learning_rates)
+    second = ZeroEngine(model, ALL, 1, bf16=False, placement=first.placement, **ENGINES[name])
+    first = None
+    gc.collect()
+    train(second)
+    try:
+        check_complete(second.pieces(), model)
+        said = ""
+    except RuntimeError as error:
+        said = str(error)
+    second.close()
+    return said
+
+
 def refuted(name: str, spoil: Callable[[nn.Module, Engine], None]) -> str:
     """Returns what the proof of freezing says after a rank has spoilt something between its start and the update."""
     model = tiny_model()
@@ -162,5 +184,6 @@ def facts() -> dict[str, object]:
         "costs": {f"{name} {part}": frozen_costs(name, stage) for name in ENGINES for part, stage in COSTS.items()},
         "masters": {name: masters(settings) for name, settings in BF16.items()},
         "shards": shards_between_stages(),
+        "lost": {name: held_after_collection(name) for name in ("zero2", "zero3")},
         "refuted": {name: refuted(name, move_one_frozen) for name in ENGINES},
     }

@@ -91,3 +91,8 @@ def test_weights_stay_sharded_from_stage_to_stage(results):
 def test_one_bit_of_a_frozen_weight_on_one_rank_refutes_the_freeze_table(results, engine):
     assert "1 frozen but changed" in results["facts"]["refuted"][engine]
     assert "llm.model.norm.weight" in results["facts"]["refuted"][engine]
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_an_engine_that_is_collected_late_takes_nothing_from_the_next(results, engine):
+    assert results["facts"]["lost"][engine] == ""

@@ -28,6 +28,7 @@ class Engine(Protocol):
     """
 
     device: torch.device
+    model: nn.Module
     bf16: bool
     """Whether layers compute in bfloat16."""
     placement: Placement

@@ -105,6 +105,23 @@ def replicated_pieces(
             yield Piece(name, kind, 0, values.detach().reshape(-1), whole_of(tensor), step)
 
 
+def check_complete(pieces: Iterable[Piece], model: nn.Module) -> None:
+    """Checks that the ranks together hold every weight of the model exactly once; all ranks call it.
+
+    Raises:
+        RuntimeError: if they do not, on every rank: what would be written could not be resumed from.
+    """
+    held = dict.fromkeys(saved_tensors(model), 0)
+    for piece in pieces:
+        if piece.kind == WEIGHT:
+            held[piece.name] += len(piece.values)
+    sizes = {name: getattr(tensor, "ds_numel", tensor.numel()) for name, tensor in saved_tensors(model).items()}
+    found = dict(zip(held, dist.all_reduce_sum(list(held.values())), strict=True))
+    wrong = [f"{name} {found[name]:.0f} of {size}" for name, size in sizes.items() if found[name] != size]
+    if wrong:
+        raise RuntimeError(f"the ranks do not hold each element of every weight once: {listed(wrong)}")
+
+
 def whole_of(tensor: torch.Tensor) -> Whole:
     """Returns what a checkpoint notes about a parameter or buffer."""
     return Whole(tuple(tensor.shape), tensor.dtype, tensor.requires_grad)

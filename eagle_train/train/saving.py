@@ -18,7 +18,7 @@ from eagle_train import dist
 from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.engine import Engine
 from eagle_train.train.host_memory import HostCopy, room_for
-from eagle_train.train.pieces import Piece, write_pieces
+from eagle_train.train.pieces import Piece, check_complete, write_pieces
 from eagle_train.train.tensor_file import Written, write_bytes
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,7 @@ class Saver:
         Raises:
             OSError: if it could not be saved, nor could the `max_failures` before it. Otherwise a failure is warned
                 about and reported, and the checkpoints before it stay.
+            RuntimeError: if the ranks do not hold the whole state, which is a defect.
         """
         started = time.perf_counter()
         self.finish()
@@ -141,6 +142,7 @@ class Saver:
             self._settled(report, trouble)
             return report
         pieces = list(engine.pieces())
+        check_complete(pieces, engine.model)
         report.size = sum(piece.values.nbytes for piece in pieces)
         report.background = not wait and self._in_background(pieces)
         self._write = Write(aside, pieces, files)

@@ -227,6 +227,7 @@ class ZeroEngine:
         if self.bf16:
             keep_masters(self.model, self.placement.masters)
         self.engine.destroy()
+        self.engine.optimizer = None  # when it is collected, at any time, it would destroy what the next engine has
         self.spread.leave()
         del self.engine, self.optimizer
         for owner, own in self.own_attributes.items():  # the next engine would take them for its own
