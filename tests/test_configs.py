@@ -69,6 +69,7 @@ def test_keys_match_signature(option):
         check_binding(node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options("experiment"))
 def test_experiment_builds_on_the_meta_device(name):
     config = load_config([f"+experiment={name}"])

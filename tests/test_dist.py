@@ -107,6 +107,7 @@ def ports():
     return numbers
 
 
+@pytest.mark.slow
 def test_ranks_meet_although_the_first_ports_are_taken_by_a_mute_stranger_and_by_another_run(ports):
     ours, theirs = Meeting(ports=ports, token="ours.1"), Meeting(ports=ports[1:], token="ours.2")
     stores = {}

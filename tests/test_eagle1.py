@@ -59,6 +59,7 @@ def sum_of(parts):
     return sum(parts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [8, 96])
 def test_any_number_of_ranks_holds_the_global_batch(ranks, tmp_path):
     plan = make_plan(load_config(["+experiment=eagle-x5-7b", f"data_root={tmp_path}"]), ranks)

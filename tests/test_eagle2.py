@@ -52,6 +52,7 @@ SHAPES = {  # encoders, connector, LLM; total with SigLIP's head, and in billion
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameters_are_the_published_ones(name):
     encoders, projector, llm, total, billions = SHAPES[name]
@@ -98,6 +99,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_have_the_published_hyperparameters(name):
     schedule = load_config([f"+experiment={name}"])["schedule"]
@@ -116,6 +118,7 @@ def test_stages_have_the_published_hyperparameters(name):
 ZERO_STAGES = {"eagle2-1b": 2, "eagle2-2b": 2, "eagle2-9b": 3, "eagle2-34b": 3, "eagle2.5-8b": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "zero_stage"), ZERO_STAGES.items())
 def test_images_prompts_loss_and_sharding_are_those_of_eagle2(name, zero_stage):
     config = load_config([f"+experiment={name}"])
@@ -132,6 +135,7 @@ def test_images_prompts_loss_and_sharding_are_those_of_eagle2(name, zero_stage):
     assert config["tokenizer"] == config["llm"]["pretrained"]
 
 
+@pytest.mark.slow
 def test_long_stages_fit_media_to_their_rows_and_others_do_not():
     for name in STAGES:
         config = load_config([f"+experiment={name}"])
@@ -146,6 +150,7 @@ def test_long_stages_fit_media_to_their_rows_and_others_do_not():
             assert found["degrade"]["frames"]["fps"] == 2.0 and found["degrade"]["tile_caps"] == [12, 8, 6, 4, 2, 1]
 
 
+@pytest.mark.slow
 def test_positions_reach_as_far_as_the_longest_rows():
     for name in STAGES:
         config = load_config([f"+experiment={name}"])
@@ -154,6 +159,7 @@ def test_positions_reach_as_far_as_the_longest_rows():
         assert config["llm"]["rope_parameters"] == {"rope_type": "default", "rope_theta": 1e6}
 
 
+@pytest.mark.slow
 def test_eagle2_5_can_be_looked_at_without_its_data(tmp_path):
     plan = make_plan(load_config(["+experiment=eagle2.5-8b", f"data_root={tmp_path}"]), ranks=128)
     assert (plan["tokens_per_tile"], plan["channels"], plan["published_parameters"]) == (256, 4608, 8_073_558_464)

@@ -62,6 +62,7 @@ def test_export_is_all_that_chat_needs(run, data, tmp_path, capsys):
     assert main(["chat", str(run), "Say yes.", "--max-new-tokens", "4"]) == 0
 
 
+@pytest.mark.slow
 def test_tied_embeddings_are_exported_once_and_come_back(data, tmp_path):
     assert main([*overrides(data, tmp_path / "run"), "llm.tie_word_embeddings=true"]) == 0
     export = export_run(tmp_path / "run", tmp_path / "export")
@@ -120,12 +121,14 @@ def test_plan_prints_tables(data, tmp_path, capsys):
     assert "what is trained" in shown and "memory per rank" in shown and "steps" in shown
 
 
+@pytest.mark.slow
 def test_plan_without_data_says_what_is_missing(tmp_path, capsys):
     assert main(["plan", "+experiment=toy", f"data_root={tmp_path}", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["stages"][0]["data"]["missing_sources"] == ["toy_captions"]
 
 
+@pytest.mark.slow
 def test_data_build_makes_a_recipe_to_train_on(data, tmp_path, capsys):
     from tests.data.test_bad_samples import png
 

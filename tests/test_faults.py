@@ -121,6 +121,7 @@ def test_over_the_budget_the_run_stops_with_the_list_and_goes_on_when_repaired(m
     assert len(losses(run)) == NUM_STEPS and entry["dropped"]["quarantined"] == 1
 
 
+@pytest.mark.slow
 def test_a_sample_repaired_in_place_is_used_when_its_step_is_run_again(mine, tmp_path, caplog):
     broken, good = corrupt(seed=7), png(7, (200, 200))
     assert len(broken) == len(good)
@@ -134,6 +135,7 @@ def test_a_sample_repaired_in_place_is_used_when_its_step_is_run_again(mine, tmp
     assert entry["dropped"] == {} and entry["used"] == entry["read"] > 21
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_ledger_stops_before_the_step_and_room_lets_it_go_on(mine, tmp_path, monkeypatch, caplog):
     chosen, run = mine("save_every=2"), tmp_path / "run"
     write, full = Ledger._write, []

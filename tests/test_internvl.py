@@ -39,6 +39,7 @@ def test_the_1b_has_exactly_the_published_parameters():
     assert not model.llm.config.tie_word_embeddings and model.llm.config.vocab_size == 151655
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "total"), [("internvl2-2b", 2_205_754_368), ("internvl2-8b", 8_075_365_376)])
 def test_larger_ones_have_internlm2s_parameters(name, total):
     assert count(meta_model(load_config([f"+experiment={name}"]))) == total
@@ -145,6 +146,7 @@ def stages(schedule, experiment="internvl2-1b"):
     return build_schedule(config)
 
 
+@pytest.mark.slow
 def test_stages_are_the_published_ones():
     everything = {"mixture": 4e-5, "projector": 4e-5, "llm": 4e-5}
     vit = {"mixture": 2e-5, "projector": 2e-5, "llm": None}

@@ -21,6 +21,7 @@ def once(data, tmp_path):
     return next((key, at[0][1]) for key, at in places.items() if len(at) == 1 and at[0] > ("sft", 2))
 
 
+@pytest.mark.slow
 def test_a_step_is_skipped_and_a_resumed_run_skips_it_too(data, tmp_path, monkeypatch):
     settings = (*ROW, "anomalies.skips=1")
     assert train(config(data, tmp_path / "whole", *settings))
@@ -34,6 +35,7 @@ def test_a_step_is_skipped_and_a_resumed_run_skips_it_too(data, tmp_path, monkey
     assert again == {r["step"]: r.get("train/loss") for r in read_metrics(tmp_path / "whole" / "metrics.jsonl")}
 
 
+@pytest.mark.slow
 def test_the_default_stops_with_the_samples_and_without_the_cause_the_run_goes_on(data, tmp_path):
     assert train(config(data, tmp_path / "calm", "schedule.sft.rows_per_step=2"))
     with pytest.raises(NonFiniteLossError, match=r"step 3 of stage sft: the loss is nan; the run stops.*is saved"):
@@ -43,6 +45,7 @@ def test_the_default_stops_with_the_samples_and_without_the_cause_the_run_goes_o
     assert losses(tmp_path / "run") == losses(tmp_path / "calm") and rows(tmp_path / "run") == rows(tmp_path / "calm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quarantine", [True, False])
 def test_a_run_goes_back_and_comes_to_its_end_without_what_was_wrong(data, tmp_path, quarantine):
     poisoned, step = once(data, tmp_path)
@@ -62,6 +65,7 @@ def test_a_run_goes_back_and_comes_to_its_end_without_what_was_wrong(data, tmp_p
     assert sum(entry["dropped"].get("quarantined", 0) for entry in entries) == int(quarantine)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_wrong_again_after_its_returns_stops(data, tmp_path):
     settings = (*ROW, "anomalies.rollbacks=1", "anomalies.quarantine=true")
     with pytest.raises(NonFiniteLossError, match=r"the run stops"):  # its row is empty then, and NaN all the same

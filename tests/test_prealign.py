@@ -63,6 +63,7 @@ def test_each_stage_changes_its_encoder_and_leaves_the_rest_untouched_to_the_bit
     assert found and all(name.startswith("projector.") for name in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_run_stopped_in_a_stage_of_pre_alignment_repeats_to_the_bit(data, run, tmp_path, step, monkeypatch):
     settings = config(data, tmp_path, *schedule(data))
@@ -74,6 +75,7 @@ def test_a_run_stopped_in_a_stage_of_pre_alignment_repeats_to_the_bit(data, run,
     assert ours.keys() == theirs.keys() and not changed(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_still_aligning_can_be_asked_and_exported(data, tmp_path, monkeypatch):
     run_until(config(data, tmp_path / "run", *schedule(data)), 5, monkeypatch)
     model, _ = load_model(tmp_path / "run")

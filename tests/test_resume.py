@@ -54,6 +54,7 @@ def run_until(config, step, monkeypatch):
         train(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4, 8])
 def test_a_run_stopped_anywhere_repeats_the_losses_to_the_bit(data, undisturbed, tmp_path, step, monkeypatch):
     run_until(config(data, tmp_path), step, monkeypatch)
@@ -122,6 +123,7 @@ def test_other_ranks_and_engines_run_the_same_rows(data, tmp_path, monkeypatch, 
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_writing_in_the_background_changes_nothing_and_is_measured(data, undisturbed, tmp_path):
     run, part = tmp_path / "run", tmp_path / "part"
     assert train(config(data, run, "async_save=true", "save_every=1", "keep_last=100"))
@@ -136,6 +138,7 @@ def test_writing_in_the_background_changes_nothing_and_is_measured(data, undistu
     assert losses(part) == losses(undisturbed) and weights(part) == weights(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_stops_until_told_to_start_anew(data, undisturbed, tmp_path):
     run = tmp_path / "copy"
     shutil.copytree(undisturbed, run)
@@ -149,6 +152,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_stops_until_told_to_start_anew(
     assert losses(run) == losses(undisturbed) and len(read_attempts(run)) == 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_a_save_fails_and_stops_when_its_end_cannot_be_saved(
     data, undisturbed, tmp_path, monkeypatch, caplog
 ):
@@ -172,6 +176,7 @@ def test_a_run_goes_on_when_a_save_fails_and_stops_when_its_end_cannot_be_saved(
     assert losses(tmp_path) == losses(undisturbed) and weights(tmp_path) == weights(undisturbed)
 
 
+@pytest.mark.slow
 def test_any_checkpoint_of_a_run_is_exported_with_a_check_of_its_logits(
     data, undisturbed, tmp_path, capsys, monkeypatch
 ):
@@ -196,6 +201,7 @@ def test_any_checkpoint_of_a_run_is_exported_with_a_check_of_its_logits(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_an_incomplete_checkpoint_is_skipped_with_a_warning_and_kept(data, undisturbed, tmp_path, caplog, monkeypatch):
     run_until(config(data, tmp_path), 7, monkeypatch)
     newest = CheckpointDir(tmp_path / "checkpoints").latest()
@@ -206,6 +212,7 @@ def test_an_incomplete_checkpoint_is_skipped_with_a_warning_and_kept(data, undis
     assert any(p.name.startswith(f"{newest.name}.replaced") for p in newest.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_does_nothing_more(data, tmp_path):
     small = config(data, tmp_path, "schedule.sft.num_steps=1")
     assert train(small)
@@ -214,6 +221,7 @@ def test_a_finished_run_started_again_does_nothing_more(data, tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == before
 
 
+@pytest.mark.slow
 def test_another_plan_is_refused_with_the_difference_unless_it_is_accepted(data, tmp_path, monkeypatch, caplog):
     run_until(config(data, tmp_path), 6, monkeypatch)
     with pytest.raises(ConfigError, match=r"stopped at step 2 with another plan: plan.seed: 0 -> 1. Its rows"):
@@ -223,6 +231,7 @@ def test_another_plan_is_refused_with_the_difference_unless_it_is_accepted(data,
     assert len(losses(tmp_path)) == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -252,6 +261,7 @@ def test_changed_data_tokenizer_and_layout_are_named(data, tmp_path, monkeypatch
         train(config(root, tmp_path / "run", *more))
 
 
+@pytest.mark.slow
 def test_a_failed_start_leaves_the_run_usable(data, undisturbed, tmp_path):
     run = tmp_path / "copy"
     shutil.copytree(undisturbed, run)
@@ -260,6 +270,7 @@ def test_a_failed_start_leaves_the_run_usable(data, undisturbed, tmp_path):
     assert load_model(run)
 
 
+@pytest.mark.slow
 def test_a_changed_learning_rate_counts_from_the_resume_on(data, tmp_path, monkeypatch, caplog):
     run_until(config(data, tmp_path), 6, monkeypatch)
     assert train(config(data, tmp_path, "schedule.sft.learning_rates.llm=0.5"))
@@ -268,6 +279,7 @@ def test_a_changed_learning_rate_counts_from_the_resume_on(data, tmp_path, monke
     assert rates[5] < 1e-3 < rates[7]
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_keeps_its_tracker_id(data, tmp_path, monkeypatch):
     run_until(config(data, tmp_path), 1, monkeypatch)
     assert train(config(data, tmp_path))

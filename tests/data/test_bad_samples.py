@@ -181,6 +181,7 @@ def add_source(data, tmp_path, samples):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_accounts_for_every_sample(data, tmp_path):
     samples = [*GOOD, BAD["no_answer"], BAD["too_long"], ("broken", record(), {"0.png": corrupt()})]
     more = add_source(data, tmp_path, samples)
@@ -191,6 +192,7 @@ def test_a_run_accounts_for_every_sample(data, tmp_path):
     assert entry["read"] == entry["used"] + sum(entry["dropped"].values())
 
 
+@pytest.mark.slow
 def test_a_run_accounts_for_what_is_cut_off(data, tmp_path):
     question, answer = (
         {"role": role, "content": [{"type": "text", "text": "hm " * 60}]} for role in ("user", "assistant")
@@ -206,6 +208,7 @@ def test_a_run_accounts_for_what_is_cut_off(data, tmp_path):
     assert make_plan(chosen, 1)["stages"][-1]["data"]["shortened"] == {"mine": cut}
 
 
+@pytest.mark.slow
 def test_a_run_stops_when_too_much_turns_out_bad_while_decoding(data, tmp_path):
     more = add_source(data, tmp_path, [*GOOD, ("broken", record(), {"0.png": corrupt()})])
     with pytest.raises(TooManyBadSamples, match="mine/mine-000000/broken: unreadable_image"):

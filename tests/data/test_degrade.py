@@ -106,6 +106,7 @@ def tiles_of(media, plans):
     return [plan.rows * plan.cols + plan.thumbnail for medium, plan in zip(media, plans, strict=True)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(encoders, samples_media, budgets, budgets)
 def test_more_budget_never_gives_fewer_frames_or_tiles(encoder, media, one, other):
@@ -117,6 +118,7 @@ def test_more_budget_never_gives_fewer_frames_or_tiles(encoder, media, one, othe
     assert all(a.num_frames <= b.num_frames for a, b in zip(large, unlimited, strict=True))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(encoders, samples_media, budgets)
 def test_the_choice_is_the_largest_that_fits_and_never_more(encoder, media, budget):
@@ -180,6 +182,7 @@ def test_a_higher_limit_never_gives_an_image_fewer_tokens(image, tiling, caps):
         assert plan.rows * plan.cols <= cap and tokens == candidate.tokens(plan)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(encoders, videos | documents, st.integers(1, 60))
 def test_bounds_hold_for_all_fewer_frames(encoder, medium, num_frames):
@@ -191,6 +194,7 @@ def test_bounds_hold_for_all_fewer_frames(encoder, medium, num_frames):
         assert bounds[count] <= candidate.tokens(MediaPlan(num_frames=count))
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 1e5) | st.sampled_from([0.125, 2.675, 9.995, 0.005, 1.005, 99.995]), min_size=1))
 @pytest.mark.parametrize("decimals", [0, 1, 2, 3])
 def test_rounding_is_that_of_formatting(decimals, values):

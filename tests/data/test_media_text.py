@@ -165,6 +165,7 @@ def test_a_conversation_reads_as_published(tokenizer, name, case):
     assert tokenizer.decode(ids[targets], skip_special_tokens=False) == "".join(answers)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(conversations(), st.sampled_from(["eagle2", "eagle2_5", "eagle2_5_training", "chatml"]))
 def test_a_prompt_is_how_training_begins(sample, name):

@@ -125,6 +125,7 @@ def test_ranks_begin_apart(tmp_path):
     assert [name for name, _ in log(tmp_path)] == [f"out-{number:03d}" for number in (4, 5, 6, 7, 0, 1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_several_processes_make_each_file_once(tmp_path):
     ranks = [start_rank(tmp_path, rank, 3, 30, 0.05) for rank in range(3)]
     for process in ranks:
@@ -159,6 +160,7 @@ def test_a_claim_of_another_machine_is_taken_over_when_it_is_silent(tmp_path):
     assert PATIENCE.stale < time.monotonic() - began < 10 and clean(tmp_path, 2)
 
 
+@pytest.mark.slow
 def test_a_claim_that_is_touched_is_respected_however_old_its_clock(tmp_path):
     path = tmp_path / "out"
     claim = leave_claim(path, "elsewhere 1 token")

@@ -49,6 +49,7 @@ def storage(monkeypatch):
     return here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 4])
 def test_slow_storage_changes_nothing_but_time(found, encoder, storage, workers):
     expected = digests(load(RowDataset(found, encoder)))

@@ -50,6 +50,7 @@ print(len(found), kib("VmHWM") - held)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux")
 def test_128_frames_of_a_large_video_take_the_memory_of_a_few(tmp_path):
     options = X264 | {"preset": "ultrafast", "crf": "16"}

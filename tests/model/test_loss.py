@@ -47,6 +47,7 @@ def test_losses_and_gradients_are_those_of_whole_logits(chunk, bias):
         torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_weights_gradient_is_summed_in_float32():
     """Summed in bfloat16 over 1000 chunks, it would stand still when a chunk is below 1/256 of the sum."""
     hidden, labels, head, counts = problem(torch.bfloat16, bias=False, tokens=3000)

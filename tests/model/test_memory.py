@@ -137,6 +137,7 @@ def test_offload_holds_few_layer_inputs_where_checkpointing_holds_all():
     assert peaks[0] - peaks[1] > 5, peaks
 
 
+@pytest.mark.slow
 def test_dense_attention_would_be_found():
     class Dense(torch.nn.Module):
         def forward(self, batch):

@@ -213,6 +213,7 @@ def bilinear(features, x, y):
     return total
 
 
+@pytest.mark.slow
 def test_every_fusion_learns_the_colour_of_each_quadrant(kind):
     fused = mixture(kind, layer_norm=True)
     head = torch.nn.Linear(fused.channels, 12)

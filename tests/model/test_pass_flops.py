@@ -57,6 +57,7 @@ def executed_in_full_squares(flops, row):
     return flops.of(row)[1] + flops.executed.per_square * row_counts(row).squares
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frozen", "recomputed"),
     [*((name, False) for name in FROZEN), *((name, True) for name in ("nothing", "encoders", "all but the head"))],
@@ -72,6 +73,7 @@ def test_executed_flops_are_those_of_the_real_pass(frozen, recomputed):
         assert executed_in_full_squares(flops, row) == seen_by_torch(model, row), name
 
 
+@pytest.mark.slow
 def test_useful_flops_hold_every_product_once():
     """What the real pass computes again: logits of the loss, a fifth of attention's backward pass, placeholders."""
     flops = step_flops(meta(FROZEN["nothing"]), TILE, recomputed=True)
@@ -95,6 +97,7 @@ def test_attention_is_half_of_the_squared_lengths_of_samples():
     assert row_counts(row_of([(0, 30), (0, 10)])).squares == 30**2 + 10**2
 
 
+@pytest.mark.slow
 def test_recomputing_and_freezing_change_what_they_should():
     full, again = (step_flops(meta(FROZEN["nothing"]), TILE, recomputed=flag) for flag in (False, True))
     assert again.useful == full.useful and again.executed.per_token > full.executed.per_token
@@ -121,6 +124,7 @@ def test_a_stage_that_aligns_one_encoder_counts_that_one():
         assert executed_in_full_squares(flops, row) == seen_by_torch(model, row)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_is_and_ligers_loss_needs_no_gpu_to_be_counted():
     model = meta(FROZEN["nothing"])
     plain = step_flops(model, TILE, recomputed=True)
@@ -133,6 +137,7 @@ def test_the_model_is_left_as_it_is_and_ligers_loss_needs_no_gpu_to_be_counted()
     assert flops.useful == plain.useful and flops.executed.per_target == plain.useful.per_target
 
 
+@pytest.mark.slow
 def test_an_empty_row_costs_no_useful_flops():
     flops = step_flops(meta(FROZEN["nothing"]), TILE, recomputed=False)
     useful, executed = flops.of(tiny_row([]))

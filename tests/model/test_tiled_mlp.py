@@ -103,6 +103,7 @@ def test_what_cannot_be_tiled_is_refused():
         tile_mlps(build_llm(model_type="gpt2", resid_pdrop=0.1, **fields), 4)
 
 
+@pytest.mark.slow
 def test_memory_inside_an_mlp_does_not_grow_with_the_row_and_the_estimate_knows():
     mlp = tiny_model(intermediate_size=32 * 50).llm.model.layers[0].mlp
     held = {}

@@ -42,6 +42,7 @@ def test_text_lengths_are_built_where_a_tokenizer_is_given(folder, data, tmp_pat
         data_tool.main(arguments)
 
 
+@pytest.mark.slow
 def test_the_layouts_of_an_experiment_are_those_its_run_looks_for(data, tmp_path, capsys):
     given = overrides(data, tmp_path, "schedule.sft.max_length=350")
     rows = {each.name: each for each in experiment_rows(given)}

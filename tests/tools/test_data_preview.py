@@ -55,6 +55,7 @@ def text_of():
     return lambda tokens, learnt=None: "".join(text for text, is_learnt in tokens if learnt in (None, is_learnt))
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_rows_of_the_plan(data, tmp_path, text_of):
     page = preview(tmp_path, *overrides(data, tmp_path), "--rows", "3", "--first", "1")
     assert re.findall(r'id="row(\d+)"', page) == ["1", "2", "3"]

@@ -77,6 +77,7 @@ def test_bad_samples_are_counted_and_stop_nothing(data, tmp_path, capsys):
     assert source["samples"] == 12 and source["dropped"] == {"bad_record": 1} and source["times_seen"] == 1
 
 
+@pytest.mark.slow
 def test_it_reads_well_without_json(data, tmp_path, capsys):
     assert data_tool.main(["stats", *overrides(data, tmp_path), "stage=sft", "ranks=3"]) == 0
     out = capsys.readouterr().out

@@ -65,6 +65,7 @@ def release(request, data, tmp_path):
     return write_release(folder, tiny_weights(request.param), request.param, tokenizer=data / "tokenizer")
 
 
+@pytest.mark.slow
 def test_import_and_export_give_back_every_bit(release, tmp_path):
     done = import_released(release, tmp_path / "ours", tiny_config(release))
     assert len(done.match.unused) == UNUSED and done.strays == []
@@ -78,6 +79,7 @@ def test_import_and_export_give_back_every_bit(release, tmp_path):
     assert (tmp_path / "back/tokenizer.json").read_bytes() == (release / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_imported_model_has_the_released_values_in_config_order(release, tmp_path):
     import_released(release, tmp_path / "ours", tiny_config(release))
     model, _ = load_model(tmp_path / "ours")
@@ -100,6 +102,7 @@ def test_the_imported_model_has_the_released_values_in_config_order(release, tmp
     assert torch.equal(model.llm.lm_head.weight, weights["lm_head.weight"].float())
 
 
+@pytest.mark.slow
 def test_transformers_reads_the_exported_llm(release, tmp_path):
     import_released(release, tmp_path / "ours", tiny_config(release))
     export_released(tmp_path / "ours", tmp_path / "back")
@@ -116,6 +119,7 @@ def test_a_release_is_not_taken_for_an_import(release, capsys):
     assert "`import` reads released checkpoints" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_the_original_unused_parts_are_written_neutral(release, tmp_path):
     import_released(release, tmp_path / "ours", tiny_config(release))
     shutil.rmtree(tmp_path / "ours/released")
@@ -128,6 +132,7 @@ def test_without_the_original_unused_parts_are_written_neutral(release, tmp_path
     assert all(not back[key].any() for key in back if "head.fc" in key)
 
 
+@pytest.mark.slow
 def test_torch_files_import_like_safetensors(release, tmp_path):
     weights = read_weights(release)
     for path in release.glob("model*"):
@@ -149,6 +154,7 @@ def tiny_command(monkeypatch):
     monkeypatch.setattr(released_eagle1, "import_config", lambda folder, experiment: tiny_config(folder))
 
 
+@pytest.mark.slow
 def test_the_command_imports_and_its_import_answers(data, tmp_path, tiny_command, capsys):
     release = write_release(tmp_path / "Eagle-Tiny", tiny_weights(X4), X4, tokenizer=data / "tokenizer")
     (release / "model-00001-of-00003_old.safetensors").write_bytes(b"stray")
@@ -166,6 +172,7 @@ def test_the_command_imports_and_its_import_answers(data, tmp_path, tiny_command
     assert main(again) == 1 and "is not empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -209,6 +216,7 @@ def test_the_template_follows_the_kind_of_llm(tmp_path, llm, template):
     assert config["llm"]["vocab_size"] == llm["vocab_size"]
 
 
+@pytest.mark.slow
 def test_the_layout_refuses_a_model_it_cannot_hold_with_every_reason(data, tmp_path):
     from eagle_train.train.app import train
     from tests.runs import config
@@ -220,6 +228,7 @@ def test_the_layout_refuses_a_model_it_cannot_hold_with_every_reason(data, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_projector_alone_leaves_and_comes_back(release, tmp_path):
     import_released(release, tmp_path / "ours", tiny_config(release))
     export_projector(tmp_path / "ours", tmp_path / "stage1")
@@ -252,6 +261,7 @@ def test_full_width_comes_back_to_the_bit(tmp_path, data):
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_an_export_never_replaces_an_imported_release(release, tmp_path):
     import_released(release, tmp_path / "ours", tiny_config(release))
     before = {path.name for path in (tmp_path / "ours").iterdir()}

@@ -80,6 +80,7 @@ def test_import_and_export_give_back_every_bit(release, tmp_path):
     assert (tmp_path / "back/configuration_eagle2_5_vl.py").read_text() == CODE
 
 
+@pytest.mark.slow
 def test_the_imported_model_has_the_released_values(release, tmp_path):
     imported(release, tmp_path / "ours")
     model, encoder = load_model(tmp_path / "ours")
@@ -99,6 +100,7 @@ def test_the_imported_model_has_the_released_values(release, tmp_path):
         assert torch.equal(found, gamma.float())
 
 
+@pytest.mark.slow
 def test_our_features_are_those_of_the_libraries_on_the_exported_files(plain, tmp_path):
     imported(plain, tmp_path / "ours")
     export_released(tmp_path / "ours", tmp_path / "back")
@@ -134,6 +136,7 @@ VLLM_VISION_FIELDS = ("image_size", "patch_size", "num_hidden_layers", "hidden_s
 VLLM_PARTS = ("vision_model.vision_model.", "mlp1.0.", "mlp1.1.", "mlp1.3.", "language_model.")
 
 
+@pytest.mark.slow
 def test_the_exported_folder_has_what_vllm_and_transformers_read(plain, tmp_path):
     imported(plain, tmp_path / "ours")
     (tmp_path / "ours" / CARRIED / "config.json").unlink()  # as of a model that was trained here from the start
@@ -214,6 +217,7 @@ def test_the_commands_choose_the_family_and_say_what_is_kept_apart(plain, tmp_pa
     assert said.out.strip() == str(tmp_path / "back") and said.err == ""
 
 
+@pytest.mark.slow
 def test_a_model_of_another_shape_is_refused_with_every_reason(data, tmp_path):
     run = tmp_path / "run"
     assert train(load_config(overrides(data, run, "schedule.sft.num_steps=1", "schedule.pretrain.num_steps=1")))
@@ -251,6 +255,7 @@ def test_what_does_not_fit_leaves_nothing_behind(data, tmp_path, capsys):
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.slow
 def test_the_text_config_of_an_export_is_that_of_the_release(plain, tmp_path):
     imported(plain, tmp_path / "ours")
     (tmp_path / "ours" / CARRIED / "config.json").unlink()
@@ -260,6 +265,7 @@ def test_the_text_config_of_an_export_is_that_of_the_release(plain, tmp_path):
     assert {name: written[name] for name in expected} == expected
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_here_leaves_in_the_released_layout_and_comes_back(data, tmp_path, capsys):
     run = tmp_path / "run"
     kept = [o for o in overrides(data, run) if not o.startswith("mixture.")]

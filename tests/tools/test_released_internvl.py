@@ -74,6 +74,7 @@ def test_the_original_layout_comes_back_to_the_bit(original, tmp_path):
     assert (tmp_path / "back/tokenizer.json").read_bytes() == (original / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_transformers_layout_comes_back_to_the_bit_and_from_memory_too(original, tmp_path):
     imported(original, tmp_path / "ours")
     export_native(tmp_path / "ours", tmp_path / "native")
@@ -143,6 +144,7 @@ def samples(encoder):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_transformers_own_class_gives_our_logits_and_losses(data, tmp_path, case):
@@ -234,6 +236,7 @@ def test_the_chat_template_of_the_original_layout_loads_with_its_tokenizer(plain
     assert set(generation["eos_token_id"]) >= set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_here_leaves_in_both_layouts_and_comes_back(data, tmp_path, capsys):
     run = tmp_path / "run"
     kept = [o for o in overrides(data, run) if not o.startswith("mixture.")]
@@ -294,6 +297,7 @@ def test_what_the_layout_cannot_be_read_as_is_named(plain, change, said):
         import_config(plain)
 
 
+@pytest.mark.slow
 def test_other_models_are_refused_with_every_reason(data, tmp_path):
     run = tmp_path / "run"
     assert train(load_config(overrides(data, run, "schedule.sft.num_steps=1", "schedule.pretrain.num_steps=1")))

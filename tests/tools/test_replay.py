@@ -35,6 +35,7 @@ def ask(capsys, *arguments, code=0):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_every_step_holds_the_rows_on_record(run, capsys):
     expected = rows(run)
     assert len(expected) == 10
@@ -57,6 +58,7 @@ def test_the_loss_is_the_recorded_one_to_the_bit(run, capsys, step):
     assert found["loss"]["verdict"].startswith("equal to the bit")
 
 
+@pytest.mark.slow
 def test_the_first_step_of_a_stage_begins_with_the_weights_of_the_stage_before(data, tmp_path, capsys):
     small = config(data, tmp_path, "schedule.sft.num_steps=1", "schedule.sft.rows_per_step=3")
     assert train(small)
@@ -90,6 +92,7 @@ def test_rows_are_hashed_the_same_every_time_and_printed_for_reading(run, capsys
     assert "every sample is as it was recorded" in shown
 
 
+@pytest.mark.slow
 def test_what_changed_since_is_named_and_the_exit_code_says_so(run, capsys, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

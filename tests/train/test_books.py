@@ -10,6 +10,7 @@ from eagle_train.data.ledger_read import read_ledger
 from tests.runs import accounts, losses, overrides
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_command_with_the_reason_and_the_next_start_goes_on(data, tmp_path, capsys, monkeypatch):
     write, calls = Ledger._write, []
 
@@ -35,6 +36,7 @@ def test_a_full_disk_ends_the_command_with_the_reason_and_the_next_start_goes_on
             assert (entry["tokens"] > entry["targets"] > 0) == (entry["used"] > 0)
 
 
+@pytest.mark.slow
 def test_accounts_that_cannot_be_written_do_not_hide_why_a_run_stops(data, tmp_path, caplog, monkeypatch):
     (tmp_path / "accounting.json.partial").mkdir()
 

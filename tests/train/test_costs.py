@@ -50,6 +50,7 @@ def test_the_longest_prefix_says_what_is_trained(rates, trained):
     assert is_trained(stage(**rates), "mixture.encoders.vit") is trained
 
 
+@pytest.mark.slow
 def test_every_experiment_has_costs_in_every_stage():
     config = load_config(["+experiment=toy-x4"])
     model = meta_model(config)

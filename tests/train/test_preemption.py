@@ -79,6 +79,7 @@ def test_a_measured_save_takes_the_place_of_the_guess_and_the_longest_counts(fla
     assert one.asked()
 
 
+@pytest.mark.slow
 def test_a_run_stops_before_the_wall_time_requeues_itself_and_goes_on_as_if_nothing_had_happened(
     data, tmp_path, monkeypatch
 ):

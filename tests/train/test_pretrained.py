@@ -70,6 +70,7 @@ def by_component(starts):
     return {start.component: start for start in starts}
 
 
+@pytest.mark.slow
 def test_every_part_loads_from_its_own_files(tmp_path):
     theirs, sources = library_files(tmp_path)
     ours = model_from(sources)
@@ -226,6 +227,7 @@ def test_sources_are_overridden_on_the_command_line():
     assert changed["init_from"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_runs_new_tokens_start_as_the_mean_of_the_others_and_are_kept_on_resume(data, tmp_path, tied):
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -264,6 +266,7 @@ def export(data, tmp_path_factory):
     return export_run(folder / "run", folder / "export")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_models_weights_and_resumes_without_them(data, export, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(export, source)
@@ -289,6 +292,7 @@ def test_weights_load_before_zero_3_shards_them(data, export, tmp_path):
     assert losses(tmp_path / "random")[0] != pytest.approx(losses(tmp_path / "plain")[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_init_from_refuses_another_order_of_encoders(data, export, tmp_path):
     changed = config(data, tmp_path / "run", f"init_from={export}")
     encoders = changed["mixture"]["encoders"]
@@ -297,6 +301,7 @@ def test_init_from_refuses_another_order_of_encoders(data, export, tmp_path):
         begin(changed)
 
 
+@pytest.mark.slow
 def test_a_missing_source_stops_the_command_before_anything_is_written(data, tmp_path, capsys):
     assert main([*overrides(data, tmp_path / "run"), "+llm.pretrained=/nowhere/vicuna"]) == 1
     assert "llm.pretrained=FOLDER" in capsys.readouterr().err

@@ -84,6 +84,7 @@ def test_clips_have_the_frames_of_their_seconds():
         assert all(timelines.SIDES[0] <= side <= timelines.SIDES[1] and side % 2 == 0 for side in frames[0].size)
 
 
+@pytest.mark.slow
 def test_heldout_questions_take_turns_and_say_how_many_answers_they_name():
     made = list(toy_samples("timelines", "heldout", 96, 0))
     types = Counter(record["meta"]["type"] for _, record, _ in made)

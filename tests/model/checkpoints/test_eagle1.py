@@ -39,6 +39,7 @@ def test_generated_checkpoints_have_the_published_number_of_keys():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("towers", "llm", "vision_keys", "total"),
     [

@@ -43,6 +43,7 @@ def sizes(shapes):
     return {key: torch.Size(shape) for key, shape in shapes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "shapes", "vision_keys", "parameters"),
     [

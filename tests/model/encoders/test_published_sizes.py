@@ -39,6 +39,7 @@ def test_every_encoder_config_is_checked():
     assert PUBLISHED.keys() == {name for name in options("encoder") if not name.startswith("toy")} - own_shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", PUBLISHED)
 def test_parameters_and_shape_are_the_published_ones(option):
     encoder = built(option)
@@ -49,6 +50,7 @@ def test_parameters_and_shape_are_the_published_ones(option):
     assert encoder.pretrained
 
 
+@pytest.mark.slow
 def test_released_weights_see_aligned_pixels_and_their_successors_antialiased_ones():
     for name in ("clip_l14_336", "convnext_xxl_1024", "convnext_xxl_512", "sam_l_1024", "eva02_l_det_1024"):
         assert built(name).resize is aligned
@@ -66,6 +68,7 @@ def test_siglip_without_its_pooling_head_has_the_published_parameters():
     assert published == 413_327_088 + 15_238_352
 
 
+@pytest.mark.slow
 def test_clip_statistics_for_convnext_and_halves_for_siglip():
     assert (built("siglip_so400m_448").mean, built("siglip_so400m_448").std) == ((0.5,) * 3, (0.5,) * 3)
     convnext = built("convnext_xxl_512")
@@ -81,6 +84,7 @@ EAGLE2 = {  # tokens per tile, channels, parameters of the connector by hidden s
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", EAGLE2)
 def test_eagle2_mixtures_and_connectors_have_the_published_sizes(option):
     config = load_config(["+experiment=toy", f"mixture={option}", "projector=eagle2"])
