@@ -96,6 +96,10 @@ videos = st.builds(
     kind=st.just("video"),
     duration=st.one_of(st.just(0.0), st.floats(0.02, 30.0), st.sampled_from([4.0, 9.995, 12.5, 1e4])),
     num_frames=st.integers(1, 400),
+    fps=st.sampled_from([0.0, 0.0, 0.5, 4.0]),
+    nframes=st.sampled_from([0, 0, 0, 5, 24]),
+    min_frames=st.sampled_from([0, 0, 0, 6]),
+    max_frames=st.sampled_from([0, 0, 0, 9]),
 )
 documents = st.builds(Media, kind=st.just("document"), num_frames=st.integers(1, 30))
 samples_media = st.lists(st.one_of(pictures, videos, documents), max_size=5)
