@@ -16,14 +16,18 @@ from eagle_train.data.frames import FrameRate
 from eagle_train.data.tile_grids import ClosestAspectRatio
 from eagle_train.data.tokenizer.added import add_special_tokens, num_written
 from eagle_train.train.assemble import build_schedule, meta_model
-from eagle_train.train.config import build, load_choice, load_config
+from eagle_train.train.config import build, load_choice
 from eagle_train.types import Media, MediaPlan, Message
+from tests.configs import composed
 
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"  # noqa: RUF001
 SYSTEM_2_5 = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: RUF001
 )
-SPECIAL = load_config(["+experiment=internvl2-1b"])["new_tokens"]
+
+
+def special_tokens():
+    return composed("+experiment=internvl2-1b")["new_tokens"]
 
 
 def count(module):
@@ -31,7 +35,7 @@ def count(module):
 
 
 def test_the_1b_has_exactly_the_published_parameters():
-    model = meta_model(load_config(["+experiment=internvl2-1b"]))
+    model = meta_model(composed("+experiment=internvl2-1b"))
     assert count(model) == 938_158_976
     assert count(model.mixture) == 304_012_288 and count(model.projector) == 4_482_816
     assert count(model.llm.model) == 493_780_992 and count(model.llm.lm_head) == 135_882_880
@@ -42,7 +46,7 @@ def test_the_1b_has_exactly_the_published_parameters():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "total"), [("internvl2-2b", 2_205_754_368), ("internvl2-8b", 8_075_365_376)])
 def test_larger_ones_have_internlm2s_parameters(name, total):
-    assert count(meta_model(load_config([f"+experiment={name}"]))) == total
+    assert count(meta_model(composed(f"+experiment={name}"))) == total
 
 
 def qwen_like(num_base):
@@ -60,8 +64,9 @@ def qwen_like(num_base):
 
 def test_special_tokens_get_the_published_ids():
     tokenizer = qwen_like(151646)
-    assert add_special_tokens(tokenizer, SPECIAL) == 9
-    assert tokenizer.convert_tokens_to_ids(SPECIAL) == list(range(151646, 151655))
+    special = special_tokens()
+    assert add_special_tokens(tokenizer, special) == 9
+    assert tokenizer.convert_tokens_to_ids(special) == list(range(151646, 151655))
     assert tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") == 151648
     assert len(tokenizer) == num_written(tokenizer, str(load_choice("chat_template", "hermes2"))) == 151655
     add_special_tokens(tokenizer, ["<video>"])  # of transformers' processor, which no sequence holds
@@ -83,7 +88,7 @@ TURNS = [
 )
 def test_prompts_and_labels_are_the_published_ones(name, system, newline):
     template, tokenizer = build(load_choice("chat_template", name)), qwen_like(400)
-    add_special_tokens(tokenizer, SPECIAL)
+    add_special_tokens(tokenizer, special_tokens())
     items = template.encode(TURNS, tokenizer)
     runs = [item for item in items if isinstance(item, TextRun)]
     assert [item for item in items if isinstance(item, int)] == [0]
@@ -121,7 +126,7 @@ def image(width, height):
 
 
 def test_images_of_a_sample_share_the_tiles_and_videos_have_one_per_frame():
-    policy = build(load_config(["+experiment=internvl2-1b"])["degrade"])
+    policy = build(composed("+experiment=internvl2-1b")["degrade"])
     assert policy == SharedTiles(max_tiles=12, frames=FrameRate(fps=1.0, min_frames=8, max_frames=32))
     large = image(4000, 3000)
     clip = Candidate(
@@ -142,7 +147,7 @@ def test_images_of_a_sample_share_the_tiles_and_videos_have_one_per_frame():
 
 
 def stages(schedule, experiment="internvl2-1b"):
-    config = load_config([f"+experiment={experiment}", f"schedule={schedule}"])
+    config = composed(f"+experiment={experiment}", f"schedule={schedule}")
     return build_schedule(config)
 
 
@@ -177,5 +182,5 @@ def test_stages_are_the_published_ones():
 
 def test_drop_path_is_the_published_one():
     with torch.device("meta"):
-        layers = build(load_config(["+experiment=internvl2-1b"])["mixture"]["encoders"]["intern_vit"]).layers
+        layers = build(composed("+experiment=internvl2-1b")["mixture"]["encoders"]["intern_vit"]).layers
     assert (layers[0].drop_path.drop_prob, layers[-1].drop_path.drop_prob) == (0.0, pytest.approx(0.1))
