@@ -82,7 +82,7 @@ def grid_of(plan):
     return plan.rows * plan.cols
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(encoders, samples_media, budgets, budgets)
 def test_more_budget_never_gives_fewer_frames_or_pixels(encoder, media, one, other):
     (small, small_tokens), (large, large_tokens) = (
@@ -93,7 +93,7 @@ def test_more_budget_never_gives_fewer_frames_or_pixels(encoder, media, one, oth
     assert encoder.plan_media(media, min(one, other))[0] == small, "nothing is remembered"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(encoders, samples_media, budgets)
 def test_frames_go_before_pixels_and_no_more_than_must(encoder, media, budget):
     asking, full = encoder.candidates(media), encoder.plan_media(media)[0]
@@ -137,7 +137,7 @@ def conversations(draw):
     return Sample(key="k", source="s", messages=tuple(turns), media=tuple(media))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(encoders, conversations(), st.integers(60, 3000), st.sampled_from([DropTooLong(), KeepTurns()]))
 def test_planned_tokens_are_encoded_tokens(encoder, sample, max_length, too_long):
     (ends,) = AnswerCounter(encoder.template, encoder.tokenizer).count([sample.messages])
