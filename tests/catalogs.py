@@ -37,7 +37,8 @@ def read_catalog(
         for shard in source.shards:
             if shard.exists():
                 ensure_layout(shard, source.index_dir, source.name, layout, source.media_root)
-    return open_catalog(sources, layout.fingerprint, max_bad_share=share, quarantine=quarantine)
+    lost = [shard for source in sources for shard in source.shards if not shard.exists()]
+    return open_catalog(sources, layout.fingerprint, max_bad_share=share, quarantine=quarantine, lost=lost)
 
 
 def made_up_catalog(

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from eagle_train.types import SampleError
 
+LEFT_OUT = frozenset({"quarantined", "too_long"})
+"""Reasons that are decisions of the run, about samples in which nothing is broken: no sample is bad for them."""
 SHOWN = 20
 """Errors listed in the message; the exception holds all."""
 
@@ -55,9 +57,9 @@ class BadSampleBudget:
         self.add(errors)
 
     def add(self, errors: Iterable[tuple[str, SampleError]]) -> None:
-        """Counts (source, error) pairs; a sample counts once, one that was put into quarantine not at all."""
+        """Counts (source, error) pairs; a sample counts once, one that the run itself leaves out not at all."""
         for source, error in errors:
-            if error.reason != "quarantined":
+            if error.reason not in LEFT_OUT:
                 self.bad[source][error.key] = error
 
     def check(self) -> None:

@@ -33,6 +33,10 @@ class RangeFile(ABC):
     def version(self) -> str:
         """Returns what the storage says to tell this content from another of that name; may be empty."""
 
+    def has_checksum(self) -> bool:
+        """Returns whether `version` is of a checksum or the like: another with every other content."""
+        return False
+
     @abstractmethod
     def read_range(self, offset: int, size: int) -> bytes:
         """Returns `size` bytes from `offset`.
@@ -191,6 +195,10 @@ class ReadAhead(RangeFile):
     def version(self) -> str:
         """Returns that of the file."""
         return self._file.version()
+
+    def has_checksum(self) -> bool:
+        """Returns whether the file has one."""
+        return self._file.has_checksum()
 
     def read_range(self, offset: int, size: int) -> bytes:
         """Returns `size` bytes from `offset`, see `RangeFile`."""

@@ -11,13 +11,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from eagle_train.data.elsewhere import Elsewhere, Outside, SampleFiles, find_files
+from eagle_train.data.elsewhere import Elsewhere, Outside, find_files
 from eagle_train.data.locations import Location, file_name, parent, shown, stem
 from eagle_train.data.probe import probe_medium
 from eagle_train.data.schemas import Record, anywhere, parse_members
@@ -25,7 +26,7 @@ from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.shards import repeated_member, scan_shard
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import DamagedTable, read_metadata, write_table
-from eagle_train.types import Media, Sample, SampleError
+from eagle_train.types import Media, SampleError
 
 INDEX_VERSION = "5"
 TEXT_MEMBERS = frozenset({"json", "txt"})
@@ -87,7 +88,7 @@ class Row:
 
 def index_path(shard: Location, index_dir: Path | None) -> Path:
     """Returns where the index of `shard` is: beside it, or in `index_dir`."""
-    return index_stem(shard, index_dir).with_suffix(".index.arrow")
+    return Path(f"{index_stem(shard, index_dir)}.index.arrow")  # `with_suffix` would cut `llava-v1.5-000000` at its dot
 
 
 def index_stem(shard: Location, index_dir: Path | None) -> Path:
@@ -131,7 +132,7 @@ def ensure_index(
 
 def has_index(shard: Location, index_dir: Path | None, media_root: Path | None = None) -> bool:
     """Returns whether `shard` has an index that fits it as it is now."""
-    return is_current(index_path(shard, index_dir), identity(shard, media_root))
+    return is_current(index_path(shard, index_dir), partial(identity, shard, media_root))
 
 
 def identity(shard: Location, media_root: Path | None) -> dict[bytes, bytes]:
@@ -140,13 +141,17 @@ def identity(shard: Location, media_root: Path | None) -> dict[bytes, bytes]:
     return {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard), b"media_root": root.encode()}
 
 
-def is_current(path: Path, made_of: dict[bytes, bytes]) -> bool:
-    """Returns whether a table is there, is not cut short, and has these metadata; its rows are not read."""
+def is_current(path: Path, made_of: Callable[[], dict[bytes, bytes]]) -> bool:
+    """Returns whether a table is there, is not cut short, and has these metadata; its rows are not read.
+
+    Args:
+        made_of: gives the metadata; asked only if there is a table, for the answer may take requests to a storage.
+    """
     try:
         metadata = read_metadata(path)
     except (FileNotFoundError, NotADirectoryError, DamagedTable):
         return False
-    return all(metadata.get(name) == value for name, value in made_of.items())
+    return all(metadata.get(name) == value for name, value in made_of().items())
 
 
 def index_shard(shard: Location, visit: Visit | None = None, elsewhere: Elsewhere = MEMBERS_OR_WEB) -> pa.Table:
@@ -277,23 +282,3 @@ def read_records(shard: Location, index: pa.Table) -> Iterator[Record | None]:
 def sample_key(source: str, shard: Location, key: str) -> str:
     """Returns the key that names a sample everywhere: `<source>/<shard stem>/<tar key>`."""
     return f"{source}/{stem(shard)}/{key}"
-
-
-def read_sample(reader: ShardReader, source: str, row: dict) -> Sample:
-    """Returns the sample of one index row, without its media bytes."""
-    return open_sample(reader, source, row, Elsewhere())[0]
-
-
-def open_sample(reader: ShardReader, source: str, row: dict, elsewhere: Elsewhere) -> tuple[Sample, SampleFiles]:
-    """Returns the sample of one index row, and its media files.
-
-    Args:
-        source: its name.
-        elsewhere: where files are that are no members.
-    """
-    members = [Member(**member) for member in row["members"]]
-    key = sample_key(source, reader.location, row["key"])
-    record = read_record(reader, key, members)
-    media = tuple(Media(**medium) for medium in row["media"])
-    sample = Sample(key=key, source=source, messages=record.messages, media=media, meta=record.meta)
-    return sample, SampleFiles(reader, key, row, record.media, elsewhere)

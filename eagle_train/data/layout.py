@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from eagle_train.data.index import ensure_index, has_index, index_path, index_st
 from eagle_train.data.lengths import TextLayout, ensure_lengths, read_lengths
 from eagle_train.data.locations import Location
 from eagle_train.data.media import MediaError
-from eagle_train.data.share_work import share_work
 from eagle_train.data.tables import read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
@@ -247,49 +246,4 @@ def has_layout(shard: Location, index_dir: Path | None, fingerprint: str, media_
     if not has_index(shard, index_dir, media_root):
         return False
     made_from = {b"index": read_metadata(index_path(shard, index_dir))[b"digest"]}
-    return is_current(layout_path(index_stem(shard, index_dir), fingerprint), made_from)
-
-
-def ensure_layouts(
-    shards: Sequence[tuple[Location, Path | None, str, Path | None]],
-    layout: Layout,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 1,
-    progress: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Builds what layouts are missing, and what they need, together with the other ranks; returns when all are there.
-
-    Args:
-        shards: each with the folder of its index (None: beside it), the name of its source, and the folder of files
-            that its records may name (None: they may name none); the same on all ranks.
-        workers: processes of this rank.
-        progress: is called with the number of shards that are newly known to be ready.
-
-    Raises:
-        ValueError: names the shard that it failed for.
-    """
-    items = {layout_path(index_stem(item[0], item[1]), layout.fingerprint): item for item in shards}
-    share_work(
-        items,
-        partial(make_layout_of, layout),
-        partial(is_laid_out, layout.fingerprint),
-        rank=rank,
-        world_size=world_size,
-        workers=workers,
-        progress=progress,
-    )
-
-
-def make_layout_of(layout: Layout, item: tuple[Location, Path | None, str, Path | None]) -> None:
-    """Makes the layout of one shard; can be sent to other processes."""
-    shard, index_dir, source, media_root = item
-    ensure_layout(shard, index_dir, source, layout, media_root)
-
-
-def is_laid_out(fingerprint: str, path: Path, item: tuple[Location, Path | None, str, Path | None]) -> bool:
-    """Returns whether the layout of one shard is there."""
-    del path
-    shard, index_dir, _, media_root = item
-    return has_layout(shard, index_dir, fingerprint, media_root)
+    return is_current(layout_path(index_stem(shard, index_dir), fingerprint), lambda: made_from)

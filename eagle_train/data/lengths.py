@@ -56,7 +56,7 @@ class TextLayout:
 
 def lengths_path(shard: Location, index_dir: Path | None, fingerprint: str) -> Path:
     """Returns where the text lengths of `shard` under one tokenizer and template are."""
-    return index_stem(shard, index_dir).with_suffix(f".text-{fingerprint}.arrow")
+    return Path(f"{index_stem(shard, index_dir)}.text-{fingerprint}.arrow")
 
 
 def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout, media_root: Path | None = None) -> Path:
@@ -86,7 +86,7 @@ def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout, me
 def has_lengths(shard: Location, index_dir: Path | None, fingerprint: str, media_root: Path | None = None) -> bool:
     """Returns whether index and text lengths of `shard` are there and fit it as it is now."""
     path = lengths_path(shard, index_dir, fingerprint)
-    return has_index(shard, index_dir, media_root) and is_current(path, identity(shard, media_root))
+    return has_index(shard, index_dir, media_root) and is_current(path, partial(identity, shard, media_root))
 
 
 def identity(shard: Location, media_root: Path | None) -> dict[bytes, bytes]:

@@ -17,7 +17,8 @@ from eagle_train.data.catalog import Catalog
 from eagle_train.data.collate import pack
 from eagle_train.data.elsewhere import Elsewhere
 from eagle_train.data.encode import Encoder
-from eagle_train.data.index import open_sample, sample_key
+from eagle_train.data.index import sample_key
+from eagle_train.data.indexed_samples import open_sample
 from eagle_train.data.layout import SampleLayout
 from eagle_train.data.media_content import Content, read_content
 from eagle_train.data.retries import StorageError

@@ -77,6 +77,8 @@ class Place:
 
 def places(media: Sequence[Media]) -> list[Place]:
     """Returns the place of each medium of a sample."""
+    if len(media) == 1:
+        return [Place(1, True)]
     totals, seen = Counter(medium.kind for medium in media), Counter()
     found = []
     for medium in media:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eagle_train.data.budget import TooManyBadSamples
+from eagle_train.data.budget import LEFT_OUT, TooManyBadSamples
 from eagle_train.data.catalog import Catalog, CatalogShard, Source
 from eagle_train.data.index import index_path, index_stem
 from eagle_train.data.layout import Summary, from_metadata, layout_path
 from eagle_train.data.locations import Location, file_name, parent, stem
 from eagle_train.data.quarantine import quarantined_rows, read_quarantine, report_unmatched
 from eagle_train.data.shards import expected_shards
-from eagle_train.data.storage import Storage, exists
 from eagle_train.data.tables import read_metadata, read_table
 
 
@@ -24,7 +23,8 @@ def open_catalog(
     *,
     quarantine: Path | None = None,
     max_bad_share: float = 0.01,
-    storage: Storage | None = None,
+    max_too_long_share: float = 1.0,
+    lost: Collection[Location] = (),
 ) -> Catalog:
     """Returns the catalog of sources whose layouts are built.
 
@@ -32,13 +32,15 @@ def open_catalog(
         layout: fingerprint of the layout.
         quarantine: list of the keys of samples to leave out.
         max_bad_share: largest share that may be bad of a source without one of its own.
-        storage: how shards are looked for.
+        max_too_long_share: largest share of a source that may be left out because it is too long for a row.
+        lost: shards that are not there; they have no layout.
 
     Raises:
         TooManyBadSamples: with the list.
+        ValueError: if more is too long, or a shard is not the one that was laid out.
     """
     shards = [
-        open_shard(number, source, shard, layout, storage)
+        open_shard(number, source, shard, layout, shard in lost)
         for number, source in enumerate(sources)
         for shard in source.shards
     ]
@@ -46,18 +48,30 @@ def open_catalog(
         shards = put_in_quarantine(sources, shards, layout, quarantine)
     catalog = Catalog(sources=sources, shards=shards, layout=layout)
     for number, (source, summary) in enumerate(zip(sources, catalog.source_summaries(), strict=True)):
-        bad = sum(count for reason, count in summary.dropped.items() if reason != "quarantined")
+        bad = sum(count for reason, count in summary.dropped.items() if reason not in LEFT_OUT)
         share = source.bad_share(max_bad_share)
         if bad > share * summary.num_samples:
-            errors = [error for _, error in catalog.errors(number)]
+            errors = [error for _, error in catalog.errors(number) if error.reason not in LEFT_OUT]
             raise TooManyBadSamples(source.name, errors, summary.num_samples, share)
+        check_too_long(source.name, summary, max_too_long_share)
     return catalog
 
 
-def open_shard(number: int, source: Source, shard: Location, layout: str, storage: Storage | None) -> CatalogShard:
+def check_too_long(source: str, summary: Summary, max_share: float) -> None:
+    """Raises ValueError if rows are too short for more than a share of a source: that is rather a mistake."""
+    count = summary.dropped.get("too_long", 0)
+    if count > max_share * summary.num_samples:
+        raise ValueError(
+            f"source {source}: {count} of {summary.num_samples} samples are longer than a row and left out, more than "
+            f"data.max_too_long_share={max_share:g}; raise the stage's max_length, set data.too_long to KeepTurns, or "
+            f"raise data.max_too_long_share; `data stats` shows the lengths"
+        )
+
+
+def open_shard(number: int, source: Source, shard: Location, layout: str, is_lost: bool) -> CatalogShard:
     """Returns a shard of source `number`; one that is not there has as many bad samples as its manifest says."""
     path = layout_path(index_stem(shard, source.index_dir), layout)
-    if not exists(shard, storage):
+    if is_lost:
         folder = parent(shard)
         count = expected_shards(folder).get(file_name(shard), 1) if isinstance(folder, Path) else 1
         lost = Summary(num_samples=count, dropped={"missing_shard": count})

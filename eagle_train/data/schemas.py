@@ -113,6 +113,13 @@ def parse_members(members: Mapping[str, bytes], *, key: str, elsewhere: Callable
         SampleError: as `parse_record`, and `missing_media` for a reference without a member.
     """
     record = load_object(members["json"], key) if "json" in members else {}
+    return parse_object(record, members, key=key, elsewhere=elsewhere)
+
+
+def parse_object(
+    record: Mapping[str, Any], members: Mapping[str, bytes], *, key: str, elsewhere: Callable[[str], bool]
+) -> Record:
+    """Returns what `parse_members` does, where the object of the `json` member is at hand."""
     media = [MediaRef(kind, name) for name in members if (kind := media_kind(name))]
     if not _has_conversation(record) and (media or not record):
         return _parse_caption(members, record, media, key)

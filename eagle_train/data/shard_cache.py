@@ -192,6 +192,10 @@ class CachedFile(RangeFile):
         """Returns that of the file at its URL."""
         return self._remote.version()
 
+    def has_checksum(self) -> bool:
+        """Returns whether the file at its URL has one."""
+        return self._remote.has_checksum()
+
     def read_range(self, offset: int, size: int) -> bytes:
         """Returns `size` bytes from `offset`, see `RangeFile`."""
         kept = self._find()

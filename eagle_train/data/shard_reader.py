@@ -112,8 +112,13 @@ class ShardReader:
         return [contents[member] for member in members]
 
     def identity(self) -> str:
-        """Returns what tells the shard from a rebuilt one: its size, a hash of both ends, and its version if remote."""
+        """Returns what tells the shard from a rebuilt one: its size, and a hash of both ends or the storage's checksum.
+
+        Where the storage has a version but no checksum, a time for example, it is there as well.
+        """
         size = self._file.size()
+        if self._file.has_checksum():
+            return f"{size}-{self._file.version()}"
         ends_bytes = min(size, ENDS_BYTES)
         digest = hashlib.sha256(self._file.read_range(0, ends_bytes))
         digest.update(self._file.read_range(size - ends_bytes, ends_bytes))

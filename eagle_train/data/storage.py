@@ -27,8 +27,9 @@ REMOTE_GAP_BYTES = 1 << 20
 """10 to 30 ms of a request at 50 MB/s: what object stores give one connection."""
 REQUEST_BYTES = 1 << 25
 """What `timeout_seconds` is for; a larger request may take longer in proportion."""
-VERSIONS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "Last-Modified", "mtime", "updated", "created")
-"""Facts that storages give about a file; the first that is there is its version."""
+CHECKSUMS = ("ETag", "etag", "md5Hash", "generation")
+TIMES = ("LastModified", "Last-Modified", "mtime", "updated", "created")
+"""Facts that storages give about a file; the first of both that is there is its version."""
 BUGS = (TypeError, AttributeError, NameError, KeyError, IndexError, AssertionError, ImportError, MemoryError)
 """Errors that come back every time."""
 
@@ -134,8 +135,13 @@ class RemoteFile(RangeFile):
     def version(self) -> str:
         """Returns a short hash of what the storage says about the content: a checksum if it has one, or a time."""
         info = self.info()
-        facts = next((f"{name}={info[name]}" for name in VERSIONS if info.get(name)), "")
+        facts = next((f"{name}={info[name]}" for name in (*CHECKSUMS, *TIMES) if info.get(name)), "")
         return hashlib.sha256(facts.encode()).hexdigest()[:12] if facts else ""
+
+    def has_checksum(self) -> bool:
+        """Returns whether the version is a checksum; a weak one of the web (RFC 9110, 8.8.1) is none."""
+        first = next((str(self.info()[name]) for name in CHECKSUMS if self.info().get(name)), "")
+        return bool(first) and not first.startswith("W/")
 
     def info(self) -> dict[str, Any]:
         """Returns what the storage says about the file, asked for once; `size` is always there.

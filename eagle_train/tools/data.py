@@ -15,7 +15,8 @@ import yaml
 
 from eagle_train.data.build import build_from_annotation, build_from_tars
 from eagle_train.data.build_sources import BuildReport, SourcePlan, build_sources
-from eagle_train.data.index import ensure_index, read_sample
+from eagle_train.data.index import ensure_index
+from eagle_train.data.indexed_samples import read_sample
 from eagle_train.data.lengths import ensure_indexes
 from eagle_train.data.recipe import Recipe, how_to_get, load_recipe
 from eagle_train.data.storage import open_shard

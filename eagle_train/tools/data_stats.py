@@ -18,6 +18,7 @@ from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.plan import PlanConfig
 from eagle_train.data.simulate import Simulation, simulate
 from eagle_train.data.stats import Stats, merge, no_stats
+from eagle_train.data.storage import exists
 from eagle_train.data.work_pool import run_all
 from eagle_train.tools.data_arguments import (
     Rows,
@@ -154,7 +155,7 @@ def describe_plan(rows: Rows, ranks: int) -> dict[str, Any]:
     """Returns the simulated plan of some rows."""
     catalog = open_catalog(
         [without_limit(source) for source in rows.sources], rows.layout.fingerprint, quarantine=rows.quarantine,
-        max_bad_share=1.0,
+        max_bad_share=1.0, lost=[shard for source in rows.sources for shard in source.shards if not exists(shard)],
     )  # fmt: skip
     summaries = catalog.source_summaries()
     passes = repeats(rows.sources, summaries, rows.measure)

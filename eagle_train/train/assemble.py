@@ -51,6 +51,7 @@ class DataSettings:
         storage: how shards are read.
         quarantine: file with the keys of samples that are left out.
         max_bad_share: share of a source that may be bad before the run stops with the list.
+        max_too_long_share: share of a source that may be left out because it is too long; more stops the run.
         num_workers: loader processes per rank; the result does not depend on it.
         prefetch: rows that each of them makes ahead.
         index_workers: processes per rank that build missing indexes before a stage; null: as many as `num_workers`,
@@ -66,6 +67,7 @@ class DataSettings:
     too_long: TooLong
     window_rows: int
     max_bad_share: float
+    max_too_long_share: float
     num_workers: int
     prefetch: int
     index_workers: int | None

@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from eagle_train import dist
+from eagle_train.data.build_layouts import ensure_layouts
 from eagle_train.data.catalog import Catalog, Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import index_path
-from eagle_train.data.layout import LAYOUT_VERSION, Layout, ensure_layouts
+from eagle_train.data.layout import LAYOUT_VERSION, Layout
 from eagle_train.data.lengths import TextLayout
 from eagle_train.data.media_fields import SIZE_FIELDS
 from eagle_train.data.media_text import MediaText
@@ -24,7 +25,6 @@ from eagle_train.data.mixing import asked_shares, repeats
 from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.plan import PlanConfig, PlanTotals, count_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
-from eagle_train.data.storage import exists
 from eagle_train.data.tables import read_table
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.too_long import TooLong
@@ -120,16 +120,11 @@ def plan_totals(catalog: Catalog, plan: PlanConfig, identity: Mapping[str, Any],
 
 def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettings) -> Catalog:
     """Returns the catalog of `sources`; the ranks first build together what is missing on disk."""
-    there = [
-        (shard, s.index_dir, s.name, s.media_root)
-        for s in sources
-        for shard in s.shards
-        if exists(shard, settings.storage)
-    ]
-    with progress("reading indexes", len(there)) as advance:
-        ensure_layouts(
-            there, layout, rank=dist.rank(), world_size=dist.world_size(), workers=index_workers(settings),
-            progress=advance,
+    shards = [(shard, s.index_dir, s.name, s.media_root) for s in sources for shard in s.shards]
+    with progress("reading indexes", len(shards)) as advance:
+        lost = ensure_layouts(
+            shards, layout, rank=dist.rank(), world_size=dist.world_size(), workers=index_workers(settings),
+            progress=advance, storage=settings.storage,
         )  # fmt: skip
     quarantine = settings.quarantine and Path(settings.quarantine)
     return open_catalog(
@@ -137,7 +132,8 @@ def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettin
         layout.fingerprint,
         quarantine=quarantine or None,
         max_bad_share=settings.max_bad_share,
-        storage=settings.storage,
+        max_too_long_share=settings.max_too_long_share,
+        lost=lost,
     )
 
 

@@ -91,7 +91,7 @@ def test_a_bad_sample_is_counted_with_its_key_and_reason(reason, tmp_path, encod
     assert sum(len(row) for step, _ in load(found, encoder) for row in step.rows) == len(GOOD)
 
 
-@pytest.mark.parametrize("reason", sorted(BAD))
+@pytest.mark.parametrize("reason", sorted(BAD.keys() - {"too_long"}))
 def test_more_than_the_share_stops_with_the_list(reason, tmp_path, encoder):
     with pytest.raises(TooManyBadSamples, match="1 of 21 samples are bad") as stopped:
         catalog(tmp_path, [*GOOD, BAD[reason]], encoder, share=0.01)

@@ -5,11 +5,16 @@ import yaml
 
 from eagle_train.__main__ import main
 from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
+from eagle_train.data.build_layouts import ensure_layouts
 from eagle_train.data.catalog import Source
+from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.shards import write_shards
+from eagle_train.data.too_long import DropTooLong
+from eagle_train.train.stage_data import make_layout
 from eagle_train.types import SampleError
-from tests.data.test_bad_samples import GOOD
+from tests.data.loads import tiny_encoder
+from tests.data.test_bad_samples import BAD, GOOD
 
 
 def error(i, source="a"):
@@ -78,3 +83,22 @@ def test_a_recipe_may_weigh_its_sources(tmp_path, capsys):
 
 def test_no_share_of_its_own_may_be_written_out(tmp_path):
     assert load_recipe(recipe(tmp_path, {"s": {"max_bad_share": None}})).sources == {"s": {"max_bad_share": None}}
+
+
+def test_too_long_samples_are_not_bad_but_have_a_limit_of_their_own(data, tmp_path):
+    layout = make_layout(tiny_encoder(data), 256, DropTooLong())
+    shards = write_shards([*GOOD[:8], BAD["too_long"], BAD["no_answer"]], tmp_path / "s")
+    ensure_layouts([(shard, None, "s", None) for shard in shards], layout)
+
+    def found(**limits):
+        return open_catalog([Source(name="s", shards=shards)], layout.fingerprint, **limits)
+
+    assert found(max_bad_share=0.1).dropped() == {"s": {"no_answer": 1, "too_long": 1}}
+    with pytest.raises(TooManyBadSamples, match=r"1 of 10 samples are bad \(1 no_answer\)"):
+        found(max_bad_share=0.09)
+    assert found(max_bad_share=0.1, max_too_long_share=0.1)
+    with pytest.raises(ValueError, match=r"source s: 1 of 10 samples are longer .*max_too_long_share=0.09; raise"):
+        found(max_bad_share=0.1, max_too_long_share=0.09)
+    budget = BadSampleBudget({"s": 10}, {"s": 0.1}, [("s", error) for _, error in found(max_bad_share=1).errors()])
+    budget.check()
+    assert [error.reason for error in budget.bad["s"].values()] == ["no_answer"]

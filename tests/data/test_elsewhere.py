@@ -10,7 +10,8 @@ import pytest
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source
 from eagle_train.data.elsewhere import Elsewhere
-from eagle_train.data.index import ensure_index, has_index, index_shard, open_sample
+from eagle_train.data.index import ensure_index, has_index, index_shard
+from eagle_train.data.indexed_samples import open_sample
 from eagle_train.data.lint import TextChecks
 from eagle_train.data.lint_files import Checks, ShardWork, lint_shard
 from eagle_train.data.loader import RowDataset

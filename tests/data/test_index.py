@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eagle_train.data.index import ensure_index, has_index, index_path, index_shard, read_sample
+from eagle_train.data.index import ensure_index, has_index, index_path, index_shard
+from eagle_train.data.indexed_samples import read_sample
 from eagle_train.data.shard_reader import ShardReader
 from eagle_train.data.shards import write_shards
 from eagle_train.data.storage import open_shard

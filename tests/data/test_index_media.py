@@ -5,7 +5,8 @@ import io
 import pytest
 from PIL import Image
 
-from eagle_train.data.index import ensure_index, read_sample
+from eagle_train.data.index import ensure_index
+from eagle_train.data.indexed_samples import read_sample
 from eagle_train.data.shards import write_shards
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_table

@@ -253,3 +253,12 @@ def test_a_shard_that_cannot_be_read_is_named(tmp_path, tokenizer):
     (tmp_path / "blocked").write_text(json.dumps({}))
     with pytest.raises(ValueError, match=r"s-s-000000.*set index_dir"):
         ensure_indexes([(shard, tmp_path / "blocked")], layout(tokenizer))
+
+
+def test_dots_in_names_of_folders_and_shards_are_part_of_them():
+    shards = [Path(f"/data/llava-v1.5/part-0.{n}.tar") for n in range(3)]
+    for index_dir in (None, Path("/index")):
+        paths = {
+            path(shard, index_dir) for shard in shards for path in (index_path, lambda *at: lengths_path(*at, "t"))
+        }
+        assert len(paths) == 6 and all("v1.5" in str(path) for path in paths)

@@ -28,7 +28,12 @@ def test_identity_tells_content_and_version(tmp_path):
         path.write_bytes(changed)
         assert open_shard(path).identity() != local
     with serving(a=CONTENT) as server:
-        identities = [open_shard(server.url("a.tar")).identity() for _ in range(2)]
-        assert identities[0] == identities[1] and identities[0].startswith(f"{local}-")
-        server.etag = '"2"'
-        assert open_shard(server.url("a.tar")).identity() != identities[0], "the middle may have changed"
+        for etag, requests in (('"1"', ["HEAD"]), ('W/"1"', ["HEAD", "GET", "GET"])):
+            server.etag = etag
+            server.requests.clear()
+            first, again = (open_shard(server.url("a.tar")).identity() for _ in range(2))
+            assert first == again and first.startswith(f"{len(CONTENT)}-")
+            assert [method for method, _, _ in server.requests] == 2 * requests
+            assert first.startswith(f"{local}-") == ("GET" in requests), "a checksum tells as much as the ends do"
+            server.etag = etag.replace("1", "2")
+            assert open_shard(server.url("a.tar")).identity() != first, "the middle may have changed"
