@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from eagle_train.track.wandb_tracker import new_run_id
 from eagle_train.train.anomalies import RollBack
 from eagle_train.train.assemble import (
     add_adapters,
+    assemble_model,
     build_encoder,
-    build_model,
     build_placement,
     build_schedule,
     check_stages,
@@ -116,7 +115,7 @@ def roll_back(run: Run) -> None:
     latest = run.saver.checkpoints.latest()
     run.resume_from, run.state = latest, replace(read_state(latest), config_hash=run.state.config_hash)
     run.goodput.resumed(run.state.global_step)
-    attempt = record_attempt(run.folder, run.config, run.state.run_id, latest) if dist.rank() == 0 else None
+    attempt = record_attempt(run.folder, run.text, run.state.run_id, latest) if dist.rank() == 0 else None
     run.attempt = dist.broadcast_object(attempt)
     run.trackers.close()
     run.trackers = make_trackers(run.config, run.folder, run.state)
@@ -146,12 +145,12 @@ def start(
         stack: closes the run's watchdog and its account of time.
         started: see `train`.
     """
-    folder = Path(config["run_dir"])
+    folder, text = Path(config["run_dir"]), to_yaml(dict(config))
     schedule, meta = checked(config)
     checkpoints = CheckpointDir(folder / "checkpoints", make_retention(config))
     seed_everything(config["seed"])
     placement = build_placement(config["engine"])
-    construction = Construction(partial(build_model, config), placement)
+    construction = Construction(lambda: assemble_model(config, build(config["mixture"])), placement)
     model = construction.model
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     latest = checkpoints.latest(accept_none=config["accept_lost_checkpoints"])
@@ -166,19 +165,20 @@ def start(
         log.warning("resuming stage %s at step %d from %s", state.stage, state.step, latest)
         if state.stage not in schedule:
             raise ConfigError(f"{latest} is in stage {state.stage!r}; the schedule has {sorted(schedule)}")
-        if state.config_hash != hash_of(to_yaml(config)):
+        if state.config_hash != hash_of(text):
             log.warning("the config changed: %s", ", ".join(changed_keys(latest / "config.yaml", config)))
     add_adapters(config, model)
     construction.finish(initial=latest is None)
-    state.config_hash = hash_of(to_yaml(config))
+    state.config_hash = hash_of(text)
     stack.callback(start_watchdog(config, heart).close)
     goodput = Goodput(folder / GOODPUT if dist.rank() == 0 else None, started=started)
     stack.callback(goodput.close)
     goodput.resumed(state.global_step)
-    attempt = record_attempt(folder, config, state.run_id, latest) if dist.rank() == 0 else None
+    attempt = record_attempt(folder, text, state.run_id, latest) if dist.rank() == 0 else None
     attempt = dist.broadcast_object(attempt)
     return Run(
         config=config,
+        text=text,
         folder=folder,
         model=model,
         meta=meta,
