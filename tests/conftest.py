@@ -1,5 +1,6 @@
 """Shared by all tests: no network, one thread, a small data set."""
 
+import gc
 import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false"}
@@ -7,12 +8,29 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARAL
 import pytest
 import torch
 
-from tests.runs import make_data
+from tests.runs import config, losses, make_data
 
 torch.set_num_threads(1)  # sums are added in the same order in every run that is compared to the bit
+gc.disable()  # nothing that is imported is garbage; see `pytest_collection_finish`
+
+
+def pytest_collection_finish():
+    """Ends what is only for imports."""
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A small toy data set with its tokenizer and recipe `small.yaml`; tests must not change it."""
     return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data, tmp_path_factory):
+    """A small run of 9 steps (3 of pretrain, 6 of sft) that others are compared with; tests must not change it."""
+    from eagle_train.train.app import train  # most tests train nothing
+
+    run = tmp_path_factory.mktemp("undisturbed")
+    assert train(config(data, run))
+    assert len(losses(run)) == 9
+    return run
