@@ -20,15 +20,19 @@ from eagle_train.model.llm import llm_config
 from eagle_train.model.long_rope import SampleLongRope
 from eagle_train.model.lora import is_adapter
 from eagle_train.train.assemble import adapters, add_adapters, build_schedule, meta_model
-from eagle_train.train.config import build, load_choice, load_config
+from eagle_train.train.config import build, load_choice
 from eagle_train.train.optim import freeze, freeze_table
 from eagle_train.types import Media, MediaPlan, Message
+from tests.configs import composed
 
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"  # noqa: RUF001
 SYSTEM_2_5 = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: RUF001
 )
-SPECIAL = load_config(["+experiment=internvl2-1b"])["new_tokens"]
+
+
+def special_tokens():
+    return composed("+experiment=internvl2-1b")["new_tokens"]
 
 
 def count(module):
@@ -36,7 +40,7 @@ def count(module):
 
 
 def test_the_1b_has_exactly_the_published_parameters():
-    model = meta_model(load_config(["+experiment=internvl2-1b"]))
+    model = meta_model(composed("+experiment=internvl2-1b"))
     assert count(model) == 938_158_976
     assert count(model.mixture) == 304_012_288 and count(model.projector) == 4_482_816
     assert count(model.llm.model) == 493_780_992 and count(model.llm.lm_head) == 135_882_880
@@ -58,10 +62,10 @@ LARGER = [
 @pytest.mark.parametrize(("name", "llm", "num_tokens", "total"), LARGER)
 def test_larger_ones_are_their_published_parts(name, llm, num_tokens, total):
     """InternViT, the MLP, and an LLM with rows for its tokenizer's tokens and the nine new ones, untied."""
-    config = load_config([f"+experiment={name}"])
+    config = composed(f"+experiment={name}")
     model = meta_model(config)
     width, (published, rows) = model.llm.config.hidden_size, PUBLISHED[llm]
-    assert config["llm"]["vocab_size"] == num_tokens + len(SPECIAL)
+    assert config["llm"]["vocab_size"] == num_tokens + len(special_tokens())
     assert count(model.mixture) == 304_012_288
     assert count(model.projector) == 2 * 4096 + (4096 + 1) * width + (width + 1) * width
     assert count(model.llm) == published + 2 * (num_tokens + 9 - rows) * width
@@ -94,8 +98,9 @@ def qwen_like(num_base):
 
 def test_special_tokens_get_the_published_ids():
     tokenizer = qwen_like(151646)
-    assert add_special_tokens(tokenizer, SPECIAL) == 9
-    assert tokenizer.convert_tokens_to_ids(SPECIAL) == list(range(151646, 151655))
+    special = special_tokens()
+    assert add_special_tokens(tokenizer, special) == 9
+    assert tokenizer.convert_tokens_to_ids(special) == list(range(151646, 151655))
     assert tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") == 151648
     assert len(tokenizer) == num_written(tokenizer, str(load_choice("chat_template", "hermes2"))) == 151655
     add_special_tokens(tokenizer, ["<video>"])  # of transformers' processor, which no sequence holds
@@ -117,7 +122,7 @@ TURNS = [
 )
 def test_prompts_and_labels_are_the_published_ones(name, system, newline):
     template, tokenizer = build(load_choice("chat_template", name)), qwen_like(400)
-    add_special_tokens(tokenizer, SPECIAL)
+    add_special_tokens(tokenizer, special_tokens())
     items = template.encode(TURNS, tokenizer)
     runs = [item for item in items if isinstance(item, TextRun)]
     assert [item for item in items if isinstance(item, int)] == [0]
@@ -143,7 +148,7 @@ def test_phi3s_prompts_and_labels_are_the_published_ones(swallows):
     template, tokenizer = build(load_choice("chat_template", "phi3_chat")), qwen_like(400)
     added = [AddedToken(token, rstrip=swallows, special=True, normalized=False) for token in PHI3_TOKENS]
     tokenizer.add_tokens(added, special_tokens=True)
-    add_special_tokens(tokenizer, SPECIAL)
+    add_special_tokens(tokenizer, special_tokens())
     turns = [*TURNS[:3], Message(role="assistant", content=("  Yes",))]
     runs = [item for item in template.encode(turns, tokenizer) if isinstance(item, TextRun)]
     newline, spaces = ("", "") if swallows else ("\n", "\n  ")
@@ -186,7 +191,7 @@ def image(width, height):
 
 
 def test_images_of_a_sample_share_the_tiles_and_videos_have_one_per_frame():
-    policy = build(load_config(["+experiment=internvl2-1b"])["degrade"])
+    policy = build(composed("+experiment=internvl2-1b")["degrade"])
     assert policy == SharedTiles(max_tiles=12, frames=FrameRate(fps=1.0, min_frames=8, max_frames=32))
     large = image(4000, 3000)
     clip = Candidate(
@@ -207,7 +212,7 @@ def test_images_of_a_sample_share_the_tiles_and_videos_have_one_per_frame():
 
 
 def stages(schedule, experiment="internvl2-1b"):
-    config = load_config([f"+experiment={experiment}", f"schedule={schedule}"])
+    config = composed(f"+experiment={experiment}", f"schedule={schedule}")
     return build_schedule(config)
 
 
@@ -243,7 +248,7 @@ def test_stages_are_the_published_ones():
 
 @pytest.mark.slow
 def test_fine_tuning_by_adapters_is_the_published_one():
-    config = load_config(["+experiment=internvl2-1b-lora"])
+    config = composed("+experiment=internvl2-1b-lora")
     model, (stage,) = meta_model(config), build_schedule(config).values()
     with torch.device("meta"):
         add_adapters(config, model)
@@ -264,5 +269,5 @@ def test_fine_tuning_by_adapters_is_the_published_one():
 
 def test_drop_path_is_the_published_one():
     with torch.device("meta"):
-        layers = build(load_config(["+experiment=internvl2-1b"])["mixture"]["encoders"]["intern_vit"]).layers
+        layers = build(composed("+experiment=internvl2-1b")["mixture"]["encoders"]["intern_vit"]).layers
     assert (layers[0].drop_path.drop_prob, layers[-1].drop_path.drop_prob) == (0.0, pytest.approx(0.1))
