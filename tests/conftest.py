@@ -2,7 +2,12 @@
 
 import os
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "offline",
+}
 
 import pytest
 import torch
@@ -10,6 +15,15 @@ import torch
 from tests.runs import make_data
 
 torch.set_num_threads(1)  # sums are added in the same order in every run that is compared to the bit
+
+
+def pytest_collection_modifyitems(items):
+    """Puts what takes a minute or more first where tests share cores, so that in the end none waits for it alone.
+
+    Without pytest-xdist the order stays, so that what fails fast does so early.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")
