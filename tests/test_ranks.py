@@ -75,9 +75,7 @@ def test_zero_resumes_and_exports(data, long, tmp_path, engine):
         assert torch.allclose(weight, plain.state_dict()[name], atol=1e-3), name
 
 
-def test_two_ranks_of_zero_3_equal_plain_torch_and_their_shards_evaluate_as_one_model(
-    data, one_rank, tmp_path, capsys
-):
+def test_two_ranks_of_zero_3_equal_plain_torch_and_their_shards_evaluate_as_one_model(data, one_rank, tmp_path, capsys):
     evaluated = ("evaluation=toy", "evaluation.sources=[small_all]", "evaluation.gallery_per_type=1")
     must_run(overrides(data, tmp_path, *ROWS, *SHARDED, *evaluated), ranks=2)
     assert_same(tmp_path, one_rank)
