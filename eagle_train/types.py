@@ -53,6 +53,7 @@ REASONS = (
     "length_mismatch",  # encoded length differs from the planned one
     "quarantined",  # its key is on the run's quarantine list
     "empty_clip",  # a video's start and end have none of its frames between them
+    "changed_media",  # a file that is no member of the shard is another one than when the index was made
 )
 """Why a sample is left out. The ledger's files hold places in this tuple: append, never change the order."""
 
@@ -86,9 +87,18 @@ class Media:
     """Fewest and most pixels of the picture as a model of native resolution sees it, where the record says so; 0 where
     it does not. Models of tiles have no use for them."""
     max_pixels: int = 0
+    total_pixels: int = 0
+    """Most pixels of all frames of a video together, for such a model; 0 where the record does not say."""
     resized_width: int = 0
     """Pixels of that picture itself, given by the record; 0 where it is not."""
     resized_height: int = 0
+    fps: float = 0.0
+    """Frames a second that the record asks for of a video; 0 where it does not."""
+    nframes: int = 0
+    """Frames that the record asks for of a video, instead of a rate; 0 where it does not."""
+    min_frames: int = 0
+    """Fewest and most frames of a video, where the record says so; 0 where it does not."""
+    max_frames: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "members", tuple(self.members))  # a table gives a list

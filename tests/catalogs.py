@@ -36,7 +36,7 @@ def read_catalog(
     for source in sources:
         for shard in source.shards:
             if shard.exists():
-                ensure_layout(shard, source.index_dir, source.name, layout)
+                ensure_layout(shard, source.index_dir, source.name, layout, source.media_root)
     return open_catalog(sources, layout.fingerprint, max_bad_share=share, quarantine=quarantine)
 
 

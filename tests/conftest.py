@@ -15,6 +15,8 @@ import torch
 from tests.runs import make_data
 
 torch.set_num_threads(1)  # sums are added in the same order in every run that is compared to the bit
+# The processes that tests start, a hundred and more, would otherwise each compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_modifyitems(items):

@@ -6,8 +6,8 @@ from rich.console import Console
 from eagle_train.data.recipe import load_recipe
 from eagle_train.tools.plan import make_plan, show
 from eagle_train.train.assemble import build_schedule, meta_model
-from eagle_train.train.config import load_config
 from eagle_train.train.optim import freeze, freeze_table
+from tests.configs import composed
 
 
 def linear(fan_in, fan_out):
@@ -56,7 +56,7 @@ SHAPES = {  # encoders, connector, LLM; total with SigLIP's head, and in billion
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameters_are_the_published_ones(name):
     encoders, projector, llm, total, billions = SHAPES[name]
-    config = load_config([f"+experiment={name}"])
+    config = composed(f"+experiment={name}")
     model = meta_model(config)
     expected = {f"mixture.encoders.{e}": count for e, count in encoders.items()} | {"projector": projector, "llm": llm}
     for stage, settings in build_schedule(config).items():
@@ -71,7 +71,7 @@ def test_parameters_are_the_published_ones(name):
 
 def test_eagle2_5_runs_on_qwen3_and_siglip2_too():
     overrides = ["llm=qwen3_8b", "tokenizer=Qwen/Qwen3-8B", "mixture=eagle2_siglip2"]
-    model = meta_model(load_config(["+experiment=eagle2.5-8b", *overrides]))
+    model = meta_model(composed("+experiment=eagle2.5-8b", *overrides))
     attention = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 2 * 128  # norms of queries and keys instead of biases
     llm = 2 * 151936 * 4096 + 36 * (attention + 3 * 4096 * 12288 + 2 * 4096) + 4096
     assert sum(p.numel() for p in model.llm.parameters()) == llm == 8_190_735_360
@@ -102,7 +102,7 @@ STAGES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_have_the_published_hyperparameters(name):
-    schedule = load_config([f"+experiment={name}"])["schedule"]
+    schedule = composed(f"+experiment={name}")["schedule"]
     assert list(schedule) == list(STAGES[name])
     for stage, (recipe, rate, rest, tokens, rows) in STAGES[name].items():
         found = schedule[stage]
@@ -121,7 +121,7 @@ ZERO_STAGES = {"eagle2-1b": 2, "eagle2-2b": 2, "eagle2-9b": 3, "eagle2-34b": 3, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "zero_stage"), ZERO_STAGES.items())
 def test_images_prompts_loss_and_sharding_are_those_of_eagle2(name, zero_stage):
-    config = load_config([f"+experiment={name}"])
+    config = composed(f"+experiment={name}")
     data, tiling = config["data"], config["data"]["tiling"]
     assert data["tile_size"] == tiling["tile_size"] == 448 and tiling["_target_"].endswith("ImageAreaPreservation")
     assert (tiling["min_tiles"], tiling["max_tiles"], tiling["thumbnail"]) == (1, 12, True)
@@ -138,7 +138,7 @@ def test_images_prompts_loss_and_sharding_are_those_of_eagle2(name, zero_stage):
 @pytest.mark.slow
 def test_long_stages_fit_media_to_their_rows_and_others_do_not():
     for name in STAGES:
-        config = load_config([f"+experiment={name}"])
+        config = composed(f"+experiment={name}")
         last = list(config["schedule"].values())[-1]
         assert config["degrade"] == last.get("degrade", config["degrade"]), "evaluated and exported as trained last"
         for stage, found in config["schedule"].items():
@@ -153,7 +153,7 @@ def test_long_stages_fit_media_to_their_rows_and_others_do_not():
 @pytest.mark.slow
 def test_positions_reach_as_far_as_the_longest_rows():
     for name in STAGES:
-        config = load_config([f"+experiment={name}"])
+        config = composed(f"+experiment={name}")
         longest = max(stage["max_length"] for stage in config["schedule"].values())
         assert longest <= config["llm"]["max_position_embeddings"]
         assert config["llm"]["rope_parameters"] == {"rope_type": "default", "rope_theta": 1e6}
@@ -161,7 +161,7 @@ def test_positions_reach_as_far_as_the_longest_rows():
 
 @pytest.mark.slow
 def test_eagle2_5_can_be_looked_at_without_its_data(tmp_path):
-    plan = make_plan(load_config(["+experiment=eagle2.5-8b", f"data_root={tmp_path}"]), ranks=128)
+    plan = make_plan(composed("+experiment=eagle2.5-8b") | {"data_root": str(tmp_path)}, ranks=128)
     assert (plan["tokens_per_tile"], plan["channels"], plan["published_parameters"]) == (256, 4608, 8_073_558_464)
     assert [stage["micro_batches"] for stage in plan["stages"]] == [8, 8, 2, 1, 1]
     assert [len(stage["data"]["missing_sources"]) for stage in plan["stages"]] == [1, 163, 162, 162, 162]
@@ -173,15 +173,14 @@ def test_eagle2_5_can_be_looked_at_without_its_data(tmp_path):
 
 
 def test_eagle2_5_can_begin_with_the_weights_of_stage_1_5():
-    config = load_config(
-        ["+experiment=eagle2.5-8b", "~schedule.stage1", "~schedule.stage1_5", "init_from=runs/eagle2-stage1.5"]
-    )
+    without = ("~schedule.stage1", "~schedule.stage1_5", "init_from=runs/eagle2-stage1.5")
+    config = composed("+experiment=eagle2.5-8b", *without)
     assert list(build_schedule(config)) == ["stage2_32k", "stage3_64k", "stage4_128k"]
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_tokenizer_gets_every_special_token_of_the_prompts(name):
-    config = load_config([f"+experiment={name}"])
+    config = composed(f"+experiment={name}")
     template = config["chat_template"]
     named = {template["image_token"], *template["special_tokens"], *template["content_tokens"]}
     assert named == set(config["new_tokens"])

@@ -75,6 +75,7 @@ def build_from_tars(
     out: Path,
     *,
     tars: Sequence[Path],
+    media_root: Path | None = None,
     samples_per_shard: int = 1000,
     max_bad_share: float = 0.01,
     workers: int = 1,
@@ -88,6 +89,8 @@ def build_from_tars(
     Args:
         out: as in `build_from_annotation`, like the other arguments.
         tars: read in this order; their samples are what `schemas.parse_members` takes.
+        media_root: folder of the files that their records name beside their members, and may not lead out of; None:
+            they may name none.
 
     Raises:
         TooManyBadSamples: if more than `max_bad_share` are bad, or all are.
@@ -105,8 +108,12 @@ def build_from_tars(
     return _build(
         out.absolute(),
         split,
-        TarRecords,
-        inputs=[[(str(tar), shard_identity(tar).decode()) for tar in tars], samples_per_shard],
+        lambda path: TarRecords(path, media_root),
+        inputs=[
+            [(str(tar), shard_identity(tar).decode()) for tar in tars],
+            samples_per_shard,
+            *([] if media_root is None else [str(media_root.absolute())]),
+        ],
         origin=", ".join(tar.name for tar in tars),
         max_bad_share=max_bad_share,
         workers=workers,

@@ -1,4 +1,4 @@
-"""Files that are read by byte range: the common type, a local file, and reading ahead for a pass over a file."""
+"""Files that are read by byte range: the common type, a local file, bytes, and reading ahead for a pass over a file."""
 
 from __future__ import annotations
 
@@ -125,6 +125,39 @@ class _Descriptor:
         if count < size:
             raise OSError(f"{self._path} has {count} of {size} bytes from {offset} on: it was cut; restore it")
         return b"".join(parts)
+
+
+class HeldFile(RangeFile):
+    """Bytes in memory as a file.
+
+    Args:
+        data: the bytes.
+        location: where they are from, for messages.
+    """
+
+    gap_bytes = 0
+
+    def __init__(self, data: bytes, location: Location) -> None:
+        self.location = location
+        self._data = data
+
+    def size(self) -> int:
+        """Returns the number of bytes."""
+        return len(self._data)
+
+    def version(self) -> str:
+        """Returns nothing: equal bytes are equal."""
+        return ""
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """Returns `size` bytes from `offset`, see `RangeFile`."""
+        data = self._data[offset : offset + size]
+        if len(data) < size:
+            raise OSError(f"{self.location} has {len(data)} of {size} bytes from {offset} on")
+        return data
+
+    def close(self) -> None:
+        """The bytes stay."""
 
 
 class ReadAhead(RangeFile):

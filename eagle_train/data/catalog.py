@@ -39,6 +39,7 @@ class Source:
         repeat: passes over it per epoch; 0.5, or 1/2, takes a seeded half.
         weight: its share of an epoch instead, relative to the other sources' weights; None: `repeat` counts.
         index_dir: where its indexes are; None: beside the shards.
+        media_root: folder of files that its records may name beside the members of its tars; None: they may name none.
         max_bad_share: largest share of it that may be bad; None: that of the run.
     """
 
@@ -47,6 +48,7 @@ class Source:
     repeat: float | Fraction = 1.0
     weight: float | None = None
     index_dir: Path | None = None
+    media_root: Path | None = None
     max_bad_share: float | None = None
 
     def bad_share(self, default: float) -> float:

@@ -151,16 +151,29 @@ class AutomaticDegradeSampling:
         """Returns the fewest frames or pages that a medium must get."""
         if medium.kind == "document":
             return min(self.min_pages, medium.num_frames)
-        return min(self.frames.min_frames, asked(medium, self.frames))
+        return min(fewest(medium, self.frames), asked(medium, self.frames))
 
 
 def asked(medium: Media, frames: FrameCount) -> int:
-    """Returns the frames that a video, or the pages that a document, asks for: of frames without times, all."""
+    """Returns the frames that a video, or the pages that a document, asks for: of frames without times, all.
+
+    Args:
+        frames: what a video asks for whose record does not say it.
+    """
     if medium.kind == "document":
         return medium.num_frames
+    own = frames.of(medium)
     if not medium.duration:
-        return min(medium.num_frames, frames.max_frames)
-    return frames.num_frames(medium.duration, medium.num_frames)
+        return min(medium.num_frames, own.max_frames)
+    return own.num_frames(medium.duration, medium.num_frames)
+
+
+def fewest(video: Media, frames: FrameCount) -> int:
+    """Returns the fewest frames that a policy may leave of a video, be it more than it asks for.
+
+    A record that asks for a number of frames asks for no more than others may lose where a row is full.
+    """
+    return video.min_frames or frames.min_frames
 
 
 def image_plans(image: Candidate, caps: Sequence[int]) -> list[tuple[MediaPlan, int]]:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from eagle_train.data.degrade import Candidate, asked, frame_order
+from eagle_train.data.degrade import Candidate, asked, fewest, frame_order
 from eagle_train.data.frames import FrameCount
 from eagle_train.types import MediaPlan
 
@@ -77,7 +77,7 @@ class FramesThenPixels:
 
     def least_steps(self, each: Candidate, full: MediaPlan) -> int:
         """Returns the fewest steps in time of a video, or pages of a document."""
-        least = self.min_pages if each.medium.kind == "document" else self.frames.min_frames
+        least = self.min_pages if each.medium.kind == "document" else fewest(each.medium, self.frames)
         return -(-least // full.frames_per_tile)
 
     def with_pixels(self, media: Sequence[Candidate], plans: Sequence[MediaPlan], room: int) -> list[MediaPlan]:

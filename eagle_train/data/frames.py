@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,12 @@ class FrameCount(Protocol):
 
     def num_frames(self, duration: float, available: int) -> int:
         """Returns the number of frames for a video of `duration` seconds that has `available` frames."""
+
+    def of(self, media: Media) -> FrameCount:
+        """Returns the same with the rate, number or bounds that the record of a video asks for, if it does.
+
+        Where a lower bound is above an upper one, the upper counts.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +51,16 @@ class FrameRate:
 
     def num_frames(self, duration: float, available: int) -> int:
         """Returns the number of frames for a video of `duration` seconds that has `available` frames."""
-        wanted = max(self.min_frames, min(self.max_frames, round(duration * self.fps)))
+        wanted = max(self.min_frames, round(min(self.max_frames, duration * self.fps)))
         return max(1, min(wanted, available))
+
+    def of(self, media: Media) -> FrameRate:
+        """Returns the rate that the record of a video asks for, see `FrameCount`."""
+        if media.nframes:
+            return replace(self, min_frames=media.nframes, max_frames=media.nframes)
+        most = media.max_frames or self.max_frames
+        least = min(media.min_frames or self.min_frames, most)
+        return replace(self, fps=media.fps or self.fps, min_frames=least, max_frames=most)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +97,19 @@ class EvenFrameRate:
         least, most = self.min_frames + self.min_frames % 2, self.max_frames - self.max_frames % 2
         wanted = min(max(duration * self.fps, least), most, available)
         return max(int(wanted) // 2 * 2, min(2, available))
+
+    def of(self, media: Media) -> EvenFrameRate:
+        """Returns the rate that the record of a video asks for, see `FrameCount`.
+
+        An odd number of frames becomes the even one beside it that is a multiple of four. Of a limit of one frame
+        there are two: a tile holds as many.
+        """
+        if media.nframes:
+            count = max(2, round(media.nframes / 2) * 2)
+            return replace(self, min_frames=count, max_frames=count)
+        most = max(2, (media.max_frames or self.max_frames) // 2 * 2)
+        least = min(media.min_frames or self.min_frames, most)
+        return replace(self, fps=media.fps or self.fps, min_frames=least, max_frames=most)
 
 
 def frame_indices(total: int, num_frames: int) -> list[int]:

@@ -17,20 +17,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from eagle_train.data.elsewhere import Elsewhere, Outside, SampleFiles, find_files
 from eagle_train.data.locations import Location, file_name, parent, shown, stem
 from eagle_train.data.probe import probe_medium
-from eagle_train.data.schemas import Record, parse_members
+from eagle_train.data.schemas import Record, anywhere, parse_members
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.shards import repeated_member, scan_shard
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import DamagedTable, read_metadata, write_table
 from eagle_train.types import Media, Sample, SampleError
 
-INDEX_VERSION = "4"
+INDEX_VERSION = "5"
 TEXT_MEMBERS = frozenset({"json", "txt"})
+MEMBERS_OR_WEB = Elsewhere()
 BLOCK = 512
 """Bytes; tar headers start at multiples of it."""
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+OUTSIDE = pa.struct([("name", pa.string()), ("size", pa.int64()), ("identity", pa.string())])
 MEDIA = pa.struct(
     [
         ("kind", pa.string()),
@@ -45,8 +48,13 @@ MEDIA = pa.struct(
         ("num_frames", pa.int32()),
         ("min_pixels", pa.int64()),
         ("max_pixels", pa.int64()),
+        ("total_pixels", pa.int64()),
         ("resized_width", pa.int32()),
         ("resized_height", pa.int32()),
+        ("fps", pa.float64()),
+        ("nframes", pa.int32()),
+        ("min_frames", pa.int32()),
+        ("max_frames", pa.int32()),
     ]
 )
 SCHEMA = pa.schema(
@@ -54,6 +62,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("members", pa.list_(MEMBER)),
         ("media", pa.list_(MEDIA)),
+        ("outside", pa.list_(OUTSIDE)),
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
@@ -70,6 +79,8 @@ class Row:
     key: str
     members: Sequence[Member] = ()
     media: Sequence[Media] = field(default_factory=list)
+    outside: Sequence[Outside] = ()
+    """Files of the media that are no members."""
     reason: str | None = None
     detail: str | None = None
 
@@ -101,28 +112,32 @@ def shard_identity(shard: Location) -> bytes:
         reader.close()
 
 
-def ensure_index(shard: Location, index_dir: Path | None = None, visit: Visit | None = None) -> Path:
+def ensure_index(
+    shard: Location, index_dir: Path | None = None, visit: Visit | None = None, media_root: Path | None = None
+) -> Path:
     """Builds the index of `shard` unless it has one that is whole and fits the shard; returns its path.
 
     Args:
         visit: is called while the index is built, so not at all if there is one.
+        media_root: folder of files that its records may name, see `Elsewhere`.
     """
     path = index_path(shard, index_dir)
-    if not has_index(shard, index_dir):
-        made_of = identity(shard)  # before it is read: should it change meanwhile, the index is made again
-        table = index_shard(shard, visit)
+    if not has_index(shard, index_dir, media_root):
+        made_of = identity(shard, media_root)  # before it is read: should it change meanwhile, it is indexed again
+        table = index_shard(shard, visit, Elsewhere(media_root))
         write_table(table.replace_schema_metadata(made_of | table.schema.metadata), path)
     return path
 
 
-def has_index(shard: Location, index_dir: Path | None) -> bool:
+def has_index(shard: Location, index_dir: Path | None, media_root: Path | None = None) -> bool:
     """Returns whether `shard` has an index that fits it as it is now."""
-    return is_current(index_path(shard, index_dir), identity(shard))
+    return is_current(index_path(shard, index_dir), identity(shard, media_root))
 
 
-def identity(shard: Location) -> dict[bytes, bytes]:
-    """Returns the metadata that tie an index to its shard."""
-    return {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard)}
+def identity(shard: Location, media_root: Path | None) -> dict[bytes, bytes]:
+    """Returns the metadata that tie an index to its shard, and to the folder where else its media may be."""
+    root = "" if media_root is None else str(media_root.absolute())
+    return {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard), b"media_root": root.encode()}
 
 
 def is_current(path: Path, made_of: dict[bytes, bytes]) -> bool:
@@ -134,12 +149,12 @@ def is_current(path: Path, made_of: dict[bytes, bytes]) -> bool:
     return all(metadata.get(name) == value for name, value in made_of.items())
 
 
-def index_shard(shard: Location, visit: Visit | None = None) -> pa.Table:
+def index_shard(shard: Location, visit: Visit | None = None, elsewhere: Elsewhere = MEMBERS_OR_WEB) -> pa.Table:
     """Returns the index of `shard`, see `SCHEMA`, with a `digest` of its content in the metadata.
 
-    The digest covers keys, names and sizes of members, the bytes of texts, facts of the media, and reasons; not the
-    bytes of media, nor where in the shard they are. Where the tar is damaged, the whole samples before that are
-    indexed, and one bad row stands for all that follow.
+    The digest covers keys, names and sizes of members, the bytes of texts, facts of the media, the identity of those
+    outside, and reasons; not the bytes of members, nor where in the shard they are. Where the tar is damaged, the whole
+    samples before that are indexed, and one bad row stands for all that follow.
     """
     rows: list[Row] = []
     seen: set[str] = set()
@@ -151,7 +166,7 @@ def index_shard(shard: Location, visit: Visit | None = None) -> pa.Table:
             if row.key in seen:
                 raise SampleError(row.key, "bad_record", "the key occurs twice in this shard")
             if row.reason is None:
-                record = probe_sample(reader, row, texts.update)
+                record = probe_sample(reader, row, texts.update, elsewhere)
         except SampleError as error:
             row.reason, row.detail = error.reason, error.detail
         seen.add(row.key)
@@ -176,15 +191,17 @@ def scan_rows(reader: ShardReader) -> Iterator[Row]:
         yield Row(f"rest from byte {start}", reason="missing_shard", detail=detail)
 
 
-def probe_sample(reader: ShardReader, row: Row, hash_text: Callable[[bytes], object]) -> Record:
+def probe_sample(reader: ShardReader, row: Row, hash_text: Callable[[bytes], object], elsewhere: Elsewhere) -> Record:
     """Fills in the header facts of a sample's media; returns its record.
 
     Raises:
         SampleError: for a bad record or unreadable media.
+        StorageError: if a web server does not answer.
     """
-    record = read_record(reader, row.key, row.members, hash_text)
-    by_name = {member.name: member for member in row.members}
-    row.media = [probe_medium(reader, row.key, ref, [by_name[name] for name in ref.paths]) for ref in record.media]
+    record = read_record(reader, row.key, row.members, hash_text, elsewhere=elsewhere.may_hold)
+    files, outside = find_files(reader, row.key, row.members, record.media, elsewhere)
+    row.media = [probe_medium(row.key, *pair) for pair in zip(record.media, files, strict=True)]
+    row.outside = outside
     return record
 
 
@@ -213,7 +230,7 @@ def digest_of(table: pa.Table, texts: bytes) -> bytes:
     digest = hashlib.sha256(texts)
     for name in ("key", "reason"):
         digest.update(json.dumps(table[name].to_pylist()).encode())
-    for name, left_out in (("members", "offset"), ("media", None)):
+    for name, left_out in (("members", "offset"), ("media", None), ("outside", None)):
         lists = table[name].combine_chunks()
         digest.update(json.dumps(lists.value_lengths().to_pylist()).encode())
         values = lists.flatten()
@@ -229,13 +246,13 @@ def read_record(
     members: Sequence[Member],
     visit_text: Callable[[bytes], object] = lambda content: None,
     *,
-    addresses: bool = False,
+    elsewhere: Callable[[str], bool] = anywhere,
 ) -> Record:
     """Returns the parsed record of a sample; media members are named, not read.
 
     Args:
         visit_text: is given the content of each text.
-        addresses: see `parse_members`.
+        elsewhere: see `parse_members`.
 
     Raises:
         SampleError: see `parse_members`; `bad_record` also for two members of one extension.
@@ -245,7 +262,7 @@ def read_record(
     contents = {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}
     for content in contents.values():
         visit_text(content)
-    return parse_members(contents, key=key, addresses=addresses)
+    return parse_members(contents, key=key, elsewhere=elsewhere)
 
 
 def read_records(shard: Location, index: pa.Table) -> Iterator[Record | None]:
@@ -264,14 +281,19 @@ def sample_key(source: str, shard: Location, key: str) -> str:
 
 def read_sample(reader: ShardReader, source: str, row: dict) -> Sample:
     """Returns the sample of one index row, without its media bytes."""
+    return open_sample(reader, source, row, Elsewhere())[0]
+
+
+def open_sample(reader: ShardReader, source: str, row: dict, elsewhere: Elsewhere) -> tuple[Sample, SampleFiles]:
+    """Returns the sample of one index row, and its media files.
+
+    Args:
+        source: its name.
+        elsewhere: where files are that are no members.
+    """
     members = [Member(**member) for member in row["members"]]
     key = sample_key(source, reader.location, row["key"])
     record = read_record(reader, key, members)
     media = tuple(Media(**medium) for medium in row["media"])
-    return Sample(
-        key=key,
-        source=source,
-        messages=record.messages,
-        media=media,
-        meta=record.meta,
-    )
+    sample = Sample(key=key, source=source, messages=record.messages, media=media, meta=record.meta)
+    return sample, SampleFiles(reader, key, row, record.media, elsewhere)

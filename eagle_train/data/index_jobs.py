@@ -23,6 +23,7 @@ class Work:
     source: str
     shard: Path
     index_dir: Path | None
+    media_root: Path | None
     layouts: tuple[int, ...] = ()
     """Numbers of its layouts among those that the processes share."""
 
@@ -77,11 +78,11 @@ def make_works(groups: Sequence[Sequence[Source]], *, laid_out: bool = True) -> 
         groups: the sources of each layout.
         laid_out: False: there is no layout.
     """
-    users: dict[tuple[str, Path, Path | None], list[int]] = {}
+    users: dict[tuple[str, Path, Path | None, Path | None], list[int]] = {}
     for number, sources in enumerate(groups):
         for source in sources:
             for shard in source.shards:
-                users.setdefault((source.name, shard, source.index_dir), []).append(number)
+                users.setdefault((source.name, shard, source.index_dir, source.media_root), []).append(number)
     return [Work(*key, tuple(numbers) if laid_out else ()) for key, numbers in users.items()]
 
 
@@ -92,25 +93,24 @@ def build_shard(wanted: Wanted, work: Work) -> Report:
         ValueError: if the index cannot be written.
     """
     started = time.perf_counter()
-    path = index_path(work.shard, work.index_dir)
+    path, root = index_path(work.shard, work.index_dir), work.media_root
     before = path.stat().st_mtime_ns if path.is_file() else None
     try:
         if not work.shard.exists():
             count = expected_shards(work.shard.parent).get(work.shard.name, 1)
             return Report(1, 0, count, Counter(missing_shard=count), problems=[f"{work.shard} is not there"])
-        reasons = read_table(ensure_index(work.shard, work.index_dir))["reason"].to_pylist()
+        reasons = read_table(ensure_index(work.shard, work.index_dir, media_root=root))["reason"].to_pylist()
         made = path.stat().st_mtime_ns != before
         stats = {}
         for number in work.layouts:
             layout = wanted.layouts[number]
             if wanted.text_only:
-                text_lengths(work.shard, work.index_dir, layout)
+                text_lengths(work.shard, work.index_dir, layout, root)
             else:
-                reasons = read_table(ensure_layout(work.shard, work.index_dir, work.source, layout))[
-                    "reason"
-                ].to_pylist()
+                path_of = ensure_layout(work.shard, work.index_dir, work.source, layout, root)
+                reasons = read_table(path_of)["reason"].to_pylist()
             if number in wanted.measured:
-                stats[number] = shard_stats(work.shard, work.index_dir, layout)
+                stats[number] = shard_stats(work.shard, work.index_dir, layout, root)
     except PermissionError as error:
         raise ValueError(f"{path} cannot be written ({error}); give index_dir=DIR") from error
     except (ValueError, OSError) as error:

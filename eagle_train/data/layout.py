@@ -29,7 +29,7 @@ from eagle_train.data.tables import read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
 
-LAYOUT_VERSION = "2"
+LAYOUT_VERSION = "3"
 """Part of a layout's fingerprint: to be raised where the same header facts give other frames, tiles or tokens."""
 COUNTS = ("num_tokens", "num_targets", "num_tiles", "num_frames", "num_answers", "lost_turns", "lost_tokens")
 PAIRS = "num_tile_pairs"
@@ -210,17 +210,20 @@ def layout_path(stem: Path, fingerprint: str) -> Path:
     return stem.with_name(f"{stem.name}.layout-{fingerprint}.arrow")
 
 
-def ensure_layout(shard: Location, index_dir: Path | None, source: str, layout: Layout) -> Path:
+def ensure_layout(
+    shard: Location, index_dir: Path | None, source: str, layout: Layout, media_root: Path | None = None
+) -> Path:
     """Builds the layout of a shard, and what it needs, unless it has one; returns its path.
 
     Args:
         source: name of the shard's source, for errors.
+        media_root: see `ensure_index`.
     """
     path = layout_path(index_stem(shard, index_dir), layout.fingerprint)
-    if has_layout(shard, index_dir, layout.fingerprint):
+    if has_layout(shard, index_dir, layout.fingerprint, media_root):
         return path
-    ends = read_lengths(read_made(partial(ensure_lengths, shard, index_dir, layout.text)))
-    index = read_made(partial(ensure_index, shard, index_dir))
+    ends = read_lengths(read_made(partial(ensure_lengths, shard, index_dir, layout.text, media_root)))
+    index = read_made(partial(ensure_index, shard, index_dir, media_root=media_root))
     columns = [index[name].to_pylist() for name in ("key", "media", "reason", "detail")]
     rows = []
     for end, key, media, reason, detail in zip(ends, *columns, strict=True):
@@ -239,16 +242,16 @@ def ensure_layout(shard: Location, index_dir: Path | None, source: str, layout: 
     return path
 
 
-def has_layout(shard: Location, index_dir: Path | None, fingerprint: str) -> bool:
+def has_layout(shard: Location, index_dir: Path | None, fingerprint: str, media_root: Path | None = None) -> bool:
     """Returns whether a shard has a layout that fits it as it is now."""
-    if not has_index(shard, index_dir):
+    if not has_index(shard, index_dir, media_root):
         return False
     made_from = {b"index": read_metadata(index_path(shard, index_dir))[b"digest"]}
     return is_current(layout_path(index_stem(shard, index_dir), fingerprint), made_from)
 
 
 def ensure_layouts(
-    shards: Sequence[tuple[Location, Path | None, str]],
+    shards: Sequence[tuple[Location, Path | None, str, Path | None]],
     layout: Layout,
     *,
     rank: int = 0,
@@ -259,7 +262,8 @@ def ensure_layouts(
     """Builds what layouts are missing, and what they need, together with the other ranks; returns when all are there.
 
     Args:
-        shards: each with the folder of its index (None: beside it) and the name of its source; the same on all ranks.
+        shards: each with the folder of its index (None: beside it), the name of its source, and the folder of files
+            that its records may name (None: they may name none); the same on all ranks.
         workers: processes of this rank.
         progress: is called with the number of shards that are newly known to be ready.
 
@@ -278,12 +282,14 @@ def ensure_layouts(
     )
 
 
-def make_layout_of(layout: Layout, item: tuple[Location, Path | None, str]) -> None:
+def make_layout_of(layout: Layout, item: tuple[Location, Path | None, str, Path | None]) -> None:
     """Makes the layout of one shard; can be sent to other processes."""
-    ensure_layout(*item, layout)
+    shard, index_dir, source, media_root = item
+    ensure_layout(shard, index_dir, source, layout, media_root)
 
 
-def is_laid_out(fingerprint: str, path: Path, item: tuple[Location, Path | None, str]) -> bool:
+def is_laid_out(fingerprint: str, path: Path, item: tuple[Location, Path | None, str, Path | None]) -> bool:
     """Returns whether the layout of one shard is there."""
     del path
-    return has_layout(item[0], item[1], fingerprint)
+    shard, index_dir, _, media_root = item
+    return has_layout(shard, index_dir, fingerprint, media_root)

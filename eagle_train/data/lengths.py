@@ -25,8 +25,8 @@ from eagle_train.data.index import (
     index_stem,
     is_current,
     read_records,
-    shard_identity,
 )
+from eagle_train.data.index import identity as index_identity
 from eagle_train.data.locations import Location
 from eagle_train.data.schemas import Record
 from eagle_train.data.share_work import share_work
@@ -59,35 +59,39 @@ def lengths_path(shard: Location, index_dir: Path | None, fingerprint: str) -> P
     return index_stem(shard, index_dir).with_suffix(f".text-{fingerprint}.arrow")
 
 
-def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout) -> Path:
+def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout, media_root: Path | None = None) -> Path:
     """Builds the text lengths of `shard`, and its index, unless they are there; returns the path of the lengths.
 
     The table has a row per row of the index, and list<int32> columns, an entry per answer: `num_tokens`,
     `num_targets` and `num_media` as in `AnswerEnd`. Bad samples have none. The metadata hold a `digest` of it all.
+
+    Args:
+        media_root: see `ensure_index`.
     """
     path = lengths_path(shard, index_dir, text.fingerprint)
-    if has_lengths(shard, index_dir, text.fingerprint):
+    if has_lengths(shard, index_dir, text.fingerprint, media_root):
         return path
-    made_of = identity(shard)
+    made_of = identity(shard, media_root)
     collected = Lengths(text)
-    ensure_index(shard, index_dir, collected.add)
+    ensure_index(shard, index_dir, collected.add, media_root)
     if not collected.rows:  # the index was there
-        for record in read_records(shard, read_made(partial(ensure_index, shard, index_dir))):
+        make = partial(ensure_index, shard, index_dir, media_root=media_root)
+        for record in read_records(shard, read_made(make)):
             collected.add(record)
     table = collected.table()
     write_table(table.replace_schema_metadata(made_of | table.schema.metadata), path)
     return path
 
 
-def has_lengths(shard: Location, index_dir: Path | None, fingerprint: str) -> bool:
+def has_lengths(shard: Location, index_dir: Path | None, fingerprint: str, media_root: Path | None = None) -> bool:
     """Returns whether index and text lengths of `shard` are there and fit it as it is now."""
     path = lengths_path(shard, index_dir, fingerprint)
-    return has_index(shard, index_dir) and is_current(path, identity(shard))
+    return has_index(shard, index_dir, media_root) and is_current(path, identity(shard, media_root))
 
 
-def identity(shard: Location) -> dict[bytes, bytes]:
-    """Returns the metadata that tie text lengths to their shard."""
-    return {b"version": LENGTHS_VERSION.encode(), b"shard": shard_identity(shard)}
+def identity(shard: Location, media_root: Path | None) -> dict[bytes, bytes]:
+    """Returns the metadata that tie text lengths to their shard, as `index.identity`: a row is a row of the index."""
+    return index_identity(shard, media_root) | {b"version": LENGTHS_VERSION.encode()}
 
 
 def ensure_indexes(

@@ -28,6 +28,7 @@ KINDS: Mapping[str, Kind] = {
     "missing_media": Kind(True, "add the file, correct its path or media_root, or leave the record out"),
     "unreadable_image": Kind(True, "download it again, or convert it to PNG or JPEG"),
     "unreadable_video": Kind(True, "download it again, or transcode it to H.264 in mp4"),
+    "changed_media": Kind(True, "restore the file that the record names, or delete the shard's index: it is made anew"),
     "empty_clip": Kind(True, "correct start and end, in seconds of the file"),
     "placeholder_mismatch": Kind(True, "give every image and video one <image> or <video>, and no other"),
     "no_answer": Kind(True, "add the answers, or leave the record out"),
@@ -50,6 +51,8 @@ KINDS: Mapping[str, Kind] = {
     "markup": Kind(False, "HTML entities or tags: unescape them, unless they are meant"),
     "mojibake": Kind(False, "UTF-8 read as another encoding: decode the source anew"),
     "odd_size": Kind(False, "an image with a side under 8 pixels or one 64 times the other: look at it"),
+    "web_media": Kind(False, "fetched whenever the sample is read: `data build` from these tars stores it"),
+    "pixel_limits": Kind(False, "only models of native resolution follow sizes in pixels, those of tiles do not"),
     "unused_media": Kind(False, "named by no turn and never read: reference it or delete it"),
 }
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from eagle_train.data.annotations import read_annotation
 from eagle_train.data.chat import ChatTemplate, TextRun
+from eagle_train.data.elsewhere import Elsewhere, SampleFiles
 from eagle_train.data.images import ImageReader
 from eagle_train.data.index import ensure_index, read_record, sample_key
 from eagle_train.data.lint import Finding, TextChecks, check_texts, short, text_of
-from eagle_train.data.lint_media import check_files, check_sizes, decode_all, media_files
+from eagle_train.data.lint_media import check_files, check_sizes, check_wishes, decode_all, media_files
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_record
 from eagle_train.data.shard_reader import Member, ShardReader
@@ -88,12 +89,14 @@ class ShardWork:
         number: place among all.
         source: name.
         shard, index_dir: file, and folder of its index.
+        media_root: folder of files that its records may name.
     """
 
     number: int
     source: str
     shard: Path
     index_dir: Path | None
+    media_root: Path | None = None
 
     def identity(self) -> str:
         """Returns what tells it from others, and from what it was before it was changed."""
@@ -132,7 +135,7 @@ def lint_shard(checks: Checks, work: ShardWork) -> Part:
         part.add(f"{source}/{shard.stem}", [Finding("missing_shard", str(shard))])
         return part
     try:
-        index = read_table(ensure_index(shard, index_dir))
+        index = read_table(ensure_index(shard, index_dir, media_root=work.media_root))
     except PermissionError as error:
         raise ValueError(f"the index of {shard} cannot be written ({error}); give index_dir=DIR") from error
     except (ValueError, OSError) as error:
@@ -140,36 +143,37 @@ def lint_shard(checks: Checks, work: ShardWork) -> Part:
         return part
     reader = open_shard(shard)
     for row in index.to_pylist():
-        lint_row(checks, part, reader, sample_key(source, shard, row["key"]), row)
+        lint_row(checks, part, reader, source, row, Elsewhere(work.media_root))
     reader.close()
     return part
 
 
-def lint_row(checks: Checks, part: Part, reader: ShardReader, key: str, row: dict) -> None:
+def lint_row(checks: Checks, part: Part, reader: ShardReader, source: str, row: dict, elsewhere: Elsewhere) -> None:
     """Adds one sample of a shard to `part`."""
+    key = sample_key(source, reader.location, row["key"])
     if row["reason"] is not None:
         kind = "duplicate_key" if "key occurs twice" in row["detail"] else row["reason"]
         part.add(key, [Finding(kind, short(row["detail"]))])
         return
-    members = {member["name"]: Member(**member) for member in row["members"]}
+    members = [Member(**member) for member in row["members"]]
     try:
-        record = read_record(reader, row["key"], list(members.values()))
+        record = read_record(reader, row["key"], members)
+        files = SampleFiles(reader, key, row, record.media, elsewhere)
         findings = [*check_texts(record, checks.texts), *count_tokens(record, checks)]
         named = {path for ref in record.media for path in ref.paths}
-        if unused := sorted(name for name in members if media_kind(name) and name not in named):
+        if unused := sorted(m.name for m in members if media_kind(m.name) and m.name not in named):
             findings.append(Finding("unused_media", ", ".join(unused)))
         media = [Media(**medium) for medium in row["media"]]
+        findings += check_wishes(record)
         findings += check_sizes((medium.width, medium.height) for medium in media if medium.kind == "image")
         if checks.images is not None:
-            findings += decode_all(media_files(media), checks.images, lambda name: reader.read(members[name]))
+            findings += decode_all(media_files(media), checks.images, lambda name: files[name].read())
     except (SampleError, OSError) as error:
         reason = error.reason if isinstance(error, SampleError) else "unreadable_file"
         part.add(key, [Finding(reason, short(getattr(error, "detail", str(error))))])
         return
     # Media are the same if their files are equally long and the pictures equally large: no byte of them is read.
-    told = [
-        (sum(members[name].size for name in m.members or [m.member]), m.width, m.height, m.start, m.end) for m in media
-    ]
+    told = [(files.size(m), m.width, m.height, m.start, m.end) for m in media]
     part.add(key, findings, **hashes(record, told))
 
 
@@ -187,7 +191,7 @@ def lint_records(checks: Checks, chunk: Chunk) -> Part:
                 key, ident = f"{key}, id {short(str(data['id']))}", hashed(str(data["id"]))
             record = parse_record(data, key=key)
             part.media |= {path for ref in record.media for path in ref.paths}
-            findings = [*check_texts(record, checks.texts), *count_tokens(record, checks)]
+            findings = [*check_texts(record, checks.texts), *count_tokens(record, checks), *check_wishes(record)]
             found, media = check_files(record, checks.media_root, checks.images, key)
             part.add(key, [*findings, *found], ident=ident, **hashes(record, media))
         except SampleError as error:

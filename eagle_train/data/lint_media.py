@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from eagle_train.data.convert import read_media_file
 from eagle_train.data.frames import shown_seconds
 from eagle_train.data.images import ImageReader, probe_image
 from eagle_train.data.lint import Finding, short
+from eagle_train.data.locations import shown
 from eagle_train.data.media import MediaError
+from eagle_train.data.media_fields import SIZE_FIELDS
+from eagle_train.data.media_files import read_media_file
+from eagle_train.data.media_sources import WEB
 from eagle_train.data.probe import cut_clip
 from eagle_train.data.schemas import Record
 from eagle_train.data.video_frames import PyAvVideo
@@ -53,6 +56,16 @@ def check_files(
     if images is not None and not findings:
         findings += decode_all(files, images, contents.__getitem__)
     return [*findings, *check_sizes(sizes)], told
+
+
+def check_wishes(record: Record) -> Iterator[Finding]:
+    """Yields what a record asks of its media that not every model gives, and media that are far away."""
+    sizes = [(ref.kind, *limit) for ref in record.media for limit in ref.limits if limit[0] in SIZE_FIELDS]
+    if sizes:
+        kind, name, number = sizes[0]
+        yield Finding("pixel_limits", f"{kind} with {name} {number}")
+    if far := next((path for ref in record.media for path in ref.paths if path.startswith(WEB)), None):
+        yield Finding("web_media", short(shown(far)))
 
 
 def check_sizes(sizes: Iterable[tuple[int, int]]) -> Iterator[Finding]:

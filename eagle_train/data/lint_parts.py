@@ -17,7 +17,7 @@ from eagle_train.data.lint import Finding
 from eagle_train.data.lint_files import Checks, Chunk, Part, ShardWork
 from eagle_train.data.work_pool import run_all
 
-LINT_VERSION = 1
+LINT_VERSION = 2
 """Raised when the same part gets other findings, so that none of an older version are taken."""
 Look = Callable[[Checks, Any], Part]
 """`lint_shard` or `lint_records`."""

@@ -15,13 +15,14 @@ from torch.utils.data import Dataset
 from eagle_train.data.answers import first_answers
 from eagle_train.data.catalog import Catalog
 from eagle_train.data.collate import pack
+from eagle_train.data.elsewhere import Elsewhere
 from eagle_train.data.encode import Encoder
-from eagle_train.data.index import read_sample, sample_key
+from eagle_train.data.index import open_sample, sample_key
 from eagle_train.data.layout import SampleLayout
 from eagle_train.data.media_content import Content, read_content
 from eagle_train.data.retries import StorageError
 from eagle_train.data.row_buffers import Allocate, HandedOver, RowBuffers
-from eagle_train.data.shard_reader import Member, ShardReader
+from eagle_train.data.shard_reader import ShardReader
 from eagle_train.data.storage import Storage, open_shard
 from eagle_train.types import EncodedSample, PackedBatch, Sample, SampleError, SampleUse
 
@@ -115,24 +116,24 @@ class RowDataset(Dataset):
         """Returns sample `number`, shortened as planned, and what its media are decoded from.
 
         Raises:
-            SampleError: if its shard is not there or was cut.
+            SampleError: if its shard is not there or was cut, or a file outside of it is another one than it was.
             StorageError: if it cannot be read for now.
         """
         shard, index = self.catalog.locate(number)
         here = self.catalog.shards[shard]
-        source = self.catalog.source_of(shard).name
+        source = self.catalog.source_of(shard)
+        elsewhere = Elsewhere(source.media_root, (self.storage or Storage()).retries())
         row = self.catalog.index_row(shard, index)
         try:
             reader = self.reader(shard)
-            sample = read_sample(reader, source, row)
+            sample, files = open_sample(reader, source.name, row, elsewhere)
             if layout.lost_turns:
                 sample = first_answers(sample, layout.num_answers)
-            members = {member["name"]: Member(**member) for member in row["members"]}
-            return sample, read_content(reader, members, sample.media, layout.media)
+            return sample, read_content(files, sample.media, layout.media)
         except StorageError:
             raise  # the shard may well be there: an outage must not pass for bad samples
         except OSError as error:
-            key = sample_key(source, here.location, row["key"])
+            key = sample_key(source.name, here.location, row["key"])
             raise SampleError(key, "missing_shard", f"{here.location}: {error}") from error
 
     def reader(self, shard: int) -> ShardReader:

@@ -7,10 +7,10 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from eagle_train.data.elsewhere import MediaFile, read_all
 from eagle_train.data.frames import frame_indices, shown_seconds
 from eagle_train.data.images import ImageReader
 from eagle_train.data.media import MediaError
-from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.video_frames import VideoDecoder
 from eagle_train.data.videos import WHOLE_BYTES
 from eagle_train.types import Media, MediaPlan
@@ -19,28 +19,29 @@ Content = bytes | BinaryIO | Sequence[bytes]
 """Of an image or a video file its bytes, or a file of them; of a list the bytes of each chosen frame or page."""
 
 
-def read_content(
-    reader: ShardReader, members: Mapping[str, Member], media: Sequence[Media], plans: Sequence[MediaPlan]
-) -> list[Content]:
+def read_content(files: Mapping[str, MediaFile], media: Sequence[Media], plans: Sequence[MediaPlan]) -> list[Content]:
     """Returns the content of each medium; large videos are read as they are decoded, and only where that needs it.
 
+    Args:
+        files: of the sample, by the names that `media` have for them.
+
     Raises:
-        OSError: if the shard cannot be read.
+        OSError: if a file cannot be read.
+        SampleError: see `SampleFiles`.
     """
-    groups = [[members[name] for name in chosen_members(*pair)] for pair in zip(media, plans, strict=True)]
+    groups = [[files[name] for name in chosen_members(*pair)] for pair in zip(media, plans, strict=True)]
     streamed = [_is_streamed(*pair) for pair in zip(media, groups, strict=True)]
-    whole = [member for group, is_file in zip(groups, streamed, strict=True) if not is_file for member in group]
-    read = dict(zip(whole, reader.read_members(whole), strict=True))
+    read = read_all(file for group, is_file in zip(groups, streamed, strict=True) if not is_file for file in group)
     contents: list[Content] = []
     for medium, group, is_file in zip(media, groups, streamed, strict=True):
         if is_file:
-            contents.append(reader.open(group[0]))
+            contents.append(group[0].open())
         else:
-            contents.append([read[member] for member in group] if medium.members else read[group[0]])
+            contents.append([read[file] for file in group] if medium.members else read[group[0]])
     return contents
 
 
-def _is_streamed(media: Media, files: Sequence[Member]) -> bool:
+def _is_streamed(media: Media, files: Sequence[MediaFile]) -> bool:
     """Returns whether a medium is one large video file, of which few frames may be far apart."""
     return media.kind == "video" and not media.members and files[0].size > WHOLE_BYTES
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from eagle_train.data.json_fields import bad_record, objects, text
@@ -25,9 +27,14 @@ START_FIELDS = ("start", "start_time", "video_start")
 END_FIELDS = ("end", "end_time", "video_end")
 PIXEL_FIELDS = ("min_pixels", "max_pixels", "resized_width", "resized_height")
 """Sizes that Qwen's messages may ask for, of one medium; `types.Media` has them by the same names."""
-KNOWN_FIELDS = frozenset(
-    {*FILE_FIELDS, *LIST_FIELDS, *START_FIELDS, *END_FIELDS, *PIXEL_FIELDS, "fps", "kind", "bytes"}
-)
+RATE_FIELDS = ("fps", "sample_fps")
+"""Of frames that are given as images, their rate; of a file, the one that its frames are taken at."""
+FRAME_FIELDS = ("nframes", "min_frames", "max_frames", "total_pixels")
+"""Numbers that they may ask for, of a video."""
+SIZE_FIELDS = (*PIXEL_FIELDS, "total_pixels")
+"""Those of a picture, which models of tiles do not follow."""
+VIDEO_FIELDS = (*START_FIELDS, *END_FIELDS, *RATE_FIELDS, *FRAME_FIELDS)
+KNOWN_FIELDS = frozenset({*FILE_FIELDS, *LIST_FIELDS, *PIXEL_FIELDS, *VIDEO_FIELDS, "kind", "bytes"})
 
 
 def listed_media(record: Mapping[str, Any], key: str) -> tuple[Listed, set[str]]:
@@ -77,7 +84,7 @@ def read_media(value: Any, kind: MediaKind, key: str, name: str) -> list[MediaRe
 
 
 def read_medium(value: Any, kind: MediaKind, key: str, name: str) -> MediaRef:
-    """Returns one medium: a path, a list of image paths, or an object with either and a clip's bounds or a rate.
+    """Returns one medium: a path, a list of image paths, or an object with either and what is asked of it.
 
     Raises:
         SampleError: `bad_record`.
@@ -95,15 +102,17 @@ def read_medium(value: Any, kind: MediaKind, key: str, name: str) -> MediaRef:
         raise bad_record(key, f"{name} holds {repr(value)[:80]}; it names its file, frames or pages in one field")
     ref = _reference(kind, value[places[0]], key, name)
     start, end = _bound(value, START_FIELDS, key, name), _bound(value, END_FIELDS, key, name)
-    fps = _bound(value, ("fps",), key, name)
     if (start is not None or end is not None) and (kind != "video" or ref.refs):
         raise bad_record(key, f"{name} has a start or an end; only a video file has clips")
-    if fps is not None and (kind != "video" or not ref.refs or fps <= 0):
-        raise bad_record(key, f"{name} has fps {fps}; it is the rate, above 0, of frames that are given as images")
     if end is not None and end <= (start or 0.0):
         raise bad_record(key, f"{name} is a clip from {start or 0.0} s to {end} s; the end must be after the start")
-    limits = read_limits(value, key, name)
-    return MediaRef(kind, ref.ref, refs=ref.refs, start=start or 0.0, end=end or 0.0, fps=fps, limits=limits)
+    asked = read_limits(value, key, name) + read_frame_wishes(value, kind, key, name)
+    fps = _rate(value, kind, key, name)
+    if fps is not None and not ref.refs:
+        asked, fps = (*asked, ("fps", fps)), None
+    if {"fps", "nframes"} <= dict(asked).keys():
+        raise bad_record(key, f"{name} has {dict(asked)}; a video is sampled by fps or by nframes, give one of them")
+    return replace(ref, start=start or 0.0, end=end or 0.0, fps=fps, limits=asked)
 
 
 def read_limits(value: Mapping[str, Any], key: str, name: str) -> tuple[tuple[str, int], ...]:
@@ -113,13 +122,29 @@ def read_limits(value: Mapping[str, Any], key: str, name: str) -> tuple[tuple[st
         SampleError: `bad_record` for what is no whole number above 0, a minimum above its maximum, or one side alone.
     """
     limits = {field: value[field] for field in PIXEL_FIELDS if value.get(field) is not None}
-    if wrong := {field: number for field, number in limits.items() if type(number) is not int or number < 1}:
+    if wrong := {field: number for field, number in limits.items() if not _is_count(number)}:
         raise bad_record(key, f"{name} has {wrong}; each is a whole number of pixels, at least 1")
     if limits.get("min_pixels", 0) > limits.get("max_pixels", math.inf):
         raise bad_record(key, f"{name} has min_pixels {limits['min_pixels']} above max_pixels {limits['max_pixels']}")
     if ("resized_width" in limits) != ("resized_height" in limits):
         raise bad_record(key, f"{name} has {limits}; resized_width and resized_height are given together")
     return tuple(limits.items())
+
+
+def read_frame_wishes(value: Mapping[str, Any], kind: MediaKind, key: str, name: str) -> tuple[tuple[str, int], ...]:
+    """Returns the numbers of frames, and of their pixels, that a video asks for, by field.
+
+    Raises:
+        SampleError: `bad_record` for what is no whole number above 0, a minimum above its maximum, or no video.
+    """
+    asked = {field: value[field] for field in FRAME_FIELDS if value.get(field) is not None}
+    if asked and kind != "video":
+        raise bad_record(key, f"{name} has {asked}; only a video has frames")
+    if wrong := {field: number for field, number in asked.items() if not _is_count(number)}:
+        raise bad_record(key, f"{name} has {wrong}; each is a whole number, at least 1")
+    if asked.get("min_frames", 0) > asked.get("max_frames", math.inf):
+        raise bad_record(key, f"{name} has min_frames {asked['min_frames']} above max_frames {asked['max_frames']}")
+    return tuple(asked.items())
 
 
 def medium_fields(ref: MediaRef, members: Sequence[str]) -> dict[str, Any]:
@@ -130,6 +155,22 @@ def medium_fields(ref: MediaRef, members: Sequence[str]) -> dict[str, Any]:
     (member,) = members
     bounds = {name: value for name, value in (("start", ref.start), ("end", ref.end)) if value}
     return {"kind": ref.kind, "member": member, **bounds, **dict(ref.limits)}
+
+
+def _is_count(number: Any) -> bool:
+    """Returns whether a value is a whole number above 0 that an index can hold."""
+    return type(number) is int and 1 <= number < 1 << 31
+
+
+def _rate(value: Mapping[str, Any], kind: MediaKind, key: str, name: str) -> float | None:
+    """Returns the frames a second that a medium has or asks for, if any; Qwen's messages may give a string."""
+    if isinstance(number := value.get("sample_fps"), str):
+        with suppress(ValueError):  # `_bound` names it
+            value = {**value, "sample_fps": float(number)}
+    fps = _bound(value, RATE_FIELDS, key, name)
+    if fps is not None and (kind != "video" or fps <= 0):
+        raise bad_record(key, f"{name} has fps {fps}; it is a rate above 0, of a video")
+    return fps
 
 
 def _reference(kind: MediaKind, value: Any, key: str, name: str) -> MediaRef:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from eagle_train.data.convert import read_media_file
 from eagle_train.data.frames import frame_indices
 from eagle_train.data.images import probe_image
 from eagle_train.data.media import MediaError
 from eagle_train.data.media_content import Content
+from eagle_train.data.media_files import read_media_file
 from eagle_train.data.placeholders import MediaRef
 from eagle_train.data.probe import DEFAULT_FPS, cut_clip
 from eagle_train.data.videos import probe_video

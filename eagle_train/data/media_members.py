@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from eagle_train.data.media_sources import is_address, named
+from eagle_train.data.media_sources import named
 from eagle_train.data.placeholders import MediaRef
 from eagle_train.types import SampleError
 
@@ -17,21 +17,27 @@ def find_members(
     members: Mapping[str, bytes],
     media: Sequence[MediaRef],
     key: str,
-    addresses: bool,
+    elsewhere: Callable[[str], bool],
 ) -> MediaRef:
-    """Returns `ref` with the members that it means among the `members`, of which `media` are images and videos."""
+    """Returns `ref` with the members that it means among the `members`, of which `media` are images and videos.
+
+    Args:
+        elsewhere: whether a path or address that no member stands for may be kept.
+
+    Raises:
+        SampleError: `missing_media`.
+    """
     names = [find_member(path, members, key) for path in ref.paths]
     alike = [other.ref for other in media if other.kind == ref.kind]
     if names == [None] and len(alike) == 1 and sum(other.kind == ref.kind for other in refs) == 1:
         names = alike
-    if addresses:
-        names = [
-            path if name is None and is_address(path) else name for name, path in zip(names, ref.paths, strict=True)
-        ]
+    names = [path if name is None and elsewhere(path) else name for name, path in zip(names, ref.paths, strict=True)]
     if None in names:
         lost = ref.paths[names.index(None)]
-        remedy = "; `data build` from these tars stores it as one" if is_address(lost) else ""
-        detail = f"{ref.kind} {named(lost)} is not among the members {sorted(members)}{remedy}"
+        detail = (
+            f"{ref.kind} {named(lost)} is not among the members {sorted(members)}; files of this machine are read only "
+            f"below a media_root, which the dataset card or `data build` is given"
+        )
         raise SampleError(key, "missing_media", detail)
     return replace(ref, refs=tuple(names)) if ref.refs else replace(ref, ref=names[0])
 

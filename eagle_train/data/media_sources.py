@@ -11,12 +11,15 @@ import base64
 import binascii
 import http.client
 import re
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
 
 from eagle_train.data.locations import shown
 from eagle_train.data.placeholders import MediaRef
+from eagle_train.data.retries import Retries, StorageError
 from eagle_train.data.shards import MAX_MEMBER_BYTES
 from eagle_train.types import SampleError
 
@@ -29,6 +32,8 @@ TIMEOUT_SECONDS = 30.0
 """For a connection and for each wait for more; all of a medium may take `TOTAL_SECONDS`."""
 TOTAL_SECONDS = 300.0
 CHUNK_BYTES = 1 << 20
+BRIEF = Retries(attempts=3, backoff_seconds=0.2)
+"""For a question, or a record that is left out if its media cannot be had."""
 
 
 def is_address(text: str) -> bool:
@@ -64,14 +69,51 @@ def read_address(ref: MediaRef, key: str, max_bytes: int = MAX_MEMBER_BYTES) -> 
         known = "a path, file://, http://, https:// or data:...;base64,..."
         raise SampleError(key, "bad_record", f"{named(ref.ref)} is read no such way; a medium is {known}")
     try:
-        data = fetch(ref.ref, max_bytes)
-    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
-        reason = getattr(error, "reason", None) or error
-        detail = f"{named(ref.ref)} cannot be fetched ({reason}); if this machine has no network, name local files"
+        return fetch_medium(ref, key, BRIEF, max_bytes)
+    except StorageError as error:
+        last = error.__cause__.__cause__
+        detail = f"{named(ref.ref)} cannot be fetched ({last}); if this machine has no network, name local files"
         raise SampleError(key, "missing_media", detail) from error
+
+
+def fetch_medium(ref: MediaRef, key: str, retries: Retries, max_bytes: int = MAX_MEMBER_BYTES) -> bytes:
+    """Returns the bytes at a URL, asked for again where that may help.
+
+    Args:
+        ref: a medium on the web.
+        key: names the sample in errors.
+        retries: how often to ask.
+        max_bytes: the most that it may have.
+
+    Raises:
+        SampleError: `missing_media` if it is not there, or there is no such server, and `unreadable_...` if it is too
+            large.
+        StorageError: if the server, or the network, does not answer: then it may well be there.
+    """
+    try:
+        data = retries.run(lambda: fetch(ref.ref, max_bytes), may_pass, ref.ref)
+    except StorageError as error:
+        remedy = "without a network, `data build` from these tars where there is one, which stores the media"
+        raise StorageError(f"{key}: {error}; {remedy}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
+        remedy = "; if this machine has no network, name local files" if isinstance(reason, socket.gaierror) else ""
+        raise SampleError(key, "missing_media", f"{named(ref.ref)} cannot be fetched ({reason}){remedy}") from error
     if len(data) > max_bytes:
         raise too_large(ref, key, max_bytes)
     return data
+
+
+def may_pass(error: Exception) -> bool:
+    """Returns whether an error of `fetch` may go away by itself: not that of a page or a server that does not exist."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in (408, 425, 429) or error.code >= 500
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, socket.gaierror):
+        return reason.errno == socket.EAI_AGAIN
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return False
+    return isinstance(error, (OSError, http.client.HTTPException)) and not isinstance(error, http.client.InvalidURL)
 
 
 def fetch(url: str, max_bytes: int) -> bytes:
@@ -83,7 +125,7 @@ def fetch(url: str, max_bytes: int) -> bytes:
     request = urllib.request.Request(url, headers={"User-Agent": "eagle_train"})
     deadline = time.monotonic() + TOTAL_SECONDS
     parts, count = [], 0
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+    with open_url(request) as answer:
         while count <= max_bytes and (part := answer.read(min(CHUNK_BYTES, max_bytes + 1 - count))):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"more than {TOTAL_SECONDS:.0f} s for {count} bytes")
@@ -92,6 +134,15 @@ def fetch(url: str, max_bytes: int) -> bytes:
         if answer.length and count <= max_bytes:  # of a connection that broke, `read` says nothing
             raise OSError(f"it ended {answer.length} bytes early")
     return b"".join(parts)
+
+
+def open_url(request: urllib.request.Request) -> http.client.HTTPResponse:
+    """Returns the answer to a request; raises as `urllib.request.urlopen`, with nothing left open."""
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()  # it is the answer too
+        raise
 
 
 def decode(ref: MediaRef, key: str, max_bytes: int) -> bytes:

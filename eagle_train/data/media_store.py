@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from eagle_train.data.archives import Archive, ArchiveReader, clean_name
-from eagle_train.data.convert import read_media_file
+from eagle_train.data.media_files import read_media_file
 from eagle_train.data.media_sources import ADDRESS, is_address, read_address
 from eagle_train.data.placeholders import MediaRef
 from eagle_train.types import SampleError

@@ -29,8 +29,9 @@ class MediaRef:
     """Seconds; 0 for the end of the file."""
     fps: float | None = None
     """Frames per second of `refs`, where it is told."""
-    limits: tuple[tuple[str, int], ...] = ()
-    """Sizes in pixels that the record asks for: (field of `types.Media`, number) pairs; see `PIXEL_FIELDS`."""
+    limits: tuple[tuple[str, int | float], ...] = ()
+    """Sizes in pixels and numbers of frames that the record asks for: (field of `types.Media`, number) pairs; see
+    `media_fields`."""
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from eagle_train.data.elsewhere import MediaFile
 from eagle_train.data.frames import clip_bounds, clip_frames
 from eagle_train.data.image_headers import Header, read_header
 from eagle_train.data.images import probe_image
 from eagle_train.data.media import MediaError
 from eagle_train.data.placeholders import MediaRef
-from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.videos import WHOLE_BYTES, probe_video
 from eagle_train.types import Media, SampleError
 
@@ -19,50 +19,51 @@ DEFAULT_FPS = 1.0
 """Frames per second of a video that is given as images, where nothing tells it: what caption sets mostly extract."""
 
 
-def probe_medium(reader: ShardReader, key: str, ref: MediaRef, members: Sequence[Member]) -> Media:
+def probe_medium(key: str, ref: MediaRef, files: Sequence[MediaFile]) -> Media:
     """Returns the header facts of one image, video or document.
 
     Args:
-        members: its files in order, one for each of `ref.paths`.
+        key: names the sample in errors.
+        files: its files in order, one for each of `ref.paths`.
 
     Raises:
         SampleError: if it is unreadable, or a clip has nothing of its file.
     """
-    return replace(probe_file(reader, key, ref, members), **dict(ref.limits))
+    return replace(probe_file(key, ref, files), **dict(ref.limits))
 
 
-def probe_file(reader: ShardReader, key: str, ref: MediaRef, members: Sequence[Member]) -> Media:
-    """Returns what `probe_medium` does, but for the sizes that the record asks for."""
+def probe_file(key: str, ref: MediaRef, files: Sequence[MediaFile]) -> Media:
+    """Returns what `probe_medium` does, but for what the record asks for."""
     if ref.refs:
-        return probe_list(reader, key, ref, members)
-    (member,) = members
+        return probe_list(key, ref, files)
+    (file,) = files
     try:
         if ref.kind == "image":
-            width, height, orientation = probe_member(reader, member)
-            return Media(kind="image", member=member.name, width=width, height=height, orientation=orientation)
-        facts = probe_video(reader.read(member) if member.size <= WHOLE_BYTES else reader.open(member))
+            width, height, orientation = probe_picture(file)
+            return Media(kind="image", member=file.name, width=width, height=height, orientation=orientation)
+        facts = probe_video(file.read() if file.size <= WHOLE_BYTES else file.open())
     except MediaError as error:
-        raise SampleError(key, error.reason, f"{member.name}: {error}") from error
-    media = Media(kind="video", member=member.name, **facts._asdict())
+        raise SampleError(key, error.reason, f"{file.name}: {error}") from error
+    media = Media(kind="video", member=file.name, **facts._asdict())
     return cut_clip(media, ref.start, ref.end, key)
 
 
-def probe_list(reader: ShardReader, key: str, ref: MediaRef, members: Sequence[Member]) -> Media:
+def probe_list(key: str, ref: MediaRef, files: Sequence[MediaFile]) -> Media:
     """Returns the header facts of frames or pages that are images; see `probe_medium`."""
     sizes = []
-    for member in members:
+    for file in files:
         try:
-            sizes.append(probe_member(reader, member)[:2])
+            sizes.append(probe_picture(file)[:2])
         except MediaError as error:
-            raise SampleError(key, error.reason, f"{member.name}: {error}") from error
+            raise SampleError(key, error.reason, f"{file.name}: {error}") from error
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     return Media(
         kind=ref.kind,
-        members=tuple(member.name for member in members),
+        members=tuple(file.name for file in files),
         width=width,
         height=height,
-        duration=len(members) / (ref.fps or DEFAULT_FPS) if ref.kind == "video" else 0.0,
-        num_frames=len(members),
+        duration=len(files) / (ref.fps or DEFAULT_FPS) if ref.kind == "video" else 0.0,
+        num_frames=len(files),
     )
 
 
@@ -82,14 +83,14 @@ def cut_clip(media: Media, start: float, end: float, key: str) -> Media:
     return replace(media, start=start, end=end, duration=end - start, num_frames=frames)
 
 
-def probe_member(reader: ShardReader, member: Member) -> Header:
-    """Returns what `probe_image` gives for an image member, which is read whole only if its head does not tell.
+def probe_picture(file: MediaFile) -> Header:
+    """Returns what `probe_image` gives for an image file, which is read whole only if its head does not tell.
 
     Raises:
         MediaError: as `probe_image`.
     """
-    if member.size > HEAD_BYTES:
-        header = read_header(reader.read_range(member.offset, HEAD_BYTES))
+    if file.size > HEAD_BYTES:
+        header = read_header(file.head(HEAD_BYTES))
         if header is not None:
             return header
-    return probe_image(reader.read(member))
+    return probe_image(file.read())

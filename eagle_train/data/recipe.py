@@ -38,6 +38,8 @@ class DatasetCard:
             that no card before it takes.
         build: what `data build` makes it from: a `_target_` that gives `pieces.Records` for each shard.
         index_dir: where the indexes are, relative to the data root; null: beside the shards; of a URL: in `index/`.
+        media_root: folder of the files that records name beside the members of their tars, relative to the data root;
+            null: they may name none, so that no shard reads what it likes of this machine.
     """
 
     name: str
@@ -50,6 +52,7 @@ class DatasetCard:
     select: Mapping[str, Sequence[str]] | None = None
     build: Mapping[str, Any] | None = None
     index_dir: str | None = None
+    media_root: str | None = None
 
     def folder(self, data_root: Path) -> Path:
         """Returns the folder of the shards."""
@@ -119,8 +122,9 @@ def load_recipe(name: str) -> Recipe:
     """Returns a recipe of `data_recipes/`, or the one at a path, with the cards of its sources.
 
     A card is a file of `datasets/`, or one of many in a file of `collections/` that the recipe names. A recipe outside
-    `data_recipes/` may hold its cards itself, under `datasets`; their shards are then relative to the recipe's folder.
-    Under `include` a recipe may name others whose sources, and the collections of their cards, are its own too.
+    `data_recipes/` may hold its cards itself, under `datasets`; their shards and media roots are then relative to the
+    recipe's folder. Under `include` a recipe may name others whose sources, and the collections of their cards, are
+    its own too.
 
     Raises:
         ValueError: for an unknown name, with the nearest known ones, or a bad file.
@@ -140,8 +144,9 @@ def load_recipe(name: str) -> Recipe:
     for source in [*recipe.sources, *recipe.evaluation]:
         card_path = folder / "datasets" / f"{source}.yaml"
         if source in inline:
-            shards = str(join(path.parent.resolve(), inline[source]["shards"]))  # beside the recipe
-            cards[source] = make(DatasetCard, {"name": source, **inline[source], "shards": shards}, path)
+            beside = {key: inline[source][key] for key in ("shards", "media_root") if inline[source].get(key)}
+            beside = {key: str(join(path.parent.resolve(), value)) for key, value in beside.items()}
+            cards[source] = make(DatasetCard, {"name": source, **inline[source], **beside}, path)
         elif source in many:
             cards[source] = many[source]
         elif card_path.is_file():
@@ -259,7 +264,8 @@ def card_source(recipe: Recipe, name: str, data_root: Path, **how: float | Fract
     index_dir = data_root / card.index_dir if card.index_dir else None
     if index_dir is None and isinstance(shards[0], str):
         index_dir = data_root / "index" / name
-    return Source(name=name, shards=shards, index_dir=index_dir, **how)
+    media_root = data_root / card.media_root if card.media_root else None
+    return Source(name=name, shards=shards, index_dir=index_dir, media_root=media_root, **how)
 
 
 def how_to_get(recipe: Recipe, card: DatasetCard) -> str:

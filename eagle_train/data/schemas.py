@@ -1,30 +1,29 @@
 """Annotations of other projects, recognised by their keys, become one form: the canonical record.
 
     {"messages": [{"role": "user", "content": [{"type": "media", "index": 0}, {"type": "text", "text": "Why?"}]}, ...],
-     "media": [{"kind": "image", "member": "0.png"},
-               {"kind": "video", "member": "1.mp4", "start": 3.0, "end": 9.5},
+     "media": [{"kind": "image", "member": "0.png", "max_pixels": 50176},
+               {"kind": "video", "member": "1.mp4", "start": 3.0, "end": 9.5, "fps": 1.0},
                {"kind": "video", "members": ["2.0.jpg", "2.1.jpg"], "fps": 2.0},
                {"kind": "document", "members": ["3.0.png", "3.1.png"]}],
      "meta": {...}}
 
 Every medium is placed exactly once and `media` is in reading order, so what is decoded in that order lands where
 the conversation has it. Without `start` and `end` a video is its whole file; `fps` is the rate of frames that are
-given as images, 1 by default.
+given as images, 1 by default, and of a file the rate that frames are to be taken at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from eagle_train.data.json_fields import bad_record, load_object, objects, text
 from eagle_train.data.media_fields import (
-    END_FIELDS,
     MEDIA_LISTS,
     PIXEL_FIELDS,
-    START_FIELDS,
+    VIDEO_FIELDS,
     listed_media,
     medium_fields,
     read_medium,
@@ -85,30 +84,43 @@ def parse_record(record: Mapping[str, Any], *, key: str) -> Record:
     return _parse(record, key, {})
 
 
-def parse_members(members: Mapping[str, bytes], *, key: str, addresses: bool = False) -> Record:
-    """Returns the conversation of a WebDataset sample; every `ref` of it is a member.
+def nowhere(path: str) -> bool:
+    """Returns False: a record's media are members of its sample."""
+    del path
+    return False
+
+
+def anywhere(path: str) -> bool:
+    """Returns True: what no member stands for is kept, as whoever made the index has looked at it."""
+    del path
+    return True
+
+
+def parse_members(members: Mapping[str, bytes], *, key: str, elsewhere: Callable[[str], bool] = nowhere) -> Record:
+    """Returns the conversation of a WebDataset sample; every `ref` of it is a member, or may be `elsewhere`.
 
     The `json` member is a record as `parse_record` takes it. A reference in it finds the member of that extension,
     the one of that file name (`<key>.jpg`), or the only one of its kind; if it names no media, the media members
     are its media. Without a conversation the sample is a caption pair: one image, and `txt` or the json's `caption`.
+    Without any media member, whatever is a record is one.
 
     Args:
         members: contents by extension (`json`, `0.png`); contents of media are not looked at.
         key: tar key of the sample.
-        addresses: keep references to the web, or to bytes within the record, that no member stands for.
+        elsewhere: whether a path or address in the record that no member stands for is kept, to be read there.
 
     Raises:
         SampleError: as `parse_record`, and `missing_media` for a reference without a member.
     """
     record = load_object(members["json"], key) if "json" in members else {}
     media = [MediaRef(kind, name) for name in members if (kind := media_kind(name))]
-    if not _has_conversation(record):
+    if not _has_conversation(record) and (media or not record):
         return _parse_caption(members, record, media, key)
     present: Listed = {}
     for ref in media:
         present.setdefault(ref.kind, []).append(ref)
     parsed = _parse(record, key, present)
-    found = tuple(find_members(ref, parsed.media, members, media, key, addresses) for ref in parsed.media)
+    found = tuple(find_members(ref, parsed.media, members, media, key, elsewhere) for ref in parsed.media)
     return Record(parsed.messages, found, parsed.meta)
 
 
@@ -223,9 +235,7 @@ def _read_part(part: Mapping[str, Any], key: str) -> Part:
         return Slot(name)  # the next one of the list beside the conversation
     if isinstance(value, Mapping) and "url" in value:
         value = value["url"]  # OpenAI's may also tell a level of detail
-    # Beside a file, Qwen's `fps` and `nframes` say how to choose its frames, which is the run's business.
-    rate = ["fps"] if isinstance(value, list) else []
-    asked = (*PIXEL_FIELDS, *((*START_FIELDS, *END_FIELDS, *rate) if name == "video" else ()))
+    asked = (*PIXEL_FIELDS, *(VIDEO_FIELDS if name == "video" else ()))
     given = {field: part[field] for field in asked if part.get(field) is not None}
     if given:
         value = (dict(value) if isinstance(value, Mapping) else {"path": value}) | given

@@ -28,7 +28,8 @@ class SmartResize:
 
         most of a frame = max(min(video_max_pixels, D * video_total_pixels / frames), 1.05 * video_min_pixels)
 
-    A record may ask for other bounds of a medium, or for a size itself, which is then resized within the bounds here.
+    A record may ask for other bounds of a medium, of a video also for another `video_total_pixels`, or for a size
+    itself, which is then resized within `min_pixels` and `max_pixels`, of a video too.
 
     Args:
         tile_size: S: patch times merge.
@@ -81,10 +82,11 @@ class SmartResize:
         """Returns the tiles of so many frames of a video or pages of a document, see `OfMedium`."""
         return self.of(media).plan_frames(media, size, num_frames, max_tiles)
 
-    def frame_bounds(self, num_frames: int) -> tuple[int, int]:
-        """Returns the fewest and most pixels of each of so many frames of a video."""
-        most = min(self.video_max_pixels, self.video_total_pixels / num_frames * self.tile_depth)
-        return self.video_min_pixels, int(max(most, int(self.video_min_pixels * 1.05)))
+    def frame_bounds(self, media: Media, num_frames: int) -> tuple[int, int]:
+        """Returns the fewest and most pixels of each of so many frames of a video, by its record or by the run."""
+        least, total = media.min_pixels or self.video_min_pixels, media.total_pixels or self.video_total_pixels
+        most = max(min(self.video_max_pixels, total / num_frames * self.tile_depth), int(least * 1.05))
+        return least, int(min(media.max_pixels or most, most))
 
     def cut(self, image: Image.Image, plan: MediaPlan, out: np.ndarray) -> None:
         """Writes the tiles of an RGB `image` into `out` (N, 3, D, S, S) uint8."""
@@ -131,7 +133,8 @@ class OfMedium:
 
     Args:
         resize: bounds for all media.
-        media: its `min_pixels`, `max_pixels`, `resized_width` and `resized_height`, each 0 where it asks for none.
+        media: its `min_pixels`, `max_pixels`, `total_pixels`, `resized_width` and `resized_height`, each 0 where it
+            asks for none.
     """
 
     resize: SmartResize
@@ -146,9 +149,8 @@ class OfMedium:
         Raises:
             MediaError: for an image whose one side is more than `LARGEST_ASPECT` times the other.
         """
-        bounds = self.resize.min_pixels, self.resize.max_pixels
-        least, most = self.media.min_pixels or bounds[0], self.media.max_pixels or bounds[1]
-        return self._plan((width, height), bounds, (least, most), max_tiles)
+        least, most = self.media.min_pixels or self.resize.min_pixels, self.media.max_pixels or self.resize.max_pixels
+        return self._plan((width, height), (least, most), max_tiles)
 
     def plan_frames(
         self, media: Media, size: tuple[int, int], num_frames: int, max_tiles: int | None = None
@@ -164,18 +166,15 @@ class OfMedium:
         """
         if media.kind == "document":
             return replace(self.plan(*size, max_tiles), num_frames=num_frames)
-        bounds = self.resize.frame_bounds(num_frames)
-        least, most = self.media.min_pixels or bounds[0], min(self.media.max_pixels or bounds[1], bounds[1])
-        one = self._plan(size, bounds, (least, most), max_tiles)
+        one = self._plan(size, self.resize.frame_bounds(self.media, num_frames), max_tiles)
         return replace(one, num_frames=num_frames, frames_per_tile=self.resize.tile_depth)
 
-    def _plan(
-        self, size: tuple[int, int], bounds: tuple[int, int], asked: tuple[int, int], max_tiles: int | None
-    ) -> MediaPlan:
+    def _plan(self, size: tuple[int, int], bounds: tuple[int, int], max_tiles: int | None) -> MediaPlan:
         side = self.resize.tile_size
+        least, most = bounds
         if self.media.resized_width and self.media.resized_height:
-            size, asked = (self.media.resized_width, self.media.resized_height), bounds
-        least, most = asked
+            size = self.media.resized_width, self.media.resized_height
+            least, most = self.resize.min_pixels, self.resize.max_pixels
         if max_tiles is not None:
             most = min(most, max_tiles * side**2)
         cols, rows = smart_resize(*size, tile=side, min_pixels=min(least, most), max_pixels=most)

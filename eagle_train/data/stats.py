@@ -107,15 +107,15 @@ def no_stats() -> Stats:
     return {name: Distribution.of([]) for name in MEASURED}
 
 
-def text_lengths(shard: Path, index_dir: Path | None, layout: Layout) -> pa.Table:
+def text_lengths(shard: Path, index_dir: Path | None, layout: Layout, media_root: Path | None = None) -> pa.Table:
     """Returns the text lengths of a shard up to each answer, from disk if they were counted before."""
-    return read_table(ensure_lengths(shard, index_dir, layout.text))
+    return read_table(ensure_lengths(shard, index_dir, layout.text, media_root))
 
 
-def shard_stats(shard: Path, index_dir: Path | None, layout: Layout) -> Stats:
+def shard_stats(shard: Path, index_dir: Path | None, layout: Layout, media_root: Path | None = None) -> Stats:
     """Returns the stats of a shard's samples, those too long for a row included, the other bad ones not."""
-    texts = text_lengths(shard, index_dir, layout)
-    index = read_table(ensure_index(shard, index_dir))
+    texts = text_lengths(shard, index_dir, layout, media_root)
+    index = read_table(ensure_index(shard, index_dir, media_root=media_root))
     encoder = layout.encoder
     found: dict[str, list[int]] = {name: [] for name in MEASURED}
     columns = [index[name].to_pylist() for name in ("media", "reason")]

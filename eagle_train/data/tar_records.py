@@ -24,9 +24,11 @@ class TarRecords:
 
     Args:
         path: file of `split_tars`.
+        media_root: see `convert.from_members`.
     """
 
     path: Path
+    media_root: Path | None = None
 
     def read(self) -> Iterator[TarSample | SampleError]:
         """Yields the samples, see `pieces.Records`."""
@@ -38,7 +40,8 @@ class TarRecords:
                 if reader is not None:
                     reader.close()
                 reader = open_shard(tar).read_ahead()
-            yield from_members(key, f"{tar.stem}/{place['key']}", reader, [Member(*m) for m in place["members"]])
+            members = [Member(*member) for member in place["members"]]
+            yield from_members(key, f"{tar.stem}/{place['key']}", reader, members, self.media_root)
         if reader is not None:
             reader.close()
 

@@ -83,7 +83,7 @@ class Playback:
         self._file = file
         self._max_pixels = max_pixels
         self._reformatter = VideoReformatter()
-        self._exact_from = -math.inf
+        self._exact_from = self._unseen_before = -math.inf
         self._open()
         self._origin = self._shown.pts
         self._tick = float(self._stream.time_base)
@@ -140,17 +140,22 @@ class Playback:
             raise
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        """Yields the frames in the order shown; those before `_exact_from` that no other needs are passed over."""
+        """Yields frames in the order shown; those before `_exact_from` that no other needs are passed over."""
         context = self._stream.codec_context
+        decode, is_split = context.decode, _is_split(context)
         was_early = False
         context.skip_frame = "DEFAULT"
-        for packet in self._container.demux(self._stream):
+        for packet in self._container.demux(self._stream):  # of long videos, tens of thousands: each call counts
             pts = packet.pts
             is_early = pts is not None and pts < self._exact_from
             if is_early != was_early:  # to set it costs as much as a small frame
                 context.skip_frame = "NONREF" if is_early else "DEFAULT"
                 was_early = is_early
-            yield from packet.decode()
+            if is_early and is_split and _is_unreferenced(packet):
+                continue  # the decoder would do nothing with it either, but takes longer
+            for frame in decode(packet):
+                if frame.pts is None or frame.pts >= self._unseen_before:
+                    yield frame
 
     def _decode(self, after: float = -math.inf) -> av.VideoFrame | None:
         """Returns the next frame that is shown later than `after`, None after the last one."""
@@ -164,8 +169,10 @@ class Playback:
 
     def _play_to(self, ticks: int) -> None:
         """Decodes until the frame shown at `ticks` is known: until the next one is shown later, or there is none."""
+        self._unseen_before = self._exact_from  # most frames are decoded for others only, and dropped where they come
         while self._next is not None and self._next.pts <= ticks:
             self._shown, self._next = self._next, self._decode(after=self._next.pts)
+        self._unseen_before = -math.inf
 
     def _is_worth_a_jump(self, ticks: int) -> bool:
         """Returns whether a key frame lies between what was decoded last and `ticks`, as far as is known."""
@@ -180,7 +187,7 @@ class Playback:
     def _jump(self, ticks: int) -> None:
         """Goes to a key frame at or before `ticks`."""
         position, back = self._shown.pts, 0
-        while self._can_jump and (target := ticks - self._lead - back) > self._origin:
+        while self._can_jump and (target := ticks - back) > self._origin:
             try:
                 self._container.seek(target, stream=self._stream)
                 self._frames = self._decoded()
@@ -188,7 +195,7 @@ class Playback:
                     break
             except av.error.FFmpegError:
                 pass  # damaged, or not to be decoded without what comes before: further back it may be
-            back = max(2 * back, round(1 / self._tick))
+            back = max(2 * back, self._lead + round(1 / self._tick))
         else:
             self._container.close()
             self._open()
@@ -213,3 +220,20 @@ def _passing_over(stream: av.VideoStream) -> float:
     if stream.codec_context.name != "h264" or not stream.average_rate:
         return math.inf
     return math.ceil(2 / (stream.average_rate * stream.time_base))
+
+
+def _is_split(context: av.VideoCodecContext) -> bool:
+    """Returns whether packets hold H.264 units, each after its length in four bytes (ISO/IEC 14496-15 5.3.3)."""
+    head = (context.extradata or b"")[:5]  # version 1, profile, compatibility, level, and bytes of a length less one
+    return context.name == "h264" and len(head) == 5 and head[0] == 1 and head[4] & 3 == 3
+
+
+def _is_unreferenced(packet: av.Packet) -> bool:
+    """Returns whether a packet holds nothing but slices that no other picture refers to.
+
+    Their first byte is 1: `nal_ref_idc` 0 and `nal_unit_type` 1 (ITU-T H.264 7.3.1).
+    """
+    data, at = memoryview(packet), 0
+    while at + 4 < len(data) and data[at + 4] == 1:
+        at += 4 + int.from_bytes(data[at : at + 4], "big")
+    return 0 < at == len(data)

@@ -12,6 +12,7 @@ from transformers import TextStreamer
 
 from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
+from eagle_train.data.media_fields import SIZE_FIELDS
 from eagle_train.data.media_input import chosen_content, load_medium
 from eagle_train.data.placeholders import MediaRef
 from eagle_train.data.schemas import parse_prompt
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
     messages, refs = opening(options)
     media, files = read_media(refs)
     model, encoder = load_model(options.model)
-    if any(ref.limits for ref in refs):
+    if not encoder.tiling.tile_depth and any(name in SIZE_FIELDS for ref in refs for name, _ in ref.limits):
         print("note: sizes in pixels that messages ask for are not used: this model cuts tiles", file=sys.stderr)
     room = (options.max_length or model.llm.config.max_position_embeddings) - options.max_new_tokens
     plans = tiles = None

@@ -40,8 +40,8 @@ HELP = """usage: python -m eagle_train data WORD key=value ...
       builds every source of a recipe under data_root, and its tokenizer if the recipe trains one
   data build name=NAME annotation=FILE [media_root=DIR] out=DIR [max_bad_share=0.01] [workers=N] ...
       a JSON list or JSONL (LLaVA, ShareGPT messages, typed content, Eagle 2.5, alpaca) with its media
-  data build name=NAME tars=GLOB out=DIR [max_bad_share=0.01] [workers=N] ...
-      WebDataset tars: images with txt or json
+  data build name=NAME tars=GLOB [media_root=DIR] out=DIR [max_bad_share=0.01] [workers=N] ...
+      WebDataset tars: images with txt or json; media_root: folder of files that the json names beside the members
 
 The last two take samples_per_shard=1000, and also write DIR/NAME.yaml, a recipe to train on:
 schedule.sft.recipe=DIR/NAME.yaml. `build` has as many workers as there are cores, unless it is told otherwise; stopped,
@@ -65,7 +65,7 @@ LOOKING = ("index", "lint", "stats", "preview")
 KEYS = {
     "recipe": {"recipe", "data_root", "workers"},
     "annotation": {"name", "annotation", "media_root", "out", "max_bad_share", "samples_per_shard", "workers"},
-    "tars": {"name", "tars", "out", "max_bad_share", "samples_per_shard", "workers"},
+    "tars": {"name", "tars", "media_root", "out", "max_bad_share", "samples_per_shard", "workers"},
 }
 STOPPED = 130
 """Exit code after Ctrl-C, as a shell has it: 128 and the number of SIGINT."""
@@ -222,10 +222,10 @@ def build_source(values: dict[str, str], folder: Path, workers: int) -> BuildRep
         "max_bad_share": float(values.get("max_bad_share", 0.01)),
         "workers": workers,
         "progress": progress,
+        "media_root": Path(values["media_root"]) if "media_root" in values else None,
     }
     if "annotation" in values:
-        root = Path(values["media_root"]) if "media_root" in values else None
-        return build_from_annotation(folder, annotation=Path(values["annotation"]), media_root=root, **how)
+        return build_from_annotation(folder, annotation=Path(values["annotation"]), **how)
     pattern = Path(values["tars"])
     tars = sorted(pattern.parent.glob(pattern.name))
     if not tars:

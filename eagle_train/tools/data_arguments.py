@@ -111,7 +111,9 @@ def yes(values: Mapping[str, str], key: str) -> bool:
 
 
 def find_sources(values: Mapping[str, str]) -> list[Source]:
-    """Returns the sources of `recipe=`, or the tars of `tars=`, one source per folder, with indexes in `index_dir=`.
+    """Returns the sources of `recipe=`, or the tars of `tars=`, one source per folder.
+
+    Their indexes are in `index_dir=`, and files that their records name in `media_root=`, where these are given.
 
     Raises:
         ValueError: unless exactly one of both is given and something is found.
@@ -130,9 +132,8 @@ def find_sources(values: Mapping[str, str]) -> list[Source]:
             Source(name=folder.absolute().name, shards=[path for path in found if path.parent == folder])
             for folder in folders
         ]
-    if "index_dir" not in values:
-        return sources
-    return [replace(source, index_dir=Path(values["index_dir"])) for source in sources]
+    given = {key: Path(values[key]) for key in ("index_dir", "media_root") if key in values}
+    return [replace(source, **given) for source in sources]
 
 
 def is_experiment(arguments: Sequence[str]) -> bool:

@@ -32,7 +32,8 @@ from eagle_train.train.stage_data import make_layout
 HELP = """Builds the index of each shard: byte ranges, sizes of images and videos from their headers, and what is bad.
 
   data index recipe=NAME | tars=GLOB [data_root=data] [index_dir=DIR] [workers=1]
-      the indexes. index_dir: where they go if the shards' folder is read only
+      the indexes. index_dir: where they go if the shards' folder is read only; media_root: folder of files that
+      records name beside the members of their tars
   data index recipe=NAME | tars=GLOB tokenizer=FOLDER chat_template=NAME ...
       and the text lengths under this tokenizer and template (one of configs/chat_template)
   data index +experiment=NAME [key=value ...] [stage=NAME] [workers=1]
@@ -40,7 +41,7 @@ HELP = """Builds the index of each shard: byte ranges, sizes of images and video
 
 What is on disk and fits its shard is kept, so that a stopped build goes on where it was.
 """
-KEYS = {"recipe", "tars", "data_root", "index_dir", "tokenizer", "chat_template", "workers"}
+KEYS = {"recipe", "tars", "data_root", "index_dir", "media_root", "tokenizer", "chat_template", "workers"}
 OWN = ("stage", "workers")
 ANY_LENGTH = 1 << 30
 

@@ -25,7 +25,7 @@ from eagle_train.train.assemble import load_tokenizer
 
 HELP = """Finds what a run would leave out (errors) and what looks odd (warnings), with examples and what to do.
 
-  data lint recipe=NAME | tars=GLOB [data_root=data] [index_dir=DIR] ...
+  data lint recipe=NAME | tars=GLOB [data_root=data] [index_dir=DIR] [media_root=DIR] ...
   data lint annotation=FILE [media_root=DIR] ...
 
   tokenizer=FOLDER        its special tokens are looked for in texts
@@ -41,7 +41,7 @@ the same command goes on where it was stopped. Exit code: 1 if there are errors,
 """
 KEPT = Path(".lint")
 COMMON = {"tokenizer", "chat_template", "max_length", "max_characters", "decode", "examples", "workers"}
-SHARD_KEYS = COMMON | {"recipe", "tars", "data_root", "index_dir"}
+SHARD_KEYS = COMMON | {"recipe", "tars", "data_root", "index_dir", "media_root"}
 FILE_KEYS = COMMON | {"annotation", "media_root"}
 
 
@@ -99,7 +99,7 @@ def make_checks(values: Mapping[str, str]) -> Checks:
 def lint_sources(values: Mapping[str, str], checks: Checks, kept: Path, workers: int) -> dict[str, SourceReport]:
     """Returns what was found in the shards of sources."""
     sources = find_sources(values)
-    shards = [(source.name, shard, source.index_dir) for source in sources for shard in source.shards]
+    shards = [(s.name, shard, s.index_dir, s.media_root) for s in sources for shard in s.shards]
     works = [ShardWork(number, *shard) for number, shard in enumerate(shards)]
     reports = {source.name: SourceReport(whole(values, "examples", 3)) for source in sources}
     with progress("looking at shards", len(works)) as advance:

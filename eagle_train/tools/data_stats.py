@@ -52,7 +52,8 @@ HELP = """Lengths, media and shares of data sets, and a simulated plan, without 
 Bad samples are counted, they stop nothing. What was counted is kept beside the shards.
 """
 OWN = ("stage", "max_length", "rows_per_step", "ranks", "workers")
-KEYS = {"recipe", "tars", "data_root", "index_dir", "tokenizer", "chat_template", "too_long", "tokens_per_tile", *OWN}
+SOURCE_KEYS = {"recipe", "tars", "data_root", "index_dir", "media_root"}
+KEYS = SOURCE_KEYS | {"tokenizer", "chat_template", "too_long", "tokens_per_tile", *OWN}
 RANKS = 64
 
 

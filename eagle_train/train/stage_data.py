@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from eagle_train import dist
 from eagle_train.data.catalog import Catalog, Source
 from eagle_train.data.encode import Encoder
+from eagle_train.data.index import index_path
 from eagle_train.data.layout import LAYOUT_VERSION, Layout, ensure_layouts
 from eagle_train.data.lengths import TextLayout
+from eagle_train.data.media_fields import SIZE_FIELDS
 from eagle_train.data.media_text import MediaText
 from eagle_train.data.mixing import asked_shares, repeats
 from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.plan import PlanConfig, PlanTotals, count_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.storage import exists
+from eagle_train.data.tables import read_table
+from eagle_train.data.tiling import Tiling
 from eagle_train.data.too_long import TooLong
 from eagle_train.track.console import progress
 from eagle_train.train.assemble import DataSettings
 from eagle_train.train.config import build
 from eagle_train.train.costs import ForwardFlops, cost_model
 from eagle_train.train.schedule import Stage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,7 @@ def build_stage_data(
     encoder = of_stage(encoder, stage)
     layout = make_layout(encoder, stage.max_length, settings.too_long)
     catalog = read_sources(sources, layout, settings)
+    note_sizes(sources, encoder.tiling)
     summaries = catalog.source_summaries()
     passes = repeats(sources, summaries, recipe.weights_over)
     plan = PlanConfig(
@@ -110,7 +120,12 @@ def plan_totals(catalog: Catalog, plan: PlanConfig, identity: Mapping[str, Any],
 
 def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettings) -> Catalog:
     """Returns the catalog of `sources`; the ranks first build together what is missing on disk."""
-    there = [(shard, s.index_dir, s.name) for s in sources for shard in s.shards if exists(shard, settings.storage)]
+    there = [
+        (shard, s.index_dir, s.name, s.media_root)
+        for s in sources
+        for shard in s.shards
+        if exists(shard, settings.storage)
+    ]
     with progress("reading indexes", len(there)) as advance:
         ensure_layouts(
             there, layout, rank=dist.rank(), world_size=dist.world_size(), workers=index_workers(settings),
@@ -124,6 +139,26 @@ def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettin
         max_bad_share=settings.max_bad_share,
         storage=settings.storage,
     )
+
+
+def note_sizes(sources: Sequence[Source], tiling: Tiling) -> None:
+    """Tells of sources whose records ask for sizes in pixels, if the run's tiles do not follow them.
+
+    The first shard that is there speaks for its source: what records ask for is the habit of whoever wrote them.
+    """
+    if tiling.tile_depth or dist.rank():
+        return
+    for source in sources:
+        paths = (index_path(shard, source.index_dir) for shard in source.shards)
+        if (path := next(filter(Path.is_file, paths), None)) is None:
+            continue
+        media = read_table(path)["media"].combine_chunks().flatten()
+        if asked := [name for name in SIZE_FIELDS if pc.max(media.field(name)).as_py()]:
+            log.warning(
+                "records of source %s ask for %s: this model cuts tiles, which do not follow sizes in pixels",
+                source.name,
+                ", ".join(asked),
+            )
 
 
 def index_workers(settings: DataSettings) -> int:

@@ -9,7 +9,8 @@ backward pass of the model in training, as its last stage trains it, on one samp
 are all that lives at the peak but parameters and their gradients; weights, gradients and optimizer state are what
 the experiment's engine holds per rank. What kernels take for themselves, what the allocator loses and what the
 driver and communication hold (a few GiB on a GPU) come on top. Measured is what the process (CPU) or torch's
-allocator (GPU) held at the peak beyond what it held before. The last line is JSON.
+allocator (GPU) held at the peak beyond what it held before; what is offloaded stays in the process of a CPU, so there
+the estimate of the host's memory counts too. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from encoders import circumstances
 from machine import forget_peak, memory_mib
 from torch import nn
 
-from eagle_train.model.memory import activation_bytes, forget_gradient, meta_row
+from eagle_train.model.memory import LiveBytes, activation_bytes, forget_gradient, meta_row
 from eagle_train.train.assemble import build_model, build_schedule, meta_model
 from eagle_train.train.config import build, constructor, load_config
 from eagle_train.train.engine import spare_activations
@@ -131,10 +132,13 @@ def run_way(config: Mapping[str, Any], way: Way, args: argparse.Namespace) -> li
         tiles = int(args.visual * length) // tokens_per_tile
         targets = int(args.targets * length)
         row = meta_row(length, num_tiles=tiles, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
-        result = {"tokens": length, "tiles": tiles, "activations": activation_bytes(model, row, num_targets=targets)}
+        with LiveBytes("cpu") as host:
+            activations = activation_bytes(model, row, num_targets=targets)
+        result = {"tokens": length, "tiles": tiles, "activations": activations, "offloaded": host.peak}
         if there is not None:
             result["measured"] = measured_bytes(there, real(row, targets, model.llm.config.vocab_size, args.measure))
-            result["estimate_over_measured"] = result["activations"] / result["measured"]
+            seen = activations + (host.peak if args.measure == "cpu" else 0)
+            result["estimate_over_measured"] = seen / result["measured"]
         results.append(result | state | {"total": result["activations"] + on_device})
         print(line(way, results[-1], args.memory), flush=True)
     return results
@@ -148,6 +152,7 @@ def line(way: Way, result: Mapping[str, Any], memory: float) -> str:
         f"{result['tokens'] // 1024:4d}K tokens {result['tiles']:4d} tiles",
         f"activations {activations / GIB:8.3f} GiB",
         f"{activations / MIB / (result['tokens'] / 1024):8.2f} MiB per 1K tokens",
+        f"on the host {result['offloaded'] / GIB:7.3f} GiB",
         f"with state {total / GIB:8.2f} GiB: {'fits' if total <= memory * 1e9 else 'too much'}",
     ]
     if "measured" in result:

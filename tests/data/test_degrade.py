@@ -96,6 +96,10 @@ videos = st.builds(
     kind=st.just("video"),
     duration=st.one_of(st.just(0.0), st.floats(0.02, 30.0), st.sampled_from([4.0, 9.995, 12.5, 1e4])),
     num_frames=st.integers(1, 400),
+    fps=st.sampled_from([0.0, 0.0, 0.5, 4.0]),
+    nframes=st.sampled_from([0, 0, 0, 5, 24]),
+    min_frames=st.sampled_from([0, 0, 0, 6]),
+    max_frames=st.sampled_from([0, 0, 0, 9]),
 )
 documents = st.builds(Media, kind=st.just("document"), num_frames=st.integers(1, 30))
 samples_media = st.lists(st.one_of(pictures, videos, documents), max_size=5)
@@ -107,7 +111,7 @@ def tiles_of(media, plans):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(encoders, samples_media, budgets, budgets)
 def test_more_budget_never_gives_fewer_frames_or_tiles(encoder, media, one, other):
     small, large = (encoder.plan_media(media, budget)[0] for budget in sorted([one, other]))
@@ -119,7 +123,7 @@ def test_more_budget_never_gives_fewer_frames_or_tiles(encoder, media, one, othe
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(encoders, samples_media, budgets)
 def test_the_choice_is_the_largest_that_fits_and_never_more(encoder, media, budget):
     """Against every allocation in the order of `frame_order`, and every limit on tiles, each counted by itself."""
@@ -183,7 +187,7 @@ def test_a_higher_limit_never_gives_an_image_fewer_tokens(image, tiling, caps):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(encoders, videos | documents, st.integers(1, 60))
 def test_bounds_hold_for_all_fewer_frames(encoder, medium, num_frames):
     num_frames = min(num_frames, medium.num_frames)
@@ -222,7 +226,7 @@ def conversations(draw):
     return Sample(key="k", source="s", messages=tuple(messages), media=tuple(media))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(encoders, conversations(), st.integers(20, 4000), st.sampled_from([DropTooLong(), KeepTurns()]))
 def test_planned_tokens_are_encoded_tokens(encoder, sample, max_length, too_long):
     (ends,) = AnswerCounter(encoder.template, encoder.tokenizer).count([sample.messages])

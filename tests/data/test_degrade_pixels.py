@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle_train.data.answers import AnswerCounter, first_answers
-from eagle_train.data.degrade import AutomaticDegradeSampling, EachByItself
+from eagle_train.data.degrade import AutomaticDegradeSampling, EachByItself, asked
 from eagle_train.data.degrade_pixels import FramesThenPixels
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import EvenFrameRate, FrameRate
@@ -55,6 +55,7 @@ def encoder_of(template: str, degrade=POLICY) -> Encoder:
 sides = st.integers(4, 300)
 pixels = st.sampled_from([0, 0, 160, 1600])
 pictures = st.builds(Media, kind=st.just("image"), width=sides, height=sides, max_pixels=pixels)
+number_or_none = st.sampled_from([0, 0, 1, 2, 3, 7, 24])
 videos = st.builds(
     Media,
     kind=st.just("video"),
@@ -63,6 +64,13 @@ videos = st.builds(
     duration=st.sampled_from([0.0, 0.02, 4.0, 9.995, 12.5, 1e4]),
     num_frames=st.integers(1, 400),
     max_pixels=pixels,
+    total_pixels=st.sampled_from([0, 0, 2000, 10**6]),
+    resized_width=pixels.map(lambda n: n // 16),
+    resized_height=st.just(40),
+    fps=st.sampled_from([0.0, 0.0, 0.3, 5.0]),
+    nframes=number_or_none,
+    min_frames=number_or_none,
+    max_frames=number_or_none,
 )
 documents = st.builds(Media, kind=st.just("document"), width=sides, height=sides, num_frames=st.integers(1, 12))
 samples_media = st.lists(st.one_of(pictures, videos, documents), max_size=4)
@@ -74,7 +82,7 @@ def grid_of(plan):
     return plan.rows * plan.cols
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(encoders, samples_media, budgets, budgets)
 def test_more_budget_never_gives_fewer_frames_or_pixels(encoder, media, one, other):
     (small, small_tokens), (large, large_tokens) = (
@@ -85,7 +93,7 @@ def test_more_budget_never_gives_fewer_frames_or_pixels(encoder, media, one, oth
     assert encoder.plan_media(media, min(one, other))[0] == small, "nothing is remembered"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(encoders, samples_media, budgets)
 def test_frames_go_before_pixels_and_no_more_than_must(encoder, media, budget):
     asking, full = encoder.candidates(media), encoder.plan_media(media)[0]
@@ -108,6 +116,18 @@ def test_frames_go_before_pixels_and_no_more_than_must(encoder, media, budget):
     assert sum(each.tokens(plan) for each, plan in zip(asking, grown, strict=True)) > budget
 
 
+@settings(deadline=None, max_examples=100)
+@given(encoders, samples_media, budgets)
+def test_what_records_ask_for_bounds_every_plan(encoder, media, budget):
+    plans, _ = encoder.plan_media(media, budget)
+    for medium, plan in zip(media, plans, strict=True):
+        if medium.kind == "video":
+            assert plan.num_frames <= POLICY.frames.of(medium).max_frames
+            assert plan.num_frames >= min(medium.min_frames, asked(medium, POLICY.frames))
+        if medium.max_pixels and not medium.resized_width:
+            assert grid_of(plan) * 4**2 <= medium.max_pixels or min(plan.rows, plan.cols) == 1
+
+
 @st.composite
 def conversations(draw):
     media = draw(samples_media)
@@ -117,7 +137,7 @@ def conversations(draw):
     return Sample(key="k", source="s", messages=tuple(turns), media=tuple(media))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(encoders, conversations(), st.integers(60, 3000), st.sampled_from([DropTooLong(), KeepTurns()]))
 def test_planned_tokens_are_encoded_tokens(encoder, sample, max_length, too_long):
     (ends,) = AnswerCounter(encoder.template, encoder.tokenizer).count([sample.messages])

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle_train.data.frames import FrameRate, clip_bounds, clip_frames, frame_indices, label_seconds, shown_seconds
+from eagle_train.data.frames import (
+    EvenFrameRate,
+    FrameRate,
+    clip_bounds,
+    clip_frames,
+    frame_indices,
+    label_seconds,
+    shown_seconds,
+)
 from eagle_train.types import Media
 
 TOTALS = st.integers(1, 200_000)
@@ -78,3 +86,47 @@ def test_no_frame_is_the_callers_mistake(total, count):
 def test_a_rate_or_bounds_that_choose_no_frames_are_refused(bounds):
     with pytest.raises(ValueError, match="1 <= min_frames <= max_frames"):
         FrameRate(**bounds)
+
+
+WISHES = st.fixed_dictionaries(
+    {},
+    optional={
+        "fps": st.sampled_from([0.1, 1.0, 2.0, 30.0, 1e308]),
+        "min_frames": st.integers(1, 40),
+        "max_frames": st.integers(1, 900),
+    },
+)
+
+
+def published(wishes, duration, total):
+    """What qwen-vl-utils' `smart_nframes` chooses; None where it refuses."""
+    fps = total / duration
+    if "nframes" in wishes:
+        count = round(wishes["nframes"] / 2) * 2
+    else:
+        least = math.ceil(wishes.get("min_frames", 4) / 2) * 2
+        most = wishes.get("max_frames", min(768, total)) // 2 * 2
+        count = total / fps * wishes.get("fps", 2.0)
+        count = math.floor(min(max(count, least), most, total) / 2) * 2
+    return count if 2 <= count <= total else None
+
+
+@given(WISHES | st.builds(lambda n: {"nframes": n}, st.integers(1, 900)), st.integers(1, 2000), st.integers(1, 500))
+def test_wishes_of_a_record_choose_what_qwen_vl_utils_chooses(wishes, total, seconds):
+    media = Media(kind="video", duration=float(seconds), num_frames=total, **wishes)
+    chosen = EvenFrameRate().of(media).num_frames(media.duration, total)
+    wanted = published(wishes, media.duration, total)
+    if wanted is not None:
+        assert chosen == wanted
+    assert 1 <= chosen <= total and (chosen % 2 == 0 or total == 1), "where it refuses, as near as there are frames"
+
+
+@given(WISHES, st.integers(1, 2000), st.integers(1, 500))
+def test_other_models_count_single_frames(wishes, total, seconds):
+    media = Media(kind="video", duration=float(seconds), num_frames=total, **wishes)
+    chosen = FrameRate(fps=1.0, min_frames=2, max_frames=8).of(media).num_frames(media.duration, total)
+    most = wishes.get("max_frames", 8)
+    least = min(wishes.get("min_frames", 2), most)
+    assert chosen == max(1, min(total, max(least, min(most, round(min(1e9, wishes.get("fps", 1.0) * seconds))))))
+    assert FrameRate().of(Media(kind="video", nframes=37)).num_frames(2.0, 40) == 37
+    assert FrameRate().of(Media(kind="video", nframes=37)).num_frames(2.0, 30) == 30

@@ -17,6 +17,10 @@ LIMITED = MediaRef("image", "a.jpg", limits=(("max_pixels", 50176),))
 PAGES = MediaRef("document", refs=("p0.png", "p1.png"))
 
 
+def asking(**wishes):
+    return MediaRef("video", "v.mp4", limits=tuple(wishes.items()))
+
+
 def llava(question, **fields):
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "So."}]
     return {"conversations": turns, **fields}
@@ -54,7 +58,27 @@ FORMS = {
     "frames with a rate": (llava("<video>Why?", video={"frames": list(FRAMES.refs), "fps": 2}), RATED),
     "typed frames": (typed({"type": "video", "video": list(FRAMES.refs), "fps": 2.0}), RATED),
     "frames called images": (llava("<image>Why?", video=list(FRAMES.refs)), FRAMES),
-    "a rate to sample a file with": (typed({"type": "video", "video": "v.mp4", "fps": 2.0}), WHOLE),
+    "frames with their rate in Qwen's words": (
+        typed({"type": "video", "video": list(FRAMES.refs), "sample_fps": "2.0"}),
+        RATED,
+    ),
+    "a rate to sample a file with": (typed({"type": "video", "video": "v.mp4", "fps": 0.5}), asking(fps=0.5)),
+    "a number of frames": (
+        typed({"type": "video_url", "video_url": {"url": "v.mp4"}, "nframes": 7}),
+        asking(nframes=7),
+    ),
+    "bounds of a rate": (
+        typed({"type": "video", "video": "v.mp4", "fps": 2, "min_frames": 2, "max_frames": 9, "total_pixels": 7840}),
+        asking(min_frames=2, max_frames=9, total_pixels=7840, fps=2.0),
+    ),
+    "a clip with a rate": (
+        llava("<video>Why?", video={"path": "v.mp4", "start": 3, "end": 9.5, "fps": 1}),
+        MediaRef("video", "v.mp4", start=3.0, end=9.5, limits=(("fps", 1.0),)),
+    ),
+    "some of the frames": (
+        typed({"type": "video", "video": list(FRAMES.refs), "fps": 2.0, "nframes": 2}),
+        MediaRef("video", refs=FRAMES.refs, fps=2.0, limits=(("nframes", 2),)),
+    ),
     "sized": (typed({"type": "image", "image": "a.jpg", "resized_height": 280, "resized_width": 420}), SIZED),
     "limited": (typed({"type": "image_url", "image_url": {"url": "a.jpg"}, "max_pixels": 50176}), LIMITED),
     "limited object": (llava("<image>Why?", image={"path": "a.jpg", "max_pixels": 50176}), LIMITED),
@@ -129,7 +153,16 @@ def test_what_a_clip_set_tells_beside_the_conversation_becomes_meta():
         ({"video": {"path": "v.mp4", "begin": 1}}, "['begin']"),
         ({"video": {"path": "v.mp4", "video": "w.mp4"}}, "in one field"),
         ({"video": {"start": 1}}, "in one field"),
-        ({"video": {"path": "v.mp4", "fps": 2}}, "fps 2.0"),
+        ({"video": {"path": "v.mp4", "fps": 0}}, "fps 0.0"),
+        ({"video": {"path": "v.mp4", "fps": 2, "nframes": 8}}, "by fps or by nframes"),
+        ({"video": {"path": "v.mp4", "nframes": 2.0}}, "'nframes': 2.0"),
+        ({"video": {"path": "v.mp4", "max_frames": 0}}, "'max_frames': 0"),
+        ({"video": {"path": "v.mp4", "total_pixels": 1 << 31}}, "'total_pixels': 2147483648"),
+        ({"video": {"path": "v.mp4", "min_frames": 9, "max_frames": 8}}, "min_frames 9 above max_frames 8"),
+        ({"video": {"path": "v.mp4", "fps": 2, "sample_fps": 2}}, "is one number"),
+        ({"video": {"frames": ["0.jpg"], "sample_fps": "fast"}}, "'sample_fps': 'fast'"),
+        ({"image": {"path": "a.jpg", "fps": 1}}, "fps 1.0; it is a rate above 0, of a video"),
+        ({"image": {"path": "a.jpg", "nframes": 1}}, "only a video has frames"),
         ({"video": {"frames": ["0.jpg"], "fps": 0}}, "fps 0.0"),
         ({"video": {"frames": ["0.jpg"], "end": 3}}, "only a video file has clips"),
         ({"video": {"frames": []}}, "media are named by path strings"),

@@ -5,9 +5,11 @@ import json
 
 import pytest
 
+from eagle_train.data import media_sources
 from eagle_train.data.index import ensure_index, read_records
 from eagle_train.data.media_sources import inline, read_address
 from eagle_train.data.placeholders import MediaRef, media_kind
+from eagle_train.data.retries import Retries
 from eagle_train.data.schemas import parse_members, parse_prompt, parse_record, stored_names
 from eagle_train.data.shards import write_shards
 from eagle_train.data.storage import open_shard
@@ -69,8 +71,7 @@ def test_shards_that_hold_media_in_their_records_are_built_into_ones_that_do_not
     samples = [("0", chat({"type": "image", "image": address(RED)}), {})]
     (shard,) = write_shards(samples, tmp_path / "given")
     (row,) = read_table(ensure_index(shard)).to_pylist()
-    assert row["reason"] == "missing_media" and "`data build` from these tars" in row["detail"]
-    assert len(row["detail"]) < 250, "the picture is not quoted"
+    assert row["media"][0]["member"] == "record/0" and row["outside"][0]["size"] == len(RED)
     report = build_from_tars(tmp_path / "out", tars=[shard])
     assert [media for _, _, media in contents(report.shards)] == [[RED]]
     (built,) = report.shards
@@ -103,14 +104,16 @@ def test_what_cannot_be_read_is_named_without_what_it_hides(ref, reason, said):
     assert "secret" not in error.value.detail and len(error.value.detail) < 250
 
 
-def test_a_server_that_fails_or_gives_too_much_is_an_error_of_the_sample(server):
+def test_a_server_that_fails_or_gives_too_much_is_an_error_of_the_sample(server, monkeypatch):
+    monkeypatch.setattr(media_sources, "BRIEF", Retries(attempts=2, backoff_seconds=0.0))
     for name, max_bytes, reason in [("absent.png", 1 << 20, "missing_media"), ("red.png", 10, "unreadable_image")]:
         with pytest.raises(SampleError) as error:
             read_address(MediaRef("image", server.url(name)), "k", max_bytes=max_bytes)
         assert error.value.reason == reason
-    server.faults.append("drop")
+    server.faults += ["drop", "drop"]
     with pytest.raises(SampleError, match="missing_media"):
         read_address(MediaRef("image", server.url("red.png")), "k")
+    server.faults += ["drop"]
     assert read_address(MediaRef("image", server.url("red.png")), "k", max_bytes=len(RED)) == RED
 
 

@@ -90,10 +90,13 @@ def test_any_step_follows_from_its_cursor_alone(tmp_path):
     whole = list(steps(catalog, config))
     for done in range(1, len(whole)):
         cursor = whole[done - 1].after
-        assert next(steps(catalog, config, first=done, cursor=cursor)).number == done
-        rest = list(steps(catalog, config, first=done, cursor=cursor))
-        assert rows_of(rest) == rows_of(whole[done:])
+        step = next(steps(catalog, config, first=done, cursor=cursor))
+        assert step.number == done and rows_of([step]) == rows_of([whole[done]])
+        assert step.after == whole[done].after, "so that the rest follows too"
         assert cursor.epoch > 0 or cursor.window > 0 or done * 5 <= 100
+    half = len(whole) // 2
+    rest = steps(catalog, config, first=half, cursor=whole[half - 1].after)
+    assert rows_of(rest) == rows_of(whole[half:])
     assert rows_of(steps(catalog, config, first=7)) == rows_of(whole[7:]), "without a cursor, from the beginning"
 
 

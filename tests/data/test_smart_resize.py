@@ -89,6 +89,12 @@ def test_frames_share_the_pixels_of_a_video():
     assert tiling.plan_frames(VIDEO, (64, 64), 8).rows ** 2 >= 128
     capped = tiling.plan_frames(Media(kind="video", max_pixels=100_352), (1920, 1080), 8)
     assert capped.rows * capped.cols <= 128
+    shared = tiling.plan_frames(Media(kind="video", total_pixels=8 * 28**2 * 100), (1920, 1080), 16)
+    assert 64 < shared.rows * shared.cols <= 134, "what 16 frames have of the total is less than the least with 5 %"
+    raised = tiling.plan_frames(Media(kind="video", min_pixels=600 * 784, total_pixels=784), (100, 100), 8)
+    assert raised.rows * raised.cols >= 600, "the least of a frame comes before what all have"
+    given = tiling.plan_frames(Media(kind="video", resized_width=140, resized_height=84), (1920, 1080), 8)
+    assert (given.cols, given.rows) == (5, 3), "a size is what is asked for, be it small for a frame"
     pages = tiling.plan_frames(Media(kind="document", num_frames=5), (800, 600), 5)
     assert (pages.num_steps, pages.num_tiles) == (5, 5 * 609)
 

@@ -1,12 +1,12 @@
 """Frames reached by jumps equal those of decoding everything from the start, bit for bit, whatever the file is like."""
 
 import io
+import math
 import random
 from bisect import bisect_right
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
-from math import floor
 
 import av
 import numpy as np
@@ -14,13 +14,14 @@ import pytest
 
 from eagle_train.data.frames import shown_seconds
 from eagle_train.data.media import MediaError
-from eagle_train.data.video_frames import Playback, PyAvVideo
+from eagle_train.data.video_frames import Playback, PyAvVideo, _is_split, _is_unreferenced
 from eagle_train.data.videos import open_video, probe_video, video_stream
 from eagle_train.types import Media
 
 FPS = 25
 VARIABLE = np.cumsum(np.random.default_rng(1).integers(1, 400, 150)).tolist()  # milliseconds
 X264 = {"bf": "3", "g": "40", "preset": "veryfast"}
+STEADY = {"bf": "2", "g": "40", "preset": "ultrafast"}  # a key frame every 40, and two B frames between others
 OPEN_GOP = {"bf": "3", "x264-params": "open-gop=1:keyint=30:min-keyint=30:scenecut=0"}
 X265 = {"preset": "ultrafast", "x265-params": "keyint=30:bframes=3:open-gop=1:log-level=none"}
 VP9 = {"g": "30", "deadline": "realtime", "cpu-used": "8"}
@@ -54,6 +55,7 @@ def write(
 
 FILES = {
     "b frames": ("mp4", "libx264", {"codec_options": X264}),
+    "steady": ("mp4", "libx264", {"codec_options": STEADY}),
     "fragmented": ("mp4", "libx264", {"codec_options": X264, "options": {"movflags": "frag_keyframe+empty_moov"}}),
     "open gop": ("mp4", "libx264", {"codec_options": OPEN_GOP}),
     "open gop mkv": ("matroska", "libx264", {"codec_options": OPEN_GOP}),
@@ -107,7 +109,7 @@ def decode_all(data):
 
 def expected(times, pixels, tick, seconds):
     """The frame shown at a time."""
-    return pixels[max(0, bisect_right(times, times[0] + floor(seconds / tick)) - 1)]
+    return pixels[max(0, bisect_right(times, times[0] + math.floor(seconds / tick)) - 1)]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -142,6 +144,37 @@ def test_only_what_is_needed_is_decoded(name):
     assert 2 < counted.decoded < 75
 
 
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_jump_reaches_the_key_frame_just_before_a_time(after):
+    counted = CountedPlayback(made("steady"), 10**6)
+    for key in (40, 80, 120):
+        counted.frame_at((key - 20.5) / FPS)
+        before = counted.decoded
+        counted.frame_at((key + after + 0.5) / FPS)
+        assert counted.decoded - before == 2 + after
+
+
+@pytest.mark.parametrize("name", ["steady", "variable rate mkv", "flv", "10 bit"])
+def test_packets_that_are_passed_over_are_those_that_the_decoder_passes_over(name):
+    def decode(wanted):
+        with open_video(made(name), 10**6) as container:
+            stream = video_stream(container)
+            stream.codec_context.skip_frame = "NONREF"
+            assert _is_split(stream.codec_context)
+            packets = [packet for packet in container.demux(stream) if wanted(packet)]
+            frames = [frame for packet in packets for frame in packet.decode()]
+            return len(packets) - 1, [(frame.pts, frame.to_ndarray(format="rgb24").tobytes()) for frame in frames]
+
+    (all_packets, expected), (packets, frames) = decode(lambda _: True), decode(lambda p: not _is_unreferenced(p))
+    assert frames == expected and packets == len(frames) < all_packets
+
+
+@pytest.mark.parametrize("name", ["open gop ts", "hevc", "mpeg4 b frames", "intra only"])
+def test_of_other_streams_no_packet_is_passed_over(name):
+    with open_video(made(name), 10**6) as container:
+        assert not _is_split(video_stream(container).codec_context)
+
+
 def test_neighbouring_frames_are_decoded_once():
     counted = CountedPlayback(made("b frames"), 10**6)
     for i in range(150):
@@ -150,7 +183,13 @@ def test_neighbouring_frames_are_decoded_once():
 
 
 class CountedPlayback(Playback):
+    """Counts the frames that are decoded; none is passed over."""
+
     decoded = 0
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._margin = math.inf
 
     def _decode(self, *arguments, **keywords):
         self.decoded += 1

@@ -20,6 +20,7 @@ READ = """
 import sys
 from pathlib import Path
 import numpy as np
+from eagle_train.data.elsewhere import MediaFile
 from eagle_train.data.frames import shown_seconds
 from eagle_train.data.images import ImageReader
 from eagle_train.data.media_content import pictures, read_content
@@ -31,12 +32,12 @@ from eagle_train.types import Media, MediaPlan
 
 reader = open_shard(sys.argv[1])
 ((_, members),) = scan_shard(reader)
-members = {member.name: member for member in members}
-media = Media(kind="video", member="0.mp4", **probe_video(reader.open(members["0.mp4"]))._asdict())
+files = {member.name: MediaFile(reader, member) for member in members}
+media = Media(kind="video", member="0.mp4", **probe_video(files["0.mp4"].open())._asdict())
 
 def read(num_frames):
     plan = MediaPlan(num_frames=num_frames)
-    (content,) = read_content(reader, members, [media], [plan])
+    (content,) = read_content(files, [media], [plan])
     return [int(np.asarray(picture)[0, 0, 0]) for picture in pictures(media, plan, content, ImageReader(), PyAvVideo())]
 
 def kib(what):

@@ -72,7 +72,7 @@ def slopes(found):
     return [(more - less) / (b - a) for less, more, a, b in zip(found, found[1:], LENGTHS, LENGTHS[1:], strict=False)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("image", "video"))])
 @pytest.mark.parametrize("way", ["kept", pytest.param("recomputed", marks=pytest.mark.slow)])
 def test_a_token_takes_the_same_in_a_row_twice_as_long(way, kind):
     model = model_in(way)
@@ -93,7 +93,7 @@ def test_so_it_does_on_the_meta_device(way, tiles):
     assert first > 0 and second == pytest.approx(first, rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["text", "video"])
+@pytest.mark.parametrize("kind", [pytest.param("text", marks=pytest.mark.slow), "video"])
 @pytest.mark.parametrize("way", ["kept", pytest.param("recomputed", marks=pytest.mark.slow)])
 def test_the_estimate_is_what_the_cpu_holds(way, kind):
     length = LENGTHS[-1]

@@ -1,5 +1,7 @@
 """FLOPs of rows are those that torch's counter sees in the real forward and backward pass."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,6 +48,12 @@ def meta(rates):
     return model
 
 
+@cache
+def counted(frozen, recomputed):
+    """Returns the FLOPs of a step of the tiny model; they are plain numbers."""
+    return step_flops(meta(FROZEN[frozen]), TILE, recomputed=recomputed)
+
+
 def seen_by_torch(model, row):
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         model(row).sum().backward()
@@ -63,7 +71,7 @@ def executed_in_full_squares(flops, row):
     [*((name, False) for name in FROZEN), *((name, True) for name in ("nothing", "encoders", "all but the head"))],
 )
 def test_executed_flops_are_those_of_the_real_pass(frozen, recomputed):
-    flops = step_flops(meta(FROZEN[frozen]), TILE, recomputed=recomputed)
+    flops = counted(frozen, recomputed)
     model = tiny_model().train()
     freeze(model, FROZEN[frozen])
     if recomputed:
@@ -76,7 +84,7 @@ def test_executed_flops_are_those_of_the_real_pass(frozen, recomputed):
 @pytest.mark.slow
 def test_useful_flops_hold_every_product_once():
     """What the real pass computes again: logits of the loss, a fifth of attention's backward pass, placeholders."""
-    flops = step_flops(meta(FROZEN["nothing"]), TILE, recomputed=True)
+    flops = counted("nothing", True)
     model, row = tiny_model().train(), row_of(ROWS["images and text"])
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         model(row).sum().backward()
@@ -90,7 +98,7 @@ def test_useful_flops_hold_every_product_once():
 
 
 def test_attention_is_half_of_the_squared_lengths_of_samples():
-    flops = step_flops(meta(FROZEN["nothing"]), TILE, recomputed=False).useful
+    flops = counted("nothing", False).useful
     config = tiny_model().llm.config
     # Scores and their product with the values, 2 FLOPs per multiply-add, twice of that backward, halved.
     assert flops.per_square == 2 * 2 * config.hidden_size * config.num_hidden_layers * 3 / 2
@@ -99,9 +107,9 @@ def test_attention_is_half_of_the_squared_lengths_of_samples():
 
 @pytest.mark.slow
 def test_recomputing_and_freezing_change_what_they_should():
-    full, again = (step_flops(meta(FROZEN["nothing"]), TILE, recomputed=flag) for flag in (False, True))
+    full, again = (counted("nothing", flag) for flag in (False, True))
     assert again.useful == full.useful and again.executed.per_token > full.executed.per_token
-    projector = step_flops(meta(FROZEN["all but the projector"]), TILE, recomputed=False).useful
+    projector = counted("all but the projector", False).useful
     # Gradients pass through the LLM: twice the forward pass instead of three times.
     assert projector.per_token == pytest.approx(full.useful.per_token * 2 / 3, rel=0.01)
     assert projector.per_square == full.useful.per_square
@@ -127,7 +135,7 @@ def test_a_stage_that_aligns_one_encoder_counts_that_one():
 @pytest.mark.slow
 def test_the_model_is_left_as_it_is_and_ligers_loss_needs_no_gpu_to_be_counted():
     model = meta(FROZEN["nothing"])
-    plain = step_flops(model, TILE, recomputed=True)
+    plain = counted("nothing", True)
     losses = LigerCrossEntropy()
     head = model.llm.get_output_embeddings()
     head.token_losses = losses
@@ -139,7 +147,7 @@ def test_the_model_is_left_as_it_is_and_ligers_loss_needs_no_gpu_to_be_counted()
 
 @pytest.mark.slow
 def test_an_empty_row_costs_no_useful_flops():
-    flops = step_flops(meta(FROZEN["nothing"]), TILE, recomputed=False)
+    flops = counted("nothing", False)
     useful, executed = flops.of(tiny_row([]))
     assert useful < 1e-2 * executed
 

@@ -49,10 +49,10 @@ def flat(config):
     return text | config | {"rope_theta": 1e6, "rope_scaling": scaling, "torch_dtype": "float32", "unheard_of": [1]}
 
 
-@pytest.fixture(params=["flat-untied", "flat-tied", "nested-untied"])
-def release(request, data, tmp_path):
-    """Returns a release of random weights, as transformers wrote it."""
-    folder, tied = tmp_path / "Qwen2-VL-Tiny", request.param.endswith("-tied")
+@pytest.fixture(scope="module", params=["flat-untied", "flat-tied", "nested-untied"])
+def release(request, data, tmp_path_factory):
+    """Returns a release of random weights, as transformers wrote it; tests must not change it."""
+    folder, tied = tmp_path_factory.mktemp(request.param) / "Qwen2-VL-Tiny", request.param.endswith("-tied")
     folder.mkdir()
     write_tokenizer(str(data / "tokenizer"), SPECIAL, folder)
     ids = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids
@@ -74,11 +74,12 @@ def release(request, data, tmp_path):
     return folder
 
 
-@pytest.fixture
-def ours(release, tmp_path):
-    """Returns the import of a release."""
-    import_released(release, tmp_path / "ours", import_config(release))
-    return tmp_path / "ours"
+@pytest.fixture(scope="module")
+def ours(release):
+    """Returns the import of a release; tests must not change it."""
+    folder = release.with_name("ours")
+    import_released(release, folder, import_config(release))
+    return folder
 
 
 def test_import_and_export_give_back_every_bit_and_field(release, ours, tmp_path):

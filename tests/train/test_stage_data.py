@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from eagle_train.data.catalog import Source
 from eagle_train.data.degrade import AutomaticDegradeSampling, EachByItself
 from eagle_train.data.frames import FrameRate
+from eagle_train.data.index import ensure_index
 from eagle_train.data.media_text import MediaText
+from eagle_train.data.smart_resize import SmartResize
 from eagle_train.data.tiling import CentreCrop
 from eagle_train.data.too_long import DropTooLong, KeepTurns
 from eagle_train.train import stage_data
@@ -14,6 +17,7 @@ from eagle_train.train.schedule import Stage
 from eagle_train.train.stage_data import describe_layout, make_layout, of_stage
 from eagle_train.types import Message
 from tests.data.loads import tiny_encoder
+from tests.data.test_elsewhere import RED, held, image, write_tar
 
 
 @pytest.fixture
@@ -74,3 +78,17 @@ def test_a_stage_may_choose_frames_and_tiles_by_a_policy_of_its_own(encoder):
     caps = replace(own, tile_caps=(4, 1))
     prints = [make_layout(replace(encoder, degrade=each), 64, DropTooLong()).fingerprint for each in (own, caps)]
     assert len({*prints, make_layout(encoder, 64, DropTooLong()).fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"), [({"max_pixels": 3136}, "max_pixels"), ({"total_pixels": 784}, None), ({}, None)]
+)
+def test_a_run_of_tiles_tells_of_sizes_that_it_does_not_follow(tmp_path, caplog, wish, told):
+    record = image(held(RED), **wish)  # an image has no use for all pixels of a video
+    shard = write_tar(tmp_path / "s" / "0.tar", [image(held(RED)), record])
+    ensure_index(shard)
+    stage_data.note_sizes([Source(name="web", shards=[shard, tmp_path / "gone.tar"])], CentreCrop())
+    assert [told in text and "source web" in text for text in caplog.messages] == ([True] if told else [])
+    caplog.clear()
+    stage_data.note_sizes([Source(name="web", shards=[shard])], SmartResize())
+    assert caplog.messages == []

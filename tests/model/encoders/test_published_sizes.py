@@ -1,11 +1,14 @@
 """The encoder and mixture configs have exactly the published parameters and shapes, counted on the meta device."""
 
+from functools import cache
+
 import pytest
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from eagle_train.model.encoders.base import aligned, antialiased
-from eagle_train.train.config import build, load_config, options
+from eagle_train.train.config import build, load_choice, options
+from tests.configs import composed
 
 PUBLISHED = {  # parameters, channels, grid
     "clip_l14_336": (303_505_408, 1024, 24),
@@ -28,10 +31,10 @@ PUBLISHED = {  # parameters, channels, grid
 }
 
 
+@cache
 def built(option):
-    node = load_config(["+experiment=toy", f"+encoder@mixture.encoders.extra={option}"])["mixture"]["encoders"]["extra"]
     with torch.device("meta"):
-        return build(node)
+        return build(load_choice("encoder", option))
 
 
 def test_every_encoder_config_is_checked():
@@ -87,7 +90,7 @@ EAGLE2 = {  # tokens per tile, channels, parameters of the connector by hidden s
 @pytest.mark.slow
 @pytest.mark.parametrize("option", EAGLE2)
 def test_eagle2_mixtures_and_connectors_have_the_published_sizes(option):
-    config = load_config(["+experiment=toy", f"mixture={option}", "projector=eagle2"])
+    config = composed("+experiment=toy", f"mixture={option}", "projector=eagle2")
     tokens, channels, connectors = EAGLE2[option]
     with torch.device("meta"):
         mixture = build(config["mixture"])
