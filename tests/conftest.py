@@ -3,7 +3,12 @@
 import gc
 import os
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "offline",
+}
 
 import pytest
 import torch
@@ -19,6 +24,15 @@ gc.disable()  # nothing that is imported is garbage; see `pytest_collection_fini
 def pytest_collection_finish():
     """Ends what is only for imports."""
     gc.enable()
+
+
+def pytest_collection_modifyitems(items):
+    """Puts what takes a minute or more first where tests share cores, so that in the end none waits for it alone.
+
+    Without pytest-xdist the order stays, so that what fails fast does so early.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")
