@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -30,12 +31,13 @@ def activation_bytes(model: nn.Module, row: PackedBatch, *, num_targets: int) ->
         num_targets: positions with loss.
     """
     hooks = [p.register_post_accumulate_grad_hook(forget_gradient) for p in model.parameters() if p.requires_grad]
-    with GpuKernels(num_targets), LiveBytes("meta", known=[*model.parameters(), *model.buffers()]) as live:
-        loss = model(row).sum()
-        # `loss.backward()` is a function of torch too: while it runs, `GpuKernels` would be suspended, and layers
-        # would be recomputed with other kernels than they were run with.
-        engine = torch.autograd.Variable._execution_engine
-        engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
+    with LiveBytes("meta", known=[*model.parameters(), *model.buffers()]) as live, ExitStack() as backward:
+        with GpuKernels(num_targets):
+            loss = model(row).sum()
+        # Entered from within: `backward` is a function of torch too, for which a mode around it would be suspended, and
+        # layers would be recomputed with other kernels than they were run with.
+        loss.register_hook(partial(enter, backward, GpuKernels(num_targets)))
+        loss.backward()
     for hook in hooks:
         hook.remove()
     values = (getattr(row, field.name) for field in fields(row))
@@ -84,6 +86,12 @@ def meta_row(
         keys=("meta",),
         sources=("meta",),
     )
+
+
+def enter(stack: ExitStack, context: AbstractContextManager, gradient: torch.Tensor) -> None:
+    """Enters a context when the backward pass has begun, as a hook of the loss."""
+    del gradient
+    stack.enter_context(context)
 
 
 def forget_gradient(parameter: nn.Parameter) -> None:
