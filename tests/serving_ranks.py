@@ -1,4 +1,4 @@
-"""`python -m tests.serving_ranks OUT` on several ranks: answers by weights that stay sharded, each rank its own questions.
+"""`python -m tests.serving_ranks OUT` on two ranks: answers by weights that stay sharded, each rank its own questions.
 
 Every rank writes what it said, and the most elements of parameters that it held whole at once; `tests/test_serving.py`
 compares.

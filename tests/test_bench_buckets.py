@@ -14,10 +14,9 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "bench" / "buckets.py"
 
 @pytest.mark.slow
 def test_every_case_is_measured_beside_deepspeeds_own_defaults():
-    small = ["--ranks", "2", "--row", "512", "--samples", "4", "--steps", "1", "--repeats", "1", "--buckets", "5000"]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *small], env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, timeout=240
-    )
+    small = ["--ranks", "2", "--row", "512", "--samples", "12", "--steps", "1", "--repeats", "1", "--buckets", "5000"]
+    command, env = [sys.executable, str(SCRIPT), *small], environment(CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run(command, env=env, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     printed = done.stdout.decode().splitlines()
     found = json.loads(printed[-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -31,13 +30,13 @@ def activation_bytes(model: nn.Module, row: PackedBatch, *, num_targets: int) ->
         num_targets: positions with loss.
     """
     hooks = [p.register_post_accumulate_grad_hook(forget_gradient) for p in model.parameters() if p.requires_grad]
-    with LiveBytes("meta", known=[*model.parameters(), *model.buffers()]) as live, ExitStack() as backward:
-        with GpuKernels(num_targets):
-            loss = model(row).sum()
-        # Entered from within: `backward` is a function of torch too, for which a mode around it would be suspended, and
-        # layers would be recomputed with other kernels than they were run with.
-        loss.register_hook(partial(enter, backward, GpuKernels(num_targets)))
-        loss.backward()
+    with GpuKernels(num_targets), LiveBytes("meta", known=[*model.parameters(), *model.buffers()]) as live:
+        loss = model(row).sum()
+        # `loss.backward()` and `torch.autograd.backward` are functions of torch too: while they run, `GpuKernels` would
+        # be suspended, and layers would be recomputed with other kernels than they were run with. Entered in a hook of
+        # the loss, it would last for that hook. So there is no public way, as of torch 2.15.
+        engine = torch.autograd.Variable._execution_engine
+        engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
     for hook in hooks:
         hook.remove()
     values = (getattr(row, field.name) for field in fields(row))
@@ -86,12 +85,6 @@ def meta_row(
         keys=("meta",),
         sources=("meta",),
     )
-
-
-def enter(stack: ExitStack, context: AbstractContextManager, gradient: torch.Tensor) -> None:
-    """Enters a context when the backward pass has begun, as a hook of the loss."""
-    del gradient
-    stack.enter_context(context)
 
 
 def forget_gradient(parameter: nn.Parameter) -> None:

@@ -1,4 +1,4 @@
-"""A trained model at the end of a run, ready to answer: its weights whole on every rank where they fit, else as they lie."""
+"""A trained model at the end of a run, ready to answer: whole on every rank where it fits, else as its weights lie."""
 
 from __future__ import annotations
 

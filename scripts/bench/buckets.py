@@ -6,9 +6,10 @@
 Each case is an engine made anew that takes the same steps on packed rows of the 1.8M mix (train_step_work.py); rows are
 split between ranks. Cases take turns, `--repeats` times; a case counts with its fastest step, of the slowest rank, in
 wall-clock time: buckets change waiting, not work. `deepspeed` is what DeepSpeed 0.19 takes where nothing is configured:
-buckets of 500M elements, 50M prefetched, overlap under stage 3. `ours` is what configs/engine has. The others change one
-thing of ours: all buckets (gradients; weights after an update, stage 2, or ahead of their use, stage 3), or overlap. On
-a CPU gloo sends and no stream runs beside another, so that what overlap gains shows on GPUs alone. The last line is JSON.
+buckets of 500M elements, 50M prefetched, overlap under stage 3. `ours` is what configs/engine has. The others change
+one thing of ours: all buckets (gradients; and weights, after an update under stage 2 or ahead of their use under stage
+3), or overlap. On a CPU gloo sends and no stream runs beside another: what overlap gains shows on GPUs alone. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 from encoders import circumstances
 from train_step_ours import make_stage
-from train_step_work import MIXTURES, SIZES, make_rows, make_samples, shapes_of
+from train_step_work import MIXTURES, SIZES, longest_of, make_rows, make_samples, scale_of, shapes_of, toy_grid
 
 from eagle_train import dist
 from eagle_train.train.assemble import build_model, meta_model
@@ -62,7 +63,9 @@ def engine_fields(zero_stage: int, case: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")} | case
 
 
-def take_steps(config: Mapping[str, Any], fields: Mapping[str, Any], rows: list[PackedBatch], steps: int) -> list[float]:
+def take_steps(
+    config: Mapping[str, Any], fields: Mapping[str, Any], rows: list[PackedBatch], steps: int
+) -> list[float]:
     """Returns the seconds of each step of this rank on a model of its own, but for the first, which warms up."""
     torch.manual_seed(0)
     placement = ZeroEngine.weights(**fields)
@@ -88,12 +91,14 @@ def take_steps(config: Mapping[str, Any], fields: Mapping[str, Any], rows: list[
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Returns seconds per step by stage and case, the same on every rank."""
     choice = [] if args.size == "toy" else MIXTURES["siglip"]
-    scale = 4 if args.size == "toy" else 1
-    config = load_config([*SIZES[args.size], *choice, *(["mixture.grid=16"] if args.size == "toy" else [])])
+    grid = [f"mixture.grid={toy_grid('eagle1_sft')}"] if args.size == "toy" else []
+    config = load_config([*SIZES[args.size], *choice, *grid])
     meta, tile_size = meta_model(config), config["data"]["tile_size"]
-    shapes = shapes_of("eagle1_sft", min(2048 // scale, args.row), meta.mixture.tokens_per_tile, args.samples, scale)
+    scale, per_tile = scale_of(args.size), meta.mixture.tokens_per_tile
+    shapes = shapes_of("eagle1_sft", min(longest_of("eagle1_sft", scale), args.row), per_tile, args.samples, scale)
     rows = make_rows(make_samples(shapes, meta, tile_size), args.row, tile_size)
     if len(rows) < dist.world_size():
+        dist.shutdown()
         raise SystemExit(f"{len(rows)} rows for {dist.world_size()} ranks: raise --samples or lower --row")
     rows = rows[: len(rows) // dist.world_size() * dist.world_size()][dist.rank() :: dist.world_size()]
     found: dict[str, dict[str, float]] = {}
@@ -130,13 +135,14 @@ def start_ranks(ranks: int) -> int:
         subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {name: str(v) for name, v in place.items()})
         for place in places
     ]
-    return int(any([process.wait() for process in running]))
+    codes = [process.wait() for process in running]
+    return int(any(codes))
 
 
 def main() -> None:
     """Measures on all ranks; the first prints a table, then JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=1, help="processes to start here; under torchrun or srun: leave it")
+    parser.add_argument("--ranks", type=int, default=1, help="processes to start here; not under torchrun or srun")
     parser.add_argument("--size", choices=list(SIZES), default="toy")
     parser.add_argument("--row", type=int, default=2048, help="tokens of a row, of which each rank has one in a step")
     parser.add_argument("--samples", type=int, default=64)

@@ -1,4 +1,4 @@
-"""Weights sharded over ranks (stage 3): put there one by one, kept there between stages and while questions are answered."""
+"""Weights sharded over ranks (stage 3): put there one by one, kept there between stages and in evaluation."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ShardedWeights:
             module._parameters = {name: p if p is None else whole[id(p)] for name, p in module._parameters.items()}
 
     def serve(self, model: VisionLanguageModel) -> AbstractContextManager[Access]:
-        """Lets a model generate layer by layer, see `served_by_layer`; so a rank never holds much more than its part."""
+        """Lets a model generate layer by layer, see `served_by_layer`; a rank never holds much more than its part."""
         self.put_rest(model)
         return served_by_layer(model)
 
