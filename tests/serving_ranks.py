@@ -12,18 +12,21 @@ from pathlib import Path
 import torch
 
 from eagle_train import dist
-from eagle_train.model.generate import Access, Prompt, generate
+from eagle_train.data.positions import sequential
+from eagle_train.model.generate import WHOLE, Access, Prompt
 from eagle_train.model.vlm import VisionLanguageModel
+from eagle_train.train.evaluate import Question, answer
 from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 from eagle_train.train.serving import served
 from eagle_train.train.zero.engine import ZeroEngine
 from eagle_train.train.zero.serving import units_of
+from eagle_train.types import Sample
 from tests.toys import TILE, TOKENS_PER_TILE, VOCAB, tiny_model
 
 LAYERS = 6
-BATCHES = (((2, 0), (1,)), ((0,), (3, 1, 0)))
-"""Tiles of each question, by batch and rank."""
+BATCHES = (((2, 0), (1,)), ((0,), (3, 1, 0)), ((1, 2), ()))
+"""Tiles of each question, by batch and rank; in the last batch one rank has none."""
 RATES = {"mixture": 1e-3, "projector": 1e-3, "llm": 1e-3}
 
 
@@ -41,15 +44,36 @@ def prompt(number: int, tiles: int) -> Prompt:
     return Prompt(ids, list(range(tiles * TOKENS_PER_TILE)), pixels, torch.arange(length))
 
 
-def said(model: VisionLanguageModel, batch: int, rank: int, access: Access | None = None) -> list[list[int]]:
-    """Returns the answers to a rank's questions of a batch, of unlike length: words below 12 end one."""
+class Words:
+    """Stands for an encoder of samples: a token is a word of digits, and those below 12 end an answer."""
+
+    image_id = 0
+    positions = staticmethod(sequential)
+
+    @property
+    def template(self) -> Words:
+        return self
+
+    @property
+    def tokenizer(self) -> Words:
+        return self
+
+    def stop_ids(self, tokenizer: Words) -> list[int]:
+        return list(range(12))
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
+
+
+def said(model: VisionLanguageModel, batch: int, rank: int, access: Access = WHOLE) -> list[str]:
+    """Returns the answers, of unlike length, to a rank's questions of a batch."""
     prompts = [prompt(10 * batch + 5 * rank + i, tiles) for i, tiles in enumerate(BATCHES[batch][rank])]
-    options = {"max_new_tokens": 8, "stop_ids": list(range(12)), "pad_id": 0}
-    return generate(model, prompts, **options, **({} if access is None else {"access": access}))
+    questions = [Question(Sample(key="s/0", source="s", messages=(), media=()), one, ()) for one in prompts]
+    return answer(model, Words(), questions, 8, access)
 
 
 def main(out: Path) -> None:
-    """Answers before and after a step of training would be the same: none is taken, but an engine comes and goes."""
+    """Answers with shards that an engine has left behind."""
     dist.init(timeout_seconds=60)
     model, stage = make(), Stage(recipe="x", learning_rates=RATES, max_length=8, rows_per_step=1, num_steps=1)
     freeze(model, RATES)

@@ -158,9 +158,10 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     dist.init()
     facts = circumstances(dist.device().type)
+    if dist.rank() == 0:
+        print("\n".join(f"{name}: {fact}" for name, fact in facts.items()), flush=True)
     found = measure(args)
     if dist.rank() == 0:
-        print("\n".join(f"{name}: {fact}" for name, fact in facts.items()))
         print("\n".join(lines(found)))
         print(json.dumps(facts | found), flush=True)
     dist.shutdown()
