@@ -5,8 +5,8 @@
 
 Each case is an engine made anew that takes the same steps on packed rows of the 1.8M mix (train_step_work.py); rows are
 split between ranks. Cases take turns, `--repeats` times; a case counts with its fastest step, of the slowest rank, in
-wall-clock time: buckets change waiting, not work. `deepspeed` is what DeepSpeed 0.19 takes where nothing is configured:
-buckets of 500M elements, 50M prefetched, overlap under stage 3. `ours` is what configs/engine has. The others change
+wall-clock time: buckets change waiting, not work. `deepspeed` is what DeepSpeed takes where nothing is set (0.19.8:
+buckets of 500M elements, 50M prefetched, overlap under stage 3). `ours` is what configs/engine has. The others change
 one thing of ours: all buckets (gradients; and weights, after an update under stage 2 or ahead of their use under stage
 3), or overlap. On a CPU gloo sends and no stream runs beside another: what overlap gains shows on GPUs alone. The last
 line is JSON.
@@ -39,21 +39,25 @@ from eagle_train.train.config import load_config
 from eagle_train.train.optim import freeze
 from eagle_train.train.placement import Construction
 from eagle_train.train.zero.engine import ZeroEngine
+from eagle_train.train.zero.join import import_deepspeed
 from eagle_train.types import PackedBatch
 
-DEEPSPEED = {"reduce_bucket_size": 500_000_000}
-DEEPSPEED_OF = {
-    2: DEEPSPEED | {"allgather_bucket_size": 500_000_000, "overlap_comm": False},
-    3: DEEPSPEED | {"prefetch_bucket_size": 50_000_000, "overlap_comm": True},
-}
-"""DeepSpeed's defaults by stage. Source: deepspeed/runtime/zero/config.py of 0.19.8."""
 SECOND = {2: "allgather_bucket_size", 3: "prefetch_bucket_size"}
 """The bucket beside that of gradients."""
 
 
+def deepspeeds_own(zero_stage: int) -> dict[str, Any]:
+    """Returns what DeepSpeed takes where nothing is configured."""
+    import_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    own = DeepSpeedZeroConfig(stage=zero_stage)
+    return {name: getattr(own, name) for name in ("overlap_comm", "reduce_bucket_size", SECOND[zero_stage])}
+
+
 def cases_of(zero_stage: int, buckets: list[int]) -> dict[str, dict[str, Any]]:
     """Returns the fields of the engine by the name of a case."""
-    cases = {"deepspeed": DEEPSPEED_OF[zero_stage], "ours": {}, "ours, overlap": {"overlap_comm": True}}
+    cases = {"deepspeed": deepspeeds_own(zero_stage), "ours": {}, "ours, overlap": {"overlap_comm": True}}
     return cases | {f"buckets {size:,}": {"reduce_bucket_size": size, SECOND[zero_stage]: size} for size in buckets}
 
 
@@ -112,8 +116,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 best[name] = min(best[name], *slowest)
                 gc.collect()
         found[f"zero{zero_stage}"] = best
+    own = {f"zero{stage}": deepspeeds_own(stage) for stage in args.stages}
     parameters = sum(parameter.numel() for parameter in meta.parameters())
-    return {"parameters": parameters, "ranks": dist.world_size(), "row": args.row, "seconds": found}
+    return {"parameters": parameters, "ranks": dist.world_size(), "row": args.row, "deepspeed": own, "seconds": found}
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
