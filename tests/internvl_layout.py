@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 from eagle_train.data.tokenizer.added import write_tokenizer
 from eagle_train.model.checkpoints.files import write_weights
-from tests.eagle1_layout import Shapes, linear, norm
+from eagle_train.train.released_internvl import import_config, import_released
+from tests.eagle1_layout import Shapes, linear, norm, random_weights
 from tests.eagle2_layout import qwen_shapes, text_config
 
 SPECIAL = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
@@ -21,6 +23,8 @@ TINY_LLM = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+PHI3_ORIGINAL = 200
+"""Tokens up to which the tiny Phi-3's rotary embedding has its short factors: some samples of the tests are longer."""
 QWEN2_0_5B = {
     "vocab_size": 151655,
     "hidden_size": 896,
@@ -72,9 +76,30 @@ def internlm2_shapes(llm) -> Shapes:
     return shapes
 
 
-def original_shapes(llm: dict, vit: dict = TINY_VIT, *, internlm2=False, tied=False, **of_vit) -> Shapes:
-    """Returns the shape of every tensor of the original layout."""
-    language = internlm2_shapes(llm) if internlm2 else qwen_shapes(llm, tied=tied)
+def phi3_shapes(llm) -> Shapes:
+    """Returns Phi-3's tensors: Llama's, with one for queries, keys and values, and one for gate and up."""
+    width, mlp = llm["hidden_size"], llm["intermediate_size"]
+    head = width // llm["num_attention_heads"]
+    fused = (llm["num_attention_heads"] + 2 * llm["num_key_value_heads"]) * head
+    shapes = {"model.embed_tokens.weight": (llm["vocab_size"], width), "model.norm.weight": (width,)}
+    shapes["lm_head.weight"] = (llm["vocab_size"], width)
+    for n in range(llm["num_hidden_layers"]):
+        layer = f"model.layers.{n}"
+        shapes |= {
+            f"{layer}.self_attn.qkv_proj.weight": (fused, width),
+            f"{layer}.self_attn.o_proj.weight": (width, width),
+            f"{layer}.mlp.gate_up_proj.weight": (2 * mlp, width),
+            f"{layer}.mlp.down_proj.weight": (width, mlp),
+            f"{layer}.input_layernorm.weight": (width,),
+            f"{layer}.post_attention_layernorm.weight": (width,),
+        }
+    return shapes
+
+
+def original_shapes(llm: dict, vit: dict = TINY_VIT, *, family="qwen2", tied=False, **of_vit) -> Shapes:
+    """Returns the shape of every tensor of the original layout; `family` is that of the LLM."""
+    makers = {"internlm2": internlm2_shapes, "phi3": phi3_shapes, "qwen2": partial(qwen_shapes, tied=tied)}
+    language = makers[family](llm)
     width, hidden = 4 * vit["width"], llm["hidden_size"]
     return {
         **{f"vision_model.{name}": shape for name, shape in vit_shapes(**vit, **of_vit).items()},
@@ -85,24 +110,52 @@ def original_shapes(llm: dict, vit: dict = TINY_VIT, *, internlm2=False, tied=Fa
     }
 
 
-def original_config(llm: dict, vit: dict = TINY_VIT, *, internlm2=False, tied=False, **of_vit) -> dict:
+def internlm2_config(llm: dict) -> dict:
+    """Returns InternLM2's config as released."""
+    return llm | {
+        "architectures": ["InternLM2ForCausalLM"],
+        "model_type": "internlm2",
+        "bias": False,
+        "hidden_act": "silu",
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 2.0, "type": "dynamic"},
+        "rope_theta": 1000000,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def phi3_config(llm: dict) -> dict:
+    """Returns Phi-3's config as its first release had it, with short contexts."""
+    pairs = llm["hidden_size"] // llm["num_attention_heads"] // 2
+    return llm | {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "hidden_act": "silu",
+        "max_position_embeddings": 32 * PHI3_ORIGINAL,
+        "original_max_position_embeddings": PHI3_ORIGINAL,
+        "pad_token_id": 32000,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "long_factor": [1.1 + 3.0 * pair for pair in range(pairs)],
+            "short_factor": [1.0 + 0.25 * pair for pair in range(pairs)],
+            "type": "su",
+        },
+        "rope_theta": 10000.0,
+        "sliding_window": 64 * PHI3_ORIGINAL,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def original_config(llm: dict, vit: dict = TINY_VIT, *, family="qwen2", tied=False, **of_vit) -> dict:
     """Returns a `config.json` of the original layout, with fields that nobody knows."""
-    language = text_config(llm, tied=tied, vocab_size=llm["vocab_size"])
-    template = "Hermes-2"
-    if internlm2:
-        template = "internlm2-chat"
-        language = llm | {
-            "architectures": ["InternLM2ForCausalLM"],
-            "model_type": "internlm2",
-            "bias": False,
-            "hidden_act": "silu",
-            "max_position_embeddings": 32768,
-            "rms_norm_eps": 1e-05,
-            "rope_scaling": {"factor": 2.0, "type": "dynamic"},
-            "rope_theta": 1000000,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-        }
+    template, language = {
+        "internlm2": ("internlm2-chat", internlm2_config(llm)),
+        "phi3": ("phi3-chat", phi3_config(llm)),
+        "qwen2": ("Hermes-2", text_config(llm, tied=tied, vocab_size=llm["vocab_size"])),
+    }[family]
     return {
         "architectures": ["InternVLChatModel"],
         "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
@@ -148,3 +201,28 @@ def write_original(folder, config, weights, data):
     write_tokenizer(str(data / "tokenizer"), TOKENS, folder)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+CASES = {
+    "1b": {},
+    "tied": {"tied": True},
+    "qk-norm-without-bias": {"qk_norm": True, "qkv_bias": False},
+    "internlm2": {"family": "internlm2"},
+    "phi3": {"family": "phi3"},
+}
+"""Tiny checkpoints: arguments of `written`."""
+
+
+def written(data, folder, **changes):
+    """Writes a tiny checkpoint of the original layout, with norms and layer scales that let pictures through."""
+    weights = random_weights(original_shapes(TINY_LLM, **changes))
+    weights = {
+        name: 1 + tensor * 0.1 if "norm" in name or name.endswith((".ls1", ".ls2", "mlp1.0.weight")) else tensor
+        for name, tensor in weights.items()
+    }
+    return write_original(folder, original_config(TINY_LLM, **changes), weights, data)
+
+
+def imported(folder, out):
+    """Imports a checkpoint as its own files describe it; returns what became of it."""
+    return import_released(folder, out, import_config(folder))

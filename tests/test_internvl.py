@@ -1,5 +1,6 @@
 """InternVL2 as configured: its size, its tokens, its tiles, its prompts, its stages."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,15 +9,19 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from eagle_train.data.chat import TextRun
 from eagle_train.data.degrade import Candidate, SharedTiles
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.tile_grids import ClosestAspectRatio
 from eagle_train.data.tokenizer.added import add_special_tokens, num_written
-from eagle_train.train.assemble import build_schedule, meta_model
+from eagle_train.model.llm import llm_config
+from eagle_train.model.long_rope import SampleLongRope
+from eagle_train.model.lora import is_adapter
+from eagle_train.train.assemble import adapters, add_adapters, build_schedule, meta_model
 from eagle_train.train.config import build, load_choice, load_config
+from eagle_train.train.optim import freeze, freeze_table
 from eagle_train.types import Media, MediaPlan, Message
 
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"  # noqa: RUF001
@@ -39,10 +44,39 @@ def test_the_1b_has_exactly_the_published_parameters():
     assert not model.llm.config.tie_word_embeddings and model.llm.config.vocab_size == 151655
 
 
+PUBLISHED = {"internlm2_1_8b": (1_889_110_016, 92544), "internlm2_5_7b": (7_737_708_544, 92544)}
+PUBLISHED["phi3_mini_128k"] = (3_821_079_552, 32064)
+"""Parameters of the LLMs by themselves, and rows of their tables."""
+LARGER = [
+    ("internvl2-2b", "internlm2_1_8b", 92544, 2_205_754_368),
+    ("internvl2-4b", "phi3_mini_128k", 32011, 4_146_855_936),
+    ("internvl2-8b", "internlm2_5_7b", 92544, 8_075_365_376),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "total"), [("internvl2-2b", 2_205_754_368), ("internvl2-8b", 8_075_365_376)])
-def test_larger_ones_have_internlm2s_parameters(name, total):
-    assert count(meta_model(load_config([f"+experiment={name}"]))) == total
+@pytest.mark.parametrize(("name", "llm", "num_tokens", "total"), LARGER)
+def test_larger_ones_are_their_published_parts(name, llm, num_tokens, total):
+    """InternViT, the MLP, and an LLM with rows for its tokenizer's tokens and the nine new ones, untied."""
+    config = load_config([f"+experiment={name}"])
+    model = meta_model(config)
+    width, (published, rows) = model.llm.config.hidden_size, PUBLISHED[llm]
+    assert config["llm"]["vocab_size"] == num_tokens + len(SPECIAL)
+    assert count(model.mixture) == 304_012_288
+    assert count(model.projector) == 2 * 4096 + (4096 + 1) * width + (width + 1) * width
+    assert count(model.llm) == published + 2 * (num_tokens + 9 - rows) * width
+    assert count(model) == total and not model.llm.config.tie_word_embeddings
+
+
+def test_phi3_has_its_published_rotary_embedding():
+    """48 pairs of channels, short factors up to 4096 tokens, scaled for a context 32 times that."""
+    fields = dict(load_choice("llm", "phi3_mini_128k"))
+    kind, pretrained, _ = (fields.pop(name) for name in ("model_type", "pretrained", "_target_"))
+    rotary = SampleLongRope(llm_config(kind, pretrained, fields))
+    for name, channels in (("short_factor", rotary.short), ("long_factor", rotary.long)):
+        factors = fields["rope_parameters"][name]
+        assert len(factors) == len(channels) == 48 and factors == sorted(factors)
+    assert rotary.original_length == 4096 and rotary.scale == pytest.approx((1 + 5 / 12) ** 0.5)
 
 
 def qwen_like(num_base):
@@ -98,6 +132,37 @@ def test_prompts_and_labels_are_the_published_ones(name, system, newline):
     asked = template.encode_prompt(TURNS[:1], tokenizer)
     assert tokenizer.decode(asked[-1].ids).endswith("it?<|im_end|>" + newline + "<|im_start|>assistant\n")
     assert set(template.stop_ids(tokenizer)) == set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
+
+
+PHI3_TOKENS = ["</s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+def test_phi3s_prompts_and_labels_are_the_published_ones(swallows):
+    """Its tokens swallow what spaces and newlines follow them, where its tokenizer says so; the labels are the same."""
+    template, tokenizer = build(load_choice("chat_template", "phi3_chat")), qwen_like(400)
+    added = [AddedToken(token, rstrip=swallows, special=True, normalized=False) for token in PHI3_TOKENS]
+    tokenizer.add_tokens(added, special_tokens=True)
+    add_special_tokens(tokenizer, SPECIAL)
+    turns = [*TURNS[:3], Message(role="assistant", content=("  Yes",))]
+    runs = [item for item in template.encode(turns, tokenizer) if isinstance(item, TextRun)]
+    newline, spaces = ("", "") if swallows else ("\n", "\n  ")
+    assert "".join(tokenizer.decode(run.ids) for run in runs) == (
+        f"<|system|>{newline}{SYSTEM}<|end|><|user|>{newline}\nWhat <box>is</box> it?<|end|><|assistant|>{newline}"
+        f"A cat.<|end|><|user|>{newline}Sure?<|end|><|assistant|>{spaces}Yes<|end|>"
+    )
+    learnt = "".join(tokenizer.decode(run.ids[run.is_target]) for run in runs)
+    assert learnt == f"A cat.<|end|>{spaces.removeprefix(newline)}Yes<|end|>"
+    assert template.stop_ids(tokenizer) == sorted(
+        tokenizer.convert_tokens_to_ids(["</s>", "<|endoftext|>", "<|end|>", "<|im_end|>"])  # the last: as end of text
+    )
+
+
+@pytest.mark.parametrize(("name", "kept"), [("hermes2", " Why? \n"), ("internlm2", "Why?")])
+def test_internlm2s_turns_are_stripped(name, kept):
+    template = build(load_choice("chat_template", name))
+    (run,) = template.render([Message(role="user", content=(" Why? \n",))])
+    assert "".join(text for text, _ in run).endswith(f"user\n{kept}<|im_end|>")
 
 
 def test_a_medium_is_followed_by_one_newline_whether_or_not_the_record_has_it():
@@ -158,8 +223,9 @@ def test_stages_are_the_published_ones():
         },
         "internvl2_finetune": {"finetune": ({"mixture": None, "projector": 4e-5, "llm": 4e-5}, 4096, None)},
     }
+    made = {schedule: stages(schedule) for schedule in expected}
     for schedule, wanted in expected.items():
-        found = stages(schedule)
+        found = made[schedule]
         assert found.keys() == wanted.keys()
         for name, (rates, length, warmup) in wanted.items():
             stage = found[name]
@@ -170,9 +236,30 @@ def test_stages_are_the_published_ones():
                 1e-8,
                 0.0,
             )
-    assert stages("internvl2_5")["stage2"].num_steps == 22000
-    assert stages("internvl2_finetune")["finetune"].degrade.max_tiles == 6
-    assert stages("internvl2_finetune")["finetune"].rows_per_step == 128
+    assert made["internvl2_5"]["stage2"].num_steps == 22000
+    finetune = made["internvl2_finetune"]["finetune"]
+    assert finetune.degrade.max_tiles == 6 and finetune.rows_per_step == 128
+
+
+@pytest.mark.slow
+def test_fine_tuning_by_adapters_is_the_published_one():
+    config = load_config(["+experiment=internvl2-1b-lora"])
+    model, (stage,) = meta_model(config), build_schedule(config).values()
+    with torch.device("meta"):
+        add_adapters(config, model)
+    adapted = adapters(config)
+    freeze(model, stage.learning_rates, adapted)
+    rows = freeze_table(model, stage.learning_rates, adapted)
+    inputs_and_outputs = 2 * (896 + 896) + 2 * (896 + 128) + 3 * (896 + 4864)  # q and o, k and v, the MLP
+    trained = 24 * 16 * inputs_and_outputs
+    assert sum(row.trainable for row in rows) == trained and sum(row.total for row in rows) == 938_158_976 + trained
+    assert all(name.startswith("llm.") and is_adapter(name) for name, p in model.named_parameters() if p.requires_grad)
+    assert list(adapted) == ["llm"]
+    assert (adapted["llm"].rank, adapted["llm"].alpha, adapted["llm"].dropout) == (16, 32, 0.05)
+    (full,) = stages("internvl2_finetune").values()
+    assert replace(stage, learning_rates=full.learning_rates, rows_per_step=128) == full
+    assert stage.learning_rates == {"mixture": None, "projector": None, "llm": 4e-5} and stage.rows_per_step == 16
+    assert config["mixture"]["encoders"]["intern_vit"]["drop_path"] == 0.0
 
 
 def test_drop_path_is_the_published_one():

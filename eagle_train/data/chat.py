@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from eagle_train.data.literals import MARK, literals_of
 from eagle_train.data.media_text import MediaText
@@ -186,9 +186,26 @@ def encode_run(pieces: Sequence[tuple[str, bool]], backend: Tokenizer) -> TextRu
     for piece, is_learnt in pieces:
         end = start + len(piece)
         if is_learnt and piece:
-            is_target[num_ended(encoding, start) : num_begun(encoding, end)] = True
+            is_target[first_of(encoding, start, backend) : num_begun(encoding, end)] = True
         start = end
     return TextRun(np.array(encoding.ids, dtype=np.int64), is_target)
+
+
+def first_of(encoding: Encoding, place: int, backend: Tokenizer) -> int:
+    """Returns the first token that covers a character from `place` on with more than the spaces it swallows.
+
+    Phi-3's special tokens take the spaces and newlines behind them: of "<|assistant|>\\n  Yes", all before "Yes" is one
+    token, which stays the prompt's.
+
+    Args:
+        backend: of the encoding.
+    """
+    number = num_ended(encoding, place)
+    if number < len(encoding):
+        begin, _ = encoding.token_to_chars(number)
+        if begin < place and begin + len(backend.id_to_token(encoding.ids[number])) <= place:
+            return number + 1
+    return number
 
 
 def media_to_front(content: Sequence[str | int]) -> list[str | int]:

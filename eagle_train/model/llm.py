@@ -10,13 +10,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from eagle_train.model.attention.packed import PACKED
+from eagle_train.model.long_rope import turn_each_sample
 
 
 def build_llm(*, model_type: str, pretrained: str | None = None, **config: Any) -> PreTrainedModel:
     """Returns a randomly initialized causal LM of a transformers family; see `llm_config`."""
-    return AutoModelForCausalLM.from_config(
+    llm = AutoModelForCausalLM.from_config(
         llm_config(model_type, pretrained, config), dtype=torch.float32, attn_implementation=PACKED
     )
+    turn_each_sample(llm)
+    return llm
 
 
 def llm_config(model_type: str, pretrained: str | None, config: Mapping[str, Any]) -> PreTrainedConfig:

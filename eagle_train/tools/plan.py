@@ -28,7 +28,7 @@ from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_tabl
 from eagle_train.train.row_memory import row_bytes
 from eagle_train.train.schedule import Stage
 from eagle_train.train.sequence.rows import RowGroups
-from eagle_train.train.sequence.spread import check_heads
+from eagle_train.train.sequence.spread import check_group
 from eagle_train.train.stage_data import build_stage_data, fingerprint
 
 GIB = 1024**3
@@ -79,7 +79,7 @@ def make_plan(config: Mapping[str, Any], ranks: int, *, activations: bool = Fals
     with torch.device("meta"):
         add_adapters(config, model)
     groups = RowGroups(rank=0, world_size=ranks, size=config["engine"]["sequence_parallel"])
-    check_heads(model, groups.size)
+    check_group(model, groups.size)
     geometry = describe(model.mixture, config["data"]["tile_size"])
     encoders = {name: {**asdict(e), "resampling": e.resampling} for name, e in geometry.encoders.items()}
     tokens = torch.zeros(1, geometry.tokens_per_tile, geometry.channels, device="meta")

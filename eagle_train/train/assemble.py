@@ -32,7 +32,7 @@ from eagle_train.train.geometry_check import check_geometry
 from eagle_train.train.optim import freeze, parameter_groups
 from eagle_train.train.placement import Placement
 from eagle_train.train.schedule import Stage
-from eagle_train.train.sequence.spread import check_heads
+from eagle_train.train.sequence.spread import check_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +155,12 @@ def check_stages(config: Mapping[str, Any], model: VisionLanguageModel, schedule
     """Raises ValueError, before anything is trained, if a stage could not begin.
 
     That is for an encoder to align that is not there, learning rates or weight decays that match nothing, sources
-    without shards, or more ranks to a row than the LLM has heads.
+    without shards, or ranks that cannot share this LLM's rows.
 
     Args:
         model: on the meta device.
     """
-    check_heads(model, config["engine"]["sequence_parallel"])
+    check_group(model, config["engine"]["sequence_parallel"])
     with torch.device("meta"):
         for stage in schedule.values():
             trained = stage_model(config, model, stage)

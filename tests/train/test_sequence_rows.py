@@ -7,7 +7,7 @@ from eagle_train.data.ledger import Ledger, LedgerShard
 from eagle_train.train.sequence.attention import head_shares
 from eagle_train.train.sequence.group import SequenceGroup
 from eagle_train.train.sequence.rows import RowGroups, even_bounds, overlaps, own_part
-from eagle_train.train.sequence.spread import check_heads
+from eagle_train.train.sequence.spread import check_group
 from eagle_train.train.source_losses import sums_by_source
 from eagle_train.types import RowPart, SampleError
 from tests.toys import booked, grown, tiny_model, tiny_row, tiny_sample
@@ -118,7 +118,7 @@ def test_every_head_is_computed_once_with_its_own_keys(heads, key_value_heads, r
 
 def test_more_ranks_than_heads_are_refused():
     with pytest.raises(ValueError, match="4 heads cannot be shared by 8 ranks"):
-        check_heads(tiny_model(), 8)
+        check_group(tiny_model(), 8)
 
 
 def test_bounds_are_even_and_overlaps_count_what_lies_between():

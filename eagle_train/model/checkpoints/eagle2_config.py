@@ -29,6 +29,8 @@ LLMS = {
     "Phi3ForCausalLM": "phi3",
 }
 """Model type of transformers by architecture: those that the original code accepts."""
+RENAMED = {"su": "longrope"}
+"""Types of rotary embeddings by their first names."""
 LLM_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LLM_FIELDS = (
     "vocab_size",
@@ -161,6 +163,8 @@ def read_llm(config: Mapping[str, Any], vocab_size: int, *, tied: bool) -> dict[
     known = AutoConfig.for_model(kind).to_dict()
     fields = {name: given[name] for name in LLM_FIELDS if given.get(name) is not None and name in known}
     fields |= {"vocab_size": vocab_size, "tie_word_embeddings": tied, "rope_parameters": read_rope(given)}
+    if known.get("pad_token_id") is not None:  # torch would not train its row, which may also be beyond the table
+        fields["pad_token_id"] = None
     return {"model_type": kind} | fields
 
 
@@ -171,7 +175,9 @@ def read_rope(llm: Mapping[str, Any]) -> dict[str, Any]:
     scaling = dict(llm.get("rope_scaling") or {})
     kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
     scaling.pop("type", None)
-    return {"rope_type": kind, "rope_theta": llm.get("rope_theta", 10000.0)} | scaling
+    if "partial_rotary_factor" in llm:
+        scaling["partial_rotary_factor"] = llm["partial_rotary_factor"]
+    return {"rope_type": RENAMED.get(kind, kind), "rope_theta": llm.get("rope_theta", 10000.0)} | scaling
 
 
 def read_vocab_size(shapes: Mapping[str, torch.Size]) -> int:

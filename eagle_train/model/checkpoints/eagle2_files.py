@@ -157,6 +157,10 @@ def write_llm(llm: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     rope = dict(llm["rope_parameters"])
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
     fields = {name: llm[name] for name in LLM_FIELDS if name in llm}
+    if kind == "longrope":  # these three fields and no other
+        fields["rope_scaling"] = {"type": kind} | {name: rope[name] for name in ("short_factor", "long_factor")}
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        fields["partial_rotary_factor"] = rope["partial_rotary_factor"]
     return {
         "architectures": [architecture],
         "model_type": llm["model_type"],

@@ -26,7 +26,12 @@ VISION_FIELDS = {
 """Our arguments by the names of both layouts."""
 # The original code's defaults are those of InternViT-6B: no bias, but norms.
 BIAS_AND_NORM = {ORIGINAL: ("qkv_bias", "qk_normalization"), NATIVE: ("attention_bias", "use_qk_norm")}
-TEMPLATES = {"Hermes-2": "hermes2", "internlm2-chat": "internlm2", "internvl2_5": "internvl2_5"}
+TEMPLATES = {
+    "Hermes-2": "hermes2",
+    "internlm2-chat": "internlm2",
+    "phi3-chat": "phi3_chat",
+    "internvl2_5": "internvl2_5",
+}
 """Our chat templates by the names in `template`."""
 NATIVE_TEMPLATE = "internvl_hf"
 

@@ -57,9 +57,7 @@ def original_config(
     """
     least, most, thumbnail = tiles
     theirs = original.get("llm_config", {})
-    written = eagle2_files.write_llm(llm, dtype)
-    if (theirs.get("architectures") or [None])[0] == INTERNLM2:
-        written = as_internlm2(written, theirs)
+    written = as_original(eagle2_files.write_llm(llm, dtype), theirs)
     vision = {
         "architectures": ["InternVisionModel"],
         "model_type": "intern_vit_6b",
@@ -93,6 +91,21 @@ def original_config(
         "use_thumbnail": thumbnail,
     }
     return NEUTRAL | dict(original) | ours
+
+
+def as_original(written: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of an LLM as the original code's own classes read them.
+
+    Args:
+        theirs: those that the model was imported with, if it was.
+    """
+    if (theirs.get("architectures") or [None])[0] == INTERNLM2:
+        return as_internlm2(written, theirs)
+    scaling = written["rope_scaling"]
+    if scaling is None or scaling.get("type") != "longrope":
+        return dict(written)
+    # Its Phi-3 knows LongRoPE by its first name alone; that of later releases may know the other.
+    return dict(written) | {"rope_scaling": scaling | {"type": (theirs.get("rope_scaling") or {}).get("type", "su")}}
 
 
 def as_internlm2(llama: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch.distributed
 from torch import nn
 
 from eagle_train import dist
+from eagle_train.model.long_rope import has_long_rope
 from eagle_train.train.sequence.attention import UlyssesAttention, head_shares
 from eagle_train.train.sequence.group import SequenceGroup, join
 from eagle_train.train.sequence.rows import RowGroups
@@ -32,7 +33,7 @@ class Spread:
         self.group: SequenceGroup | None = None
         if size > 1:
             self.alone = model.attention
-            check_heads(model, size)
+            check_group(model, size)
             self.group = join(groups)
             share_rows(model, self.group)
 
@@ -50,7 +51,17 @@ def share_rows(model: nn.Module, group: SequenceGroup) -> None:
     model.place_visual = group.place_visual
 
 
-def check_heads(model: nn.Module, size: int) -> None:
-    """Raises ValueError if a group of `size` ranks has more of them than the LLM has heads."""
+def check_group(model: nn.Module, size: int) -> None:
+    """Refuses to share a model's rows among `size` ranks where that would not be exact.
+
+    Raises:
+        ValueError: if there are more ranks than the LLM has heads, or if its rotary embedding depends on the length of
+            each sample, which a part of a row does not tell.
+    """
     config = model.llm.config
     head_shares(config.num_attention_heads, config.num_key_value_heads, size)
+    if size > 1 and has_long_rope(model.llm):
+        raise ValueError(
+            f"rows of a {config.model_type} with LongRoPE cannot be shared by {size} ranks: how a sample is turned "
+            "depends on all of its length; set engine.sequence_parallel=1"
+        )

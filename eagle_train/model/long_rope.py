@@ -1,0 +1,72 @@
+"""LongRoPE of packed rows: each sample is turned by the factors of its own length."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+LONG_ROPE = "longrope"
+"""Type of a config's `rope_parameters`: Phi-3's with a context of 128K."""
+
+
+class SampleLongRope(nn.Module):
+    """Rotary embedding with short factors for samples within the original context, and long factors beyond.
+
+    transformers' own takes the factors of a call's largest position for all of it: in a packed row the longest sample
+    would decide how its neighbours are turned, and a sample's loss would depend on what it is packed with.
+
+    A sample begins wherever positions are 0; one without a beginning, as a token that continues cached ones, is as long
+    as its last position says.
+
+    Args:
+        config: of an LLM whose `rope_parameters` are of type `longrope`.
+
+    Source: LongRoPE (arXiv 2402.13753); transformers, `_compute_longrope_parameters`.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.original_length: int = config.rope_parameters["original_max_position_embeddings"]
+        frequencies = ROPE_INIT_FUNCTIONS[LONG_ROPE]
+        short, self.scale = frequencies(config, seq_len=self.original_length)
+        long, _ = frequencies(config, seq_len=self.original_length + 1)
+        self.register_buffer("short", short, persistent=False)
+        self.register_buffer("long", long, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns cosines and sines (B, T, D) of the rotated channels D, in the dtype of `x`.
+
+        Args:
+            x: any tensor of the computation's dtype.
+            position_ids: (B, T) int64; restart at 0 in every sample of a row.
+        """
+        beyond = lengths(position_ids) > self.original_length
+        frequencies = torch.where(beyond[..., None], self.long.float(), self.short.float())
+        angles = position_ids[..., None].float() * frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        return (angles.cos() * self.scale).to(x.dtype), (angles.sin() * self.scale).to(x.dtype)
+
+
+def lengths(position_ids: torch.Tensor) -> torch.Tensor:
+    """Returns of each token the length of its sample, (B, T), by the largest position in it.
+
+    Args:
+        position_ids: (B, T); [0, 1, 2, 0, 1] -> [3, 3, 3, 2, 2].
+    """
+    numbers = (position_ids == 0).cumsum(-1)  # 0: of tokens before the first beginning
+    longest = torch.zeros_like(position_ids).scatter_reduce(-1, numbers - numbers[:, :1], position_ids, "amax")
+    return longest.gather(-1, numbers - numbers[:, :1]) + 1
+
+
+def turn_each_sample(llm: PreTrainedModel) -> None:
+    """Gives a causal LM whose rotary embedding is LongRoPE one that tells the samples of a row apart."""
+    if (llm.config.to_dict().get("rope_parameters") or {}).get("rope_type") == LONG_ROPE:
+        llm.model.rotary_emb = SampleLongRope(llm.config)
+
+
+def has_long_rope(module: nn.Module) -> bool:
+    """Returns whether a module turns samples by their length, which takes the whole row."""
+    return any(isinstance(part, SampleLongRope) for part in module.modules())
