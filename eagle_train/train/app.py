@@ -52,6 +52,7 @@ from eagle_train.train.retention import Retention
 from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
 from eagle_train.train.saving import Saver
 from eagle_train.train.schedule import Stage
+from eagle_train.train.serving import served
 from eagle_train.train.stage_data import make_layout, read_sources
 from eagle_train.train.stage_run import Run, run_stage
 from eagle_train.train.watchdog import Watchdog, new_folder
@@ -157,7 +158,7 @@ def start(
     if latest is None:
         run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
         state = TrainState(stage=next(iter(schedule)), run_id=run_id)
-        starts = load_run_start(config, model, encoder.tokenizer, put=construction.put)
+        starts = load_run_start(config, model, encoder.tokenizer, put=construction.put, reads=construction.counts)
         if dist.rank() == 0:
             Console(stderr=True).print(start_table(starts))
     else:
@@ -226,7 +227,7 @@ def make_trackers(config: Mapping[str, Any], folder: Path, state: TrainState) ->
 def finish(run: Run) -> None:
     """Evaluates on the held-out sources, unless it was done; the scores are the last record of the metrics.
 
-    Every rank then has all weights on its device, also where they were sharded; never in host memory beside it.
+    Sharded weights then lie whole on every rank's device, or are gathered layer by layer, see `served`.
     """
     if not run.config["evaluation"] or dist.broadcast_object(evaluated(run) if dist.rank() == 0 else None):
         return
@@ -237,8 +238,8 @@ def finish(run: Run) -> None:
     settings = build(run.config["data"])
     catalog = read_sources(sources, make_layout(run.encoder, longest, DropTooLong()), settings)
     dataset = RowDataset(catalog, run.encoder, settings.storage)
-    run.placement.make_whole(run.model)
-    scores = evaluate(run.model, dataset, evaluation, run.folder / "gallery")
+    with served(run.placement, run.model, run.meta, evaluation.whole_weights) as access:
+        scores = evaluate(run.model, dataset, evaluation, run.folder / "gallery", access)
     run.trackers.log(scores, run.state.global_step)
 
 
