@@ -159,6 +159,7 @@ def make_trainer(
             ledger.sync()
             files = state_files(run.state, run.text, data.identity)
             report = run.saver.save(engine, run.state.global_step, files, wait=wait)
+        settle(run, report.before)
         settle(run, report)
         return report
 
@@ -197,7 +198,7 @@ def make_guard(run: Run) -> AnomalyGuard:
 
 def can_return(run: Run) -> bool:
     """Returns whether the run's present stage has a checkpoint; all ranks ask together."""
-    run.saver.finish()
+    settle(run, run.saver.finish())
     latest = run.saver.checkpoints.latest()
     return latest is not None and read_state(latest).stage == run.state.stage
 

@@ -110,7 +110,7 @@ def test_the_next_save_finishes_the_one_before(tmp_path, engine, held):
     first = saver.save(engine, 1, FILES, wait=False)
     threading.Timer(0.3, held.set).start()
     second = saver.save(engine, 2, FILES, wait=False)
-    assert first.published and second.stall_seconds > 0.2
+    assert first.published and second.before is first and second.stall_seconds > 0.2
     assert saver.finish() is second and second.published and saver.finish() is None
     assert [path.name for path in saver.checkpoints.published()] == ["step-00000001", "step-00000002"]
 
