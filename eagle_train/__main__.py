@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from eagle_train.importing import no_garbage
+
 TOOLS = {
     "train": "run or resume a training run from config overrides (the default)",
     "plan": "show parameters, freeze table, tokens, rows, steps and memory of a config, without weights or GPU",
@@ -55,7 +57,8 @@ def main(arguments: list[str]) -> int:
         print(f"no tool {rest[0]!r}; words: {', '.join(TOOLS)}", file=sys.stderr)
         return 2
     module = f"{word}_" if keyword.iskeyword(word) else word
-    tool = importlib.import_module(f"eagle_train.tools.{module}")
+    with no_garbage():
+        tool = importlib.import_module(f"eagle_train.tools.{module}")
     try:
         return tool.main(rest)
     except ValueError as error:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+if TYPE_CHECKING:  # tools that only read records, as `trace` does, need not wait seconds for torch
+    import torch
 
 IGNORE_INDEX = -100
 """Label of a position without loss; the default of `torch.nn.functional.cross_entropy`."""
@@ -287,5 +288,7 @@ class PackedBatch:
         return replace(self, **{k: v.pin_memory() for k, v in self._tensors()})
 
     def _tensors(self):
+        import torch
+
         values = ((name, getattr(self, name)) for name in self.__slots__)
         return [(name, value) for name, value in values if isinstance(value, torch.Tensor)]

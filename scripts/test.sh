@@ -8,4 +8,4 @@ scripts/install_slurm.sh || echo "SLURM's programs are not here: the tests on a 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 workers=$(($(nproc) < 8 ? $(nproc) : 8))
-HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@"
+HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"

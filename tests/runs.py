@@ -21,6 +21,7 @@ from eagle_train.data.toy.samples import toy_samples
 from eagle_train.data.toy.tokenizer import train_tokenizer
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.config import load_config
+from tests.forks import Fork
 
 KINDS = {"shapes": 40, "captions": 24, "video": 6, "multi_image": 8, "text": 12}
 SPECIAL = ["<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -96,8 +97,13 @@ def environment(**extra: str) -> dict[str, str]:
     return clean | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | extra
 
 
+def fork(arguments: list[str], program: str = "eagle_train", **extra: str) -> Fork:
+    """Starts a module or a script without the seconds that a new interpreter takes to import everything."""
+    return Fork(program, arguments, environment(**extra))
+
+
 def start(arguments: list[str], module: str = "eagle_train", **extra: str) -> subprocess.Popen:
-    """Starts `python -m module ...`."""
+    """Starts `python -m module ...` in a new interpreter."""
     command = [sys.executable, "-m", module, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -105,17 +111,25 @@ def start(arguments: list[str], module: str = "eagle_train", **extra: str) -> su
     )
 
 
+def run_script(script: Path, *arguments: str, timeout: float = 240, **extra: str) -> str:
+    """Runs a script, demands that it ends well, and returns what it printed."""
+    process = fork(list(arguments), str(script), **extra)
+    printed, errors = process.communicate(timeout=timeout)
+    assert process.returncode == 0, printed[-2000:] + errors[-4000:]
+    return printed
+
+
 def run_ranks(
     arguments: list[str], ranks: int = 1, module: str = "eagle_train", timeout: float = 240
 ) -> list[tuple[int, str]]:
-    """Runs `python -m module ...` on `ranks` processes; returns (exit code, output) of each."""
+    """Runs `python -m module ...` on `ranks` processes, forked; returns (exit code, output) of each."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = str(sock.getsockname()[1])
     extra = [
         {"RANK": str(r), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(r), "MASTER_PORT": port} for r in range(ranks)
     ]
-    processes = [start(arguments, module, **(one if ranks > 1 else {})) for one in extra]
+    processes = [fork(arguments, module, **(one if ranks > 1 else {})) for one in extra]
     outputs = [process.communicate(timeout=timeout) for process in processes]
     return [(p.returncode, "".join(out)) for p, out in zip(processes, outputs, strict=True)]
 

@@ -5,9 +5,6 @@ Rank 0 writes what became of each case; `tests/test_sequence.py` compares it wit
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +20,6 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 from eagle_train.train.sequence.rows import RowGroups, own_part
 from eagle_train.train.zero.engine import ZeroEngine
-from eagle_train.train.zero.join import import_deepspeed
 from eagle_train.types import PackedBatch
 from tests.toys import tiny_model, tiny_row, tiny_sample
 
@@ -136,7 +132,7 @@ def aligned(size: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     return counts, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
-def run(out: Path) -> None:
+def main(out: Path) -> None:
     """Runs all cases."""
     dist.init(timeout_seconds=60)
     results = {}
@@ -151,27 +147,6 @@ def run(out: Path) -> None:
     dist.shutdown()
 
 
-def start_rank(rank: int, port: int, out: Path) -> None:
-    """Runs one of the ranks."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
-    run(out)
-
-
-def main(out: Path) -> int:
-    """Runs all ranks, by fork: what they import is imported once; returns the exit code of the first that failed."""
-    torch.set_num_threads(1)
-    import_deepspeed()
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=start_rank, args=(rank, port, out)) for rank in range(4)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    return max(abs(process.exitcode) for process in ranks)
-
-
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

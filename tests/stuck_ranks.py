@@ -1,6 +1,7 @@
 """`python -m tests.stuck_ranks CASE FOLDER [overrides]` on two ranks: rank 1 gets stuck in the third step.
 
-Case `loader` is a run of the overrides; the others are a loop of few lines with the beats of the trainer.
+Case `loader` is a run of the overrides, which never gets data; the others are a loop of few lines with the beats of
+the trainer.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import time
 from pathlib import Path
 
 from eagle_train import dist
-from eagle_train.__main__ import main as run
-from eagle_train.data.loader import RowDataset
 from eagle_train.train.heartbeat import Heart
 from eagle_train.train.watchdog import Limits, Watchdog, new_folder
 
@@ -54,6 +53,9 @@ def loop(case: str, folder: Path) -> None:
 
 def stuck_loader(overrides: list[str]) -> int:
     """Runs a run whose rank 1 never gets the rows of a step."""
+    from eagle_train.__main__ import main as run  # the other cases need not wait for these
+    from eagle_train.data.loader import RowDataset
+
     make = RowDataset.make
     made: list[int] = []
 

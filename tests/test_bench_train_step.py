@@ -1,25 +1,19 @@
 """The benchmark of training steps runs at toy size, and its numbers hang together."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.runs import environment
+from tests.runs import run_script
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench" / "train_step.py"
 
 
 def result_of(*arguments):
     """Returns the last line of the script, JSON, and all it printed."""
-    command = [sys.executable, str(SCRIPT), *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(CUDA_VISIBLE_DEVICES=""), timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+    printed = run_script(SCRIPT, *arguments, CUDA_VISIBLE_DEVICES="")
+    return json.loads(printed.splitlines()[-1]), printed
 
 
 @pytest.mark.slow

@@ -64,7 +64,8 @@ def test_export_is_all_that_chat_needs(run, data, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_tied_embeddings_are_exported_once_and_come_back(data, tmp_path):
-    assert main([*overrides(data, tmp_path / "run"), "llm.tie_word_embeddings=true"]) == 0
+    short = ("schedule.pretrain.num_steps=1", "schedule.sft.num_steps=1")
+    assert main(overrides(data, tmp_path / "run", "llm.tie_word_embeddings=true", *short)) == 0
     export = export_run(tmp_path / "run", tmp_path / "export")
     model, _ = load_model(export)
     assert model.llm.lm_head.weight is model.llm.model.embed_tokens.weight
@@ -147,8 +148,9 @@ def test_data_build_makes_a_recipe_to_train_on(data, tmp_path, capsys):
     assert main(arguments) == 0, "a second build leaves the first alone"
     assert "is there already" in capsys.readouterr().out
     recipe = f"schedule.sft.recipe={tmp_path / 'out/mine.yaml'}"
-    assert main([*overrides(data, tmp_path / "run"), recipe]) == 0
-    assert len(losses(tmp_path / "run")) == 9
+    short = ("schedule.pretrain.num_steps=1", "schedule.sft.num_steps=1")
+    assert main(overrides(data, tmp_path / "run", recipe, *short)) == 0
+    assert len(losses(tmp_path / "run")) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from tests.equality_ranks import STAGES, WAYS, run
 from tests.runs import must_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

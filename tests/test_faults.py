@@ -159,7 +159,7 @@ def test_a_full_disk_under_the_ledger_stops_before_the_step_and_room_lets_it_go_
 @pytest.mark.slow
 def test_a_killed_worker_does_not_change_the_run(mine, tmp_path, monkeypatch, caplog):
     chosen = mine("data.num_workers=2", "data.prefetch=1")  # so that rows are left to make at the kill
-    assert train(chosen | {"run_dir": str(tmp_path / "whole")})
+    assert train(mine() | {"run_dir": str(tmp_path / "whole")})
     others = set(multiprocessing.active_children())
 
     def kill():

@@ -11,11 +11,18 @@ from tests.test_resume import run_until
 ROW = ("engine._target_=tests.poisoned.plain", "schedule.sft.rows_per_step=2", "+engine.row=6")  # step 3 of sft
 
 
-def once(data, tmp_path):
+@pytest.fixture(scope="module")
+def calm(data, tmp_path_factory):
+    """A run that is left alone."""
+    run = tmp_path_factory.mktemp("calm")
+    assert train(config(data, run, "schedule.sft.rows_per_step=2"))
+    return run
+
+
+def once(calm):
     """Returns a sample that a run that is left alone sees once, and in which step of the stage sft."""
-    assert train(config(data, tmp_path / "calm", "schedule.sft.rows_per_step=2"))
     places = {}
-    for (stage, step), of_step in rows(tmp_path / "calm").items():
+    for (stage, step), of_step in rows(calm).items():
         for key in (key for row in of_step for key in row):
             places.setdefault(key, []).append((stage, step))
     return next((key, at[0][1]) for key, at in places.items() if len(at) == 1 and at[0] > ("sft", 2))
@@ -36,19 +43,18 @@ def test_a_step_is_skipped_and_a_resumed_run_skips_it_too(data, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_the_default_stops_with_the_samples_and_without_the_cause_the_run_goes_on(data, tmp_path):
-    assert train(config(data, tmp_path / "calm", "schedule.sft.rows_per_step=2"))
+def test_the_default_stops_with_the_samples_and_without_the_cause_the_run_goes_on(data, calm, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"step 3 of stage sft: the loss is nan; the run stops.*is saved"):
         train(config(data, tmp_path / "run", *ROW))
     assert [a.action for a in read_anomalies(tmp_path / "run")] == ["stop"]
     assert train(config(data, tmp_path / "run", "schedule.sft.rows_per_step=2"))
-    assert losses(tmp_path / "run") == losses(tmp_path / "calm") and rows(tmp_path / "run") == rows(tmp_path / "calm")
+    assert losses(tmp_path / "run") == losses(calm) and rows(tmp_path / "run") == rows(calm)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quarantine", [True, False])
-def test_a_run_goes_back_and_comes_to_its_end_without_what_was_wrong(data, tmp_path, quarantine):
-    poisoned, step = once(data, tmp_path)
+def test_a_run_goes_back_and_comes_to_its_end_without_what_was_wrong(data, calm, tmp_path, quarantine):
+    poisoned, step = once(calm)
     settings = ("engine._target_=tests.poisoned.plain", f"+engine.key={poisoned}", "schedule.sft.rows_per_step=2")
     ladder = ("anomalies.rollbacks=1", f"anomalies.quarantine={quarantine}".lower(), "data.max_bad_share=0")
     assert train(config(data, tmp_path / "run", *settings, *ladder))
@@ -56,8 +62,8 @@ def test_a_run_goes_back_and_comes_to_its_end_without_what_was_wrong(data, tmp_p
     assert [(a.step, a.action, a.keys) for a in found] == [(step, "rollback", (poisoned,))]
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "stage_step" in r]
     assert [r["step"] for r in records] == list(range(1, 10))
-    own, calm = rows(tmp_path / "run"), rows(tmp_path / "calm")
-    left_out = [sorted(k for k in row if k != poisoned or not quarantine) for row in calm["sft", step]]
+    own, undisturbed = rows(tmp_path / "run"), rows(calm)
+    left_out = [sorted(k for k in row if k != poisoned or not quarantine) for row in undisturbed["sft", step]]
     assert sorted(map(sorted, own["sft", step])) == sorted(row for row in left_out if row)
     assert ("train/loss" in records[3 + step]) == quarantine  # otherwise the step is passed over
     entries = [entry for sources in accounts(tmp_path / "run").values() for entry in sources.values()]

@@ -13,8 +13,7 @@ pytest.importorskip("aiohttp")
 
 
 @pytest.mark.slow
-def test_shards_behind_urls_give_the_rows_and_losses_of_local_ones(data, tmp_path):
-    assert train(config(data, tmp_path / "local"))
+def test_shards_behind_urls_give_the_rows_and_losses_of_local_ones(data, undisturbed, tmp_path):
     recipe = yaml.safe_load((data / "small.yaml").read_text())
     root = tmp_path / "data"
     root.mkdir()
@@ -33,6 +32,6 @@ def test_shards_behind_urls_give_the_rows_and_losses_of_local_ones(data, tmp_pat
             assert train(config(root, tmp_path / name, *more))
     assert list((tmp_path / "cache").rglob("*.tar*"))
     for name in ("remote", "cached"):
-        assert rows(tmp_path / name) == rows(tmp_path / "local")
-        assert losses(tmp_path / name) == losses(tmp_path / "local")
-        assert accounts(tmp_path / name) == accounts(tmp_path / "local")
+        assert rows(tmp_path / name) == rows(undisturbed)
+        assert losses(tmp_path / name) == losses(undisturbed)
+        assert accounts(tmp_path / name) == accounts(undisturbed)

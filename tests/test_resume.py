@@ -25,15 +25,6 @@ from tests.runs import config, losses, must_run, overrides, rows, start
 STEPS = 9  # 3 of pretrain, 6 of sft
 
 
-@pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory):
-    """The run everything is compared with."""
-    run = tmp_path_factory.mktemp("undisturbed")
-    assert train(config(data, run))
-    assert len(losses(run)) == STEPS
-    return run
-
-
 class Stop(Exception):
     """Ends a run in the middle, like a kill: nothing is saved."""
 
@@ -54,14 +45,14 @@ def run_until(config, step, monkeypatch):
         train(config)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 3, 4, 8])
-def test_a_run_stopped_anywhere_repeats_the_losses_to_the_bit(data, undisturbed, tmp_path, step, monkeypatch):
-    run_until(config(data, tmp_path), step, monkeypatch)
-    assert train(config(data, tmp_path))
-    assert losses(tmp_path) == losses(undisturbed)
-    assert rows(tmp_path) == rows(undisturbed)
-    assert weights(tmp_path) == weights(undisturbed)
+def killed_after(checkpoint, run, into):
+    """Returns a copy of a run as a kill leaves it: with records of steps after its newest checkpoint."""
+    shutil.copytree(run, into)
+    for later in CheckpointDir(into / "checkpoints").published():
+        if int(later.name.rpartition("-")[2]) > checkpoint:
+            shutil.rmtree(later)
+    assert int(CheckpointDir(into / "checkpoints").latest().name.rpartition("-")[2]) == checkpoint
+    return into
 
 
 def weights(run):
@@ -69,11 +60,28 @@ def weights(run):
     return {name: tensor.tolist() for name, tensor in state.items()}
 
 
-def test_workers_change_neither_rows_nor_losses(data, undisturbed, tmp_path, monkeypatch):
-    run_until(config(data, tmp_path, "data.num_workers=2"), 5, monkeypatch)
-    assert train(config(data, tmp_path, "data.num_workers=1"))
+@pytest.mark.slow
+def test_a_run_stopped_again_and_again_repeats_the_losses_to_the_bit(data, undisturbed, tmp_path, monkeypatch):
+    # Before the first checkpoint, before and after the one at the end of a stage, and within the last stage.
+    for step in (1, 3, 4, 8):
+        run_until(config(data, tmp_path), step, monkeypatch)
+    assert train(config(data, tmp_path))
     assert losses(tmp_path) == losses(undisturbed)
     assert rows(tmp_path) == rows(undisturbed)
+    assert weights(tmp_path) == weights(undisturbed)
+    starts = read_attempts(tmp_path)
+    assert len({start["run_id"] for start in starts}) == 1, "one id from before the first checkpoint on"
+    resumed = [start["resumed_from"] for start in starts]
+    assert resumed == [None, None, "step-00000002", "step-00000003", "step-00000007"]
+
+
+def test_a_resumed_run_repeats_the_losses_to_the_bit_whatever_its_workers(data, undisturbed, tmp_path):
+    run = killed_after(5, undisturbed, tmp_path / "run")
+    assert train(config(data, run, "data.num_workers=2"))
+    assert losses(run) == losses(undisturbed)
+    assert rows(run) == rows(undisturbed)
+    assert weights(run) == weights(undisturbed)
+    assert read_attempts(run)[-1]["resumed_from"] == "step-00000005"
 
 
 @pytest.mark.slow
@@ -88,14 +96,15 @@ def test_killed_with_sigkill_the_same_command_repeats_the_run(data, undisturbed,
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    must_run(arguments)
+    assert main(arguments) == 0  # from a checkpoint that was written in the background
     assert losses(tmp_path) == losses(undisturbed)
     assert rows(tmp_path) == rows(undisturbed)
+    assert weights(tmp_path) == weights(undisturbed)
 
 
 @pytest.mark.slow
 def test_sigterm_to_all_processes_saves_and_the_next_start_goes_on(data, tmp_path):
-    long = ("schedule.sft.num_steps=150", "save_every=1000")  # so that the signal comes in the middle
+    long = ("schedule.sft.num_steps=60", "save_every=1000")  # so that the signal comes in the middle
     assert train(config(data, tmp_path / "whole", *long))
     run = tmp_path / "parts"
     arguments = overrides(data, run, *long, "data.num_workers=1")
@@ -108,34 +117,29 @@ def test_sigterm_to_all_processes_saves_and_the_next_start_goes_on(data, tmp_pat
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
     assert "state saved" in stderr
-    must_run(arguments)
+    assert main(arguments) == 0
     assert losses(run) == losses(tmp_path / "whole")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [(), ("engine=zero3", "engine.persistence_threshold=100")], ids=["plain", "zero3"])
-def test_other_ranks_and_engines_run_the_same_rows(data, tmp_path, monkeypatch, engine):
+def test_other_ranks_and_another_engine_run_the_same_rows(data, tmp_path):
     four_rows = "schedule.sft.rows_per_step=4"
     assert train(config(data, tmp_path / "whole", four_rows))
-    run_until(config(data, tmp_path / "parts", four_rows), 5, monkeypatch)
-    must_run(overrides(data, tmp_path / "parts", four_rows, "data.num_workers=1", *engine), ranks=2)
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    parts = killed_after(5, tmp_path / "whole", tmp_path / "parts")
+    sharded = ("engine=zero3", "engine.persistence_threshold=100")
+    must_run(overrides(data, parts, four_rows, "data.num_workers=1", *sharded), ranks=2)
+    assert rows(parts) == rows(tmp_path / "whole")
+    assert losses(parts) == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    assert [start["ranks"] for start in read_attempts(parts)] == [1, 2]
 
 
 @pytest.mark.slow
 def test_writing_in_the_background_changes_nothing_and_is_measured(data, undisturbed, tmp_path):
-    run, part = tmp_path / "run", tmp_path / "part"
-    assert train(config(data, run, "async_save=true", "save_every=1", "keep_last=100"))
-    assert losses(run) == losses(undisturbed)
-    assert len(CheckpointDir(run / "checkpoints").published()) == STEPS
-    saves = [r for r in read_metrics(run / "metrics.jsonl") if "time/checkpoint_stall_seconds" in r]
+    assert train(config(data, tmp_path, "async_save=true", "save_every=1", "keep_last=100"))
+    assert losses(tmp_path) == losses(undisturbed) and weights(tmp_path) == weights(undisturbed)
+    assert len(CheckpointDir(tmp_path / "checkpoints").published()) == STEPS
+    saves = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "time/checkpoint_stall_seconds" in r]
     assert len(saves) == STEPS and all(r["time/checkpoint_write_seconds"] > 0 for r in saves)
-    shutil.copytree(run, part)
-    for later in (6, 7, 8, 9):
-        shutil.rmtree(part / f"checkpoints/step-{later:08d}")
-    assert train(config(data, part, "async_save=true"))  # from one that was written in the background
-    assert losses(part) == losses(undisturbed) and weights(part) == weights(undisturbed)
 
 
 @pytest.mark.slow
@@ -202,33 +206,33 @@ def test_any_checkpoint_of_a_run_is_exported_with_a_check_of_its_logits(
 
 
 @pytest.mark.slow
-def test_an_incomplete_checkpoint_is_skipped_with_a_warning_and_kept(data, undisturbed, tmp_path, caplog, monkeypatch):
-    run_until(config(data, tmp_path), 7, monkeypatch)
-    newest = CheckpointDir(tmp_path / "checkpoints").latest()
+def test_an_incomplete_checkpoint_is_skipped_with_a_warning_and_kept(data, undisturbed, tmp_path, caplog):
+    run = killed_after(7, undisturbed, tmp_path / "run")
+    newest = CheckpointDir(run / "checkpoints").latest()
     next(newest.glob("state-*")).write_bytes(b"torn")
-    assert train(config(data, tmp_path))
+    assert train(config(data, run))
     assert "skipping incomplete checkpoint" in caplog.text and newest.name in caplog.text
-    assert losses(tmp_path) == losses(undisturbed)
+    assert losses(run) == losses(undisturbed)
     assert any(p.name.startswith(f"{newest.name}.replaced") for p in newest.parent.iterdir())
 
 
 @pytest.mark.slow
-def test_a_finished_run_started_again_does_nothing_more(data, tmp_path):
-    small = config(data, tmp_path, "schedule.sft.num_steps=1")
-    assert train(small)
-    before = read_metrics(tmp_path / "metrics.jsonl")
-    assert train(small)
-    assert read_metrics(tmp_path / "metrics.jsonl") == before
+def test_a_finished_run_started_again_does_nothing_more(data, undisturbed, tmp_path):
+    run = killed_after(STEPS, undisturbed, tmp_path / "run")
+    assert train(config(data, run))
+    for file in ("metrics.jsonl", "accounting.json"):
+        assert (run / file).read_bytes() == (undisturbed / file).read_bytes()
+    assert len(read_attempts(run)) == 2
 
 
 @pytest.mark.slow
-def test_another_plan_is_refused_with_the_difference_unless_it_is_accepted(data, tmp_path, monkeypatch, caplog):
-    run_until(config(data, tmp_path), 6, monkeypatch)
+def test_another_plan_is_refused_with_the_difference_unless_it_is_accepted(data, undisturbed, tmp_path, caplog):
+    run = killed_after(5, undisturbed, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"stopped at step 2 with another plan: plan.seed: 0 -> 1. Its rows"):
-        train(config(data, tmp_path, "schedule.sft.seed=1"))
-    assert train(config(data, tmp_path, "schedule.sft.seed=1", "accept_changed_plan=true"))
+        train(config(data, run, "schedule.sft.seed=1"))
+    assert train(config(data, run, "schedule.sft.seed=1", "accept_changed_plan=true"))
     assert "going on at step 2 of the new plan" in caplog.text
-    assert len(losses(tmp_path)) == STEPS
+    assert len(losses(run)) == STEPS
 
 
 @pytest.mark.slow
@@ -241,10 +245,9 @@ def test_another_plan_is_refused_with_the_difference_unless_it_is_accepted(data,
         ("quarantine", r"data.small_shapes.small_shapes-000000.tar: 10 samples, .* 1 quarantined"),
     ],
 )
-def test_changed_data_tokenizer_and_layout_are_named(data, tmp_path, monkeypatch, change, said):
-    root = tmp_path / "data"
+def test_changed_data_tokenizer_and_layout_are_named(data, undisturbed, tmp_path, change, said):
+    root, run = tmp_path / "data", killed_after(5, undisturbed, tmp_path / "run")
     shutil.copytree(data, root)
-    run_until(config(root, tmp_path / "run"), 6, monkeypatch)
     more = []
     if change == "data.max_length":
         more = ["schedule.sft.max_length=400"]
@@ -258,7 +261,7 @@ def test_changed_data_tokenizer_and_layout_are_named(data, tmp_path, monkeypatch
         (tmp_path / "list").write_text("small_shapes/small_shapes-000000/shapes-train-000003\n")
         more = [f"data.quarantine={tmp_path / 'list'}"]
     with pytest.raises(ConfigError, match=said):
-        train(config(root, tmp_path / "run", *more))
+        train(config(root, run, *more))
 
 
 @pytest.mark.slow
@@ -271,17 +274,9 @@ def test_a_failed_start_leaves_the_run_usable(data, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_changed_learning_rate_counts_from_the_resume_on(data, tmp_path, monkeypatch, caplog):
-    run_until(config(data, tmp_path), 6, monkeypatch)
-    assert train(config(data, tmp_path, "schedule.sft.learning_rates.llm=0.5"))
+def test_a_changed_learning_rate_counts_from_the_resume_on(data, undisturbed, tmp_path, caplog):
+    run = killed_after(5, undisturbed, tmp_path / "run")
+    assert train(config(data, run, "schedule.sft.learning_rates.llm=0.5"))
     assert "the config changed" in caplog.text and "schedule.sft.learning_rates.llm" in caplog.text
-    rates = {r["step"]: r["lr/llm"] for r in read_metrics(tmp_path / "metrics.jsonl") if "lr/llm" in r}
+    rates = {r["step"]: r["lr/llm"] for r in read_metrics(run / "metrics.jsonl") if "lr/llm" in r}
     assert rates[5] < 1e-3 < rates[7]
-
-
-@pytest.mark.slow
-def test_a_run_killed_before_its_first_checkpoint_keeps_its_tracker_id(data, tmp_path, monkeypatch):
-    run_until(config(data, tmp_path), 1, monkeypatch)
-    assert train(config(data, tmp_path))
-    first, second = read_attempts(tmp_path)
-    assert first["run_id"] == second["run_id"] and second["resumed_from"] is None

@@ -9,14 +9,14 @@ from tests.runs import accounts, config, gradient_norms, losses, must_run, overr
 from tests.sequence_ranks import CASES, MLP_ALONE, TRAINED, aligned, gradients_of, trained
 from tests.toys import tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What four ranks did."""
     out = tmp_path_factory.mktemp("sequence")
-    must_run([str(out)], module="tests.sequence_ranks")
+    must_run([str(out)], ranks=4, module="tests.sequence_ranks")
     return torch.load(out / "results.pt", weights_only=True)
 
 

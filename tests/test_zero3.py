@@ -9,7 +9,7 @@ from tests.runs import must_run
 from tests.toys import tiny_model
 from tests.zero_ranks import RATES, plain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

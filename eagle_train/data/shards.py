@@ -10,8 +10,6 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import webdataset
-
 from eagle_train.data.locations import Location
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.storage import open_shard
@@ -73,6 +71,8 @@ def write_tars(
 
 def _write_tar(samples: Iterator[TarSample], path: Path, max_samples: int | None, max_bytes: int) -> int:
     """Writes samples until the tar has enough; returns how many it has."""
+    import webdataset  # it imports torch, which readers of records need not wait for
+
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
     size = number = 0
     try:

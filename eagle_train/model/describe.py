@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from eagle_train.model.flops import count_flops
 from eagle_train.model.mixtures.base import Mixture
@@ -55,7 +56,8 @@ def describe(mixture: Mixture, tile_size: int) -> MixtureGeometry:
         tile_size: S, side of a tile in pixels.
     """
     one, several = mixture.example(tile_size), mixture.example(tile_size, SEVERAL)
-    flops = {name: count_flops(encoder, **one) for name, encoder in mixture.encoders.items()}
+    seen: dict[Hashable, Any] = {}  # the mixture runs its encoders once more
+    flops = {name: count_flops(encoder, seen=seen, **one) for name, encoder in mixture.encoders.items()}
     pairs = dict.fromkeys(flops, 0)
     if "grids" in one:
         # f(n) = a n + b n^2, so f(n) - n f(1) = b (n^2 - n)
@@ -76,5 +78,5 @@ def describe(mixture: Mixture, tile_size: int) -> MixtureGeometry:
         encoders=encoders,
         tokens_per_tile=mixture.tokens_per_tile,
         channels=mixture.channels,
-        fusion_flops=count_flops(mixture, **one) - sum(flops.values()),
+        fusion_flops=count_flops(mixture, seen=seen, **one) - sum(flops.values()),
     )

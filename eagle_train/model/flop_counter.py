@@ -62,19 +62,24 @@ Outline = tuple[torch.Size, tuple[int, ...], torch.dtype]
 """Size, strides and dtype of a meta tensor."""
 
 
-def outline_of(made: Any) -> Outline | list[Outline] | None:
-    """Returns what is needed to make anew what an operation made: meta tensors; None for anything else."""
+def outline_of(made: Any) -> Outline | list[Outline | None] | None:
+    """Returns what is needed to make anew what an operation made: meta tensors; None for anything else.
+
+    Some of several may be missing, as gradients that nobody needs are.
+    """
     tensors = [made] if isinstance(made, torch.Tensor) else made
-    if not isinstance(tensors, list | tuple) or not all(isinstance(t, torch.Tensor) and t.is_meta for t in tensors):
+    if not isinstance(tensors, list | tuple) or not all(
+        t is None or (isinstance(t, torch.Tensor) and t.is_meta) for t in tensors
+    ):
         return None
-    outlines = [(tensor.size(), tensor.stride(), tensor.dtype) for tensor in tensors]
+    outlines = [None if t is None else (t.size(), t.stride(), t.dtype) for t in tensors]
     return outlines[0] if isinstance(made, torch.Tensor) else outlines
 
 
-def drawn(outline: Outline | list[Outline]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+def drawn(outline: Outline | list[Outline | None]) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
     """Returns new meta tensors of these outlines."""
     if isinstance(outline, list):
-        return tuple(map(drawn, outline))
+        return tuple(None if one is None else drawn(one) for one in outline)
     size, stride, dtype = outline
     return torch.empty_strided(size, stride, dtype=dtype, device="meta")
 

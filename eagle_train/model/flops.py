@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -11,9 +12,15 @@ from transformers import PreTrainedModel
 from eagle_train.model.flop_counter import FlopCounter
 
 
-def count_flops(module: nn.Module, *inputs: torch.Tensor, **arguments: Any) -> int:
-    """Returns the FLOPs of `module(*inputs, **arguments)`; all of it on the meta device."""
-    with torch.no_grad(), FlopCounter({}) as counter:
+def count_flops(
+    module: nn.Module, *inputs: torch.Tensor, seen: dict[Hashable, Any] | None = None, **arguments: Any
+) -> int:
+    """Returns the FLOPs of `module(*inputs, **arguments)`; all of it on the meta device.
+
+    Args:
+        seen: see `FlopCounter`; to be shared by counts of modules that have parts in common.
+    """
+    with torch.no_grad(), FlopCounter({} if seen is None else seen) as counter:
         module(*inputs, **arguments)
     return counter.total()
 

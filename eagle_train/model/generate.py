@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.types import Grid
@@ -25,7 +27,25 @@ class Prompt:
     """Of native-resolution pictures."""
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How the ranks get at the weights of a model that they generate with.
+
+    Args:
+        gather: modules -> a context in which their weights are whole on this rank; all ranks enter it together.
+        together: weights are sharded, the LLM's gathered layer by layer by all ranks together: each must call
+            `generate` equally often, and goes on until the longest answer of any rank is complete.
+    """
+
+    gather: Callable[[Iterable[nn.Module]], AbstractContextManager] = lambda modules: nullcontext()
+    together: bool = False
+
+
+WHOLE = Access()
+"""Every rank has all weights, and goes its own way."""
+
+
+@torch.no_grad()  # not inference mode: weights that are gathered in it could not be trained any more
 def generate(
     model: VisionLanguageModel,
     prompts: Sequence[Prompt],
@@ -34,6 +54,7 @@ def generate(
     stop_ids: Sequence[int],
     pad_id: int,
     streamer=None,
+    access: Access = WHOLE,
 ) -> list[list[int]]:
     """Returns the new token ids of each prompt, without the stop token.
 
@@ -42,9 +63,12 @@ def generate(
 
     Args:
         streamer: transformers streamer that gets the tokens of a single prompt as they come.
+        access: to the weights.
     """
     device = next(model.parameters()).device
-    embeddings = [embed_prompt(model, prompt, device) for prompt in prompts]
+    # All at once: ranks have unlike numbers of prompts with images, so they cannot gather these at every call.
+    with access.gather([model.mixture, model.projector, model.llm.get_input_embeddings()]):
+        embeddings = [embed_prompt(model, prompt, device) for prompt in prompts]
     longest = max(map(len, embeddings))
     batch = embeddings[0].new_zeros(len(prompts), longest, embeddings[0].shape[1])
     mask = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
@@ -63,6 +87,7 @@ def generate(
         eos_token_id=list(stop_ids),
         pad_token_id=pad_id,
         streamer=streamer,
+        synced_gpus=access.together,
     )
     return [until_stop(row, stop_ids) for row in ids.tolist()]
 

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from eagle_train.model.checkpoints.files import LazyWeights, shape_of
+
 ADAPTER = "default"
 """The name that peft gives an adapter, part of its parameters' names."""
 DOWN, UP, BASE = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight", ".base_layer."
@@ -94,7 +96,7 @@ def is_adapter(parameter: str) -> bool:
     return parameter.endswith((DOWN, UP))
 
 
-class MergedWeights(Mapping[str, torch.Tensor]):
+class MergedWeights(LazyWeights):
     """A model's weights by the names it has without adapters, with these added to them when one is asked for.
 
     Args:
@@ -121,6 +123,10 @@ class MergedWeights(Mapping[str, torch.Tensor]):
         scale = next(lora.scale for module, lora in self.adapters.items() if layer.startswith(f"{module}."))
         added = self.weights[layer + UP].float() @ self.weights[layer + DOWN].float()
         return (weight.float() + scale * added).to(weight.dtype)
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a weight, which adapters do not change."""
+        return shape_of(self.weights, self.source[name])
 
     def __iter__(self) -> Iterator[str]:
         """Yields the names."""

@@ -32,8 +32,9 @@ def activation_bytes(model: nn.Module, row: PackedBatch, *, num_targets: int) ->
     hooks = [p.register_post_accumulate_grad_hook(forget_gradient) for p in model.parameters() if p.requires_grad]
     with GpuKernels(num_targets), LiveBytes("meta", known=[*model.parameters(), *model.buffers()]) as live:
         loss = model(row).sum()
-        # `loss.backward()` is a function of torch too: while it runs, `GpuKernels` would be suspended, and layers
-        # would be recomputed with other kernels than they were run with.
+        # `loss.backward()` and `torch.autograd.backward` are functions of torch too: while they run, `GpuKernels` would
+        # be suspended, and layers would be recomputed with other kernels than they were run with. Entered in a hook of
+        # the loss, it would last for that hook. So there is no public way, as of torch 2.15.
         engine = torch.autograd.Variable._execution_engine
         engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
     for hook in hooks:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from eagle_train.track.goodput import process_started
-from eagle_train.train.app import train
+from eagle_train.importing import no_garbage
 from eagle_train.train.config import load_config, options, to_yaml
-from eagle_train.train.preemption import EXIT_CODE, ignore_signals
-from eagle_train.train.watchdog import EXIT_STALLED
+from eagle_train.train.exit_codes import PREEMPTED, STALLED
 
 HELP = """usage: python -m eagle_train [train] +experiment=NAME [key=value ...] [--cfg]
 
 Runs the stages of an experiment. The same command resumes where it stopped, from the newest complete
-checkpoint under run_dir. Exit code {code}: a signal came or the wall time is near, the state is saved, run it again.
-Exit code {stalled}: the run was stuck; run_dir/watchdog says where. A batch job of SLURM asks itself to be run again.
+checkpoint under run_dir. Exit code {preempted}: a signal came or the wall time is near, the state is saved, run it
+again. Exit code {stalled}: the run was stuck; run_dir/watchdog says where. A batch job of SLURM asks itself to be run
+again.
 
   --cfg    print the composed config and stop
   experiments: {experiments}
@@ -22,13 +21,19 @@ Exit code {stalled}: the run was stuck; run_dir/watchdog says where. A batch job
 def main(arguments: list[str]) -> int:
     """Trains; returns the exit code."""
     if "--help" in arguments or "-h" in arguments:
-        print(HELP.format(code=EXIT_CODE, stalled=EXIT_STALLED, experiments=", ".join(options("experiment"))))
+        print(HELP.format(preempted=PREEMPTED, stalled=STALLED, experiments=", ".join(options("experiment"))))
         return 0
     config = load_config([a for a in arguments if a != "--cfg"])
     if "--cfg" in arguments:
         print(to_yaml(config), end="")
         return 0
+    # Torch and what stands on it take seconds to import: a question or a mistake need not wait for them.
+    with no_garbage():
+        from eagle_train.track.goodput import process_started
+        from eagle_train.train.app import train
+        from eagle_train.train.preemption import ignore_signals
+
     if train(config, process_started()):
         return 0
     ignore_signals()
-    return EXIT_CODE
+    return PREEMPTED

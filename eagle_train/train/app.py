@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from eagle_train.track.wandb_tracker import new_run_id
 from eagle_train.train.anomalies import RollBack
 from eagle_train.train.assemble import (
     add_adapters,
+    assemble_model,
     build_encoder,
-    build_model,
     build_placement,
     build_schedule,
     check_stages,
@@ -53,6 +52,7 @@ from eagle_train.train.retention import Retention
 from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
 from eagle_train.train.saving import Saver
 from eagle_train.train.schedule import Stage
+from eagle_train.train.serving import served
 from eagle_train.train.stage_data import make_layout, read_sources
 from eagle_train.train.stage_run import Run, run_stage
 from eagle_train.train.watchdog import Watchdog, new_folder
@@ -116,7 +116,7 @@ def roll_back(run: Run) -> None:
     latest = run.saver.checkpoints.latest()
     run.resume_from, run.state = latest, replace(read_state(latest), config_hash=run.state.config_hash)
     run.goodput.resumed(run.state.global_step)
-    attempt = record_attempt(run.folder, run.config, run.state.run_id, latest) if dist.rank() == 0 else None
+    attempt = record_attempt(run.folder, run.text, run.state.run_id, latest) if dist.rank() == 0 else None
     run.attempt = dist.broadcast_object(attempt)
     run.trackers.close()
     run.trackers = make_trackers(run.config, run.folder, run.state)
@@ -146,19 +146,19 @@ def start(
         stack: closes the run's watchdog and its account of time.
         started: see `train`.
     """
-    folder = Path(config["run_dir"])
+    folder, text = Path(config["run_dir"]), to_yaml(dict(config))
     schedule, meta = checked(config)
     checkpoints = CheckpointDir(folder / "checkpoints", make_retention(config))
     seed_everything(config["seed"])
     placement = build_placement(config["engine"])
-    construction = Construction(partial(build_model, config), placement)
+    construction = Construction(lambda: assemble_model(config, build(config["mixture"])), placement)
     model = construction.model
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     latest = checkpoints.latest(accept_none=config["accept_lost_checkpoints"])
     if latest is None:
         run_id = dist.broadcast_object(first_run_id(folder) or new_run_id())
         state = TrainState(stage=next(iter(schedule)), run_id=run_id)
-        starts = load_run_start(config, model, encoder.tokenizer, put=construction.put)
+        starts = load_run_start(config, model, encoder.tokenizer, put=construction.put, reads=construction.counts)
         if dist.rank() == 0:
             Console(stderr=True).print(start_table(starts))
     else:
@@ -166,19 +166,20 @@ def start(
         log.warning("resuming stage %s at step %d from %s", state.stage, state.step, latest)
         if state.stage not in schedule:
             raise ConfigError(f"{latest} is in stage {state.stage!r}; the schedule has {sorted(schedule)}")
-        if state.config_hash != hash_of(to_yaml(config)):
+        if state.config_hash != hash_of(text):
             log.warning("the config changed: %s", ", ".join(changed_keys(latest / "config.yaml", config)))
     add_adapters(config, model)
     construction.finish(initial=latest is None)
-    state.config_hash = hash_of(to_yaml(config))
+    state.config_hash = hash_of(text)
     stack.callback(start_watchdog(config, heart).close)
     goodput = Goodput(folder / GOODPUT if dist.rank() == 0 else None, started=started)
     stack.callback(goodput.close)
     goodput.resumed(state.global_step)
-    attempt = record_attempt(folder, config, state.run_id, latest) if dist.rank() == 0 else None
+    attempt = record_attempt(folder, text, state.run_id, latest) if dist.rank() == 0 else None
     attempt = dist.broadcast_object(attempt)
     return Run(
         config=config,
+        text=text,
         folder=folder,
         model=model,
         meta=meta,
@@ -226,7 +227,7 @@ def make_trackers(config: Mapping[str, Any], folder: Path, state: TrainState) ->
 def finish(run: Run) -> None:
     """Evaluates on the held-out sources, unless it was done; the scores are the last record of the metrics.
 
-    Every rank then has all weights on its device, also where they were sharded; never in host memory beside it.
+    Sharded weights then lie whole on every rank's device, or are gathered layer by layer, see `served`.
     """
     if not run.config["evaluation"] or dist.broadcast_object(evaluated(run) if dist.rank() == 0 else None):
         return
@@ -237,8 +238,8 @@ def finish(run: Run) -> None:
     settings = build(run.config["data"])
     catalog = read_sources(sources, make_layout(run.encoder, longest, DropTooLong()), settings)
     dataset = RowDataset(catalog, run.encoder, settings.storage)
-    run.placement.make_whole(run.model)
-    scores = evaluate(run.model, dataset, evaluation, run.folder / "gallery")
+    with served(run.placement, run.model, run.meta, evaluation.whole_weights) as access:
+        scores = evaluate(run.model, dataset, evaluation, run.folder / "gallery", access)
     run.trackers.log(scores, run.state.global_step)
 
 

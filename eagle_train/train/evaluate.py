@@ -22,7 +22,7 @@ from eagle_train import dist
 from eagle_train.data.chat import TextRun
 from eagle_train.data.encode import Encoder
 from eagle_train.data.loader import RowDataset
-from eagle_train.model.generate import Prompt, generate
+from eagle_train.model.generate import WHOLE, Access, Prompt, generate
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.console import progress
 from eagle_train.train.scores import chance, scores
@@ -45,6 +45,7 @@ class Evaluation:
         max_new_tokens: length of an answer at most.
         gallery_per_type: questions per type written, with their images, for the report.
         num_frames: questions about videos are also asked with at most so many frames of each, one number at a time.
+        whole_weights: every rank gets all weights, also where they were sharded; null: where there is room.
     """
 
     sources: Sequence[str]
@@ -53,6 +54,7 @@ class Evaluation:
     max_new_tokens: int = 16
     gallery_per_type: int = 4
     num_frames: Sequence[int] = ()
+    whole_weights: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Outcome:
 
 
 def evaluate(
-    model: VisionLanguageModel, dataset: RowDataset, evaluation: Evaluation, gallery: Path
+    model: VisionLanguageModel, dataset: RowDataset, evaluation: Evaluation, gallery: Path, access: Access = WHOLE
 ) -> dict[str, float]:
     """Returns `eval/exact_match/<type>`, the same of `eval_grey`, `eval_chance` and others; rank 0 writes the gallery.
 
@@ -99,18 +101,20 @@ def evaluate(
 
     Args:
         dataset: of the held-out samples; its shards are closed at the end.
+        access: to the weights, see `served`.
     """
     catalog = dataset.catalog
     lengths = np.concatenate([catalog.sizes(shard).num_tokens for shard in range(len(catalog.shards))])
     order = [number for number in np.argsort(lengths, kind="stable").tolist() if lengths[number] > 0]
     mine = order[dist.rank() :: dist.world_size()]
+    most = -(-len(order) // dist.world_size())  # of any rank: all take part in every batch, see `Access`
     outcomes: list[Outcome] = []
     training = model.training
     model.eval()
     with progress("evaluating held-out questions", len(mine)) as advance:
-        for start in range(0, len(mine), evaluation.batch_size):  # of like length: little padding
+        for start in range(0, most, evaluation.batch_size):  # of like length: little padding
             numbers = mine[start : start + evaluation.batch_size]
-            outcomes += ask(model, dataset, numbers, evaluation)
+            outcomes += ask(model, dataset, numbers, evaluation, access)
             advance(len(numbers))
     model.train(training)
     dataset.close()
@@ -126,13 +130,13 @@ def evaluate(
 
 
 def ask(
-    model: VisionLanguageModel, dataset: RowDataset, numbers: Sequence[int], evaluation: Evaluation
+    model: VisionLanguageModel, dataset: RowDataset, numbers: Sequence[int], evaluation: Evaluation, access: Access
 ) -> list[Outcome]:
     """Returns the outcomes of the held-out samples `numbers` that can be read."""
     questions = read_questions(dataset, numbers)
     said: dict[int, dict[str, str]] = {number: {} for number in questions}
     for view, seen in views(dataset, questions, evaluation.num_frames).items():
-        answers = answer(model, dataset.encoder, list(seen.values()), evaluation.max_new_tokens) if seen else []
+        answers = answer(model, dataset.encoder, list(seen.values()), evaluation.max_new_tokens, access)
         for number, text in zip(seen, answers, strict=True):
             said[number][view] = text
     return [Outcome(question, said[number]) for number, question in questions.items()]
@@ -236,17 +240,22 @@ def with_pixels(question: Question, pixels: torch.Tensor) -> Question:
 
 
 def answer(
-    model: VisionLanguageModel, encoder: Encoder, questions: Sequence[Question], max_new_tokens: int
+    model: VisionLanguageModel, encoder: Encoder, questions: Sequence[Question], max_new_tokens: int, access: Access
 ) -> list[str]:
-    """Returns the model's greedy answers."""
+    """Returns the model's greedy answers; a rank that has no question joins those that have, see `Access`."""
+    prompts = [question.prompt for question in questions]
+    if not (dist.all_reduce_sum([len(prompts)])[0] if access.together else prompts):
+        return []
+    positions = encoder.positions(1, np.zeros(0, dtype=np.int64), ())
     ids = generate(
         model,
-        [question.prompt for question in questions],
+        prompts or [Prompt([encoder.image_id], [], torch.empty(0), torch.from_numpy(positions))],
         max_new_tokens=max_new_tokens,
         stop_ids=encoder.template.stop_ids(encoder.tokenizer),
         pad_id=encoder.image_id,
+        access=access,
     )
-    return [encoder.tokenizer.decode(one, skip_special_tokens=True).strip() for one in ids]
+    return [encoder.tokenizer.decode(one, skip_special_tokens=True).strip() for one in ids[: len(questions)]]
 
 
 def options(question: Question) -> int | None:

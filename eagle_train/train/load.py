@@ -21,6 +21,7 @@ from eagle_train.model.checkpoints.files import (
     SHARD_BYTES,
     listed,
     read_weights,
+    shape_of,
     write_weights,
 )
 from eagle_train.model.lora import MergedWeights, write_adapter
@@ -72,13 +73,19 @@ def copy(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def load_weights(
-    module: nn.Module, weights: Mapping[str, torch.Tensor], fresh: tuple[str, ...] = (), *, put: Put = copy
+    module: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    fresh: tuple[str, ...] = (),
+    *,
+    put: Put = copy,
+    reads: bool = True,
 ) -> list[str]:
     """Puts weights into a module by name, one after another; of tied ones, one name is enough.
 
     Args:
         fresh: prefixes of names that `weights` need not have.
         put: see `Put`; that of a `Construction` for a module that is not finished.
+        reads: if false, `put` makes no use of the values of parameters, which are not read then.
 
     Returns:
         The names that `weights` did not have.
@@ -93,16 +100,17 @@ def load_weights(
         "missing": [name for name in absent if not name.startswith(fresh)],
         "unexpected": [name for name in weights if name not in own],
         "misshapen": [
-            f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
-            for name, tensor in weights.items()
-            if name in own and tensor.shape != own[name].shape
+            f"{name} {tuple(shape_of(weights, name))} instead of {tuple(own[name].shape)}"
+            for name in weights
+            if name in own and shape_of(weights, name) != own[name].shape
         ],
     }
     if any(faults.values()):
         found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names)
         raise ValueError(f"the weights do not fit the model: {found}")
-    for name, tensor in weights.items():
-        put(own[name], tensor)
+    for name in weights:
+        unread = not reads and isinstance(own[name], nn.Parameter)
+        put(own[name], torch.zeros(()).expand(own[name].shape) if unread else weights[name])
     return absent
 
 
@@ -263,7 +271,7 @@ def untied(weights: Mapping[str, torch.Tensor], meta: nn.Module, run: Path) -> M
     own = meta.state_dict(keep_vars=True)
     first_of = {id(tensor): name for name, tensor in reversed(own.items())}
     expected = {name: tensor.shape for name, tensor in own.items() if first_of[id(tensor)] == name}
-    found = {name: weights[name].shape for name in weights if name in expected or name not in own}
+    found = {name: shape_of(weights, name) for name in weights if name in expected or name not in own}
     if differing := sorted(set(expected.items()) ^ set(found.items())):
         raise ValueError(f"the weights of {run} do not fit its config: {differing[:4]}")
     return {name: weights[name] for name in expected} if isinstance(weights, dict) else weights.only(expected)

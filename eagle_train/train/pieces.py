@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from eagle_train import dist
-from eagle_train.model.checkpoints.files import listed
+from eagle_train.model.checkpoints.files import LazyWeights, listed
 from eagle_train.train.tensor_file import Entry, Written, write_tensors
 
 FILES = "state-*-of-*.safetensors"
@@ -213,9 +213,7 @@ class PieceReader:
                 position = until
         if position != start + count:
             raise ValueError(f"{self.folder} lacks elements {position} to {start + count} of {kind} of {name}")
-        if not parts:
-            return torch.zeros(0)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts or [torch.zeros(0)])
 
     def check(self, wholes: Mapping[str, Whole]) -> None:
         """Raises ValueError unless the checkpoint holds exactly these tensors, whatever their dtypes.
@@ -241,7 +239,7 @@ class PieceReader:
             raise ValueError(f"{self.folder} does not fit this run's model and stage: {found}")
 
 
-class CheckpointWeights(Mapping[str, torch.Tensor]):
+class CheckpointWeights(LazyWeights):
     """The weights in a folder of pieces by name, as the model computed with them; each is read when it is asked for.
 
     Args:
@@ -259,6 +257,10 @@ class CheckpointWeights(Mapping[str, torch.Tensor]):
             raise KeyError(name)
         whole = self.reader.wholes[name]
         return self.reader.read(name, WEIGHT).to(whole.dtype).view(whole.shape)
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a weight."""
+        return torch.Size(self.reader.wholes[name].shape)
 
     def __iter__(self) -> Iterator[str]:
         """Yields the names."""

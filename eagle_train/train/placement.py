@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from eagle_train.model.generate import WHOLE, Access
+from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.deferred import MIN_ELEMENTS, DeferredInit
 
 
@@ -36,6 +39,9 @@ class Placement(Protocol):
 
     def make_whole(self, model: nn.Module) -> None:
         """Leaves every weight whole on this rank's device, for use outside an engine; all ranks call it."""
+
+    def serve(self, model: VisionLanguageModel) -> AbstractContextManager[Access]:
+        """Lets a model generate outside an engine with its weights where they are; all ranks call it."""
 
 
 class WholeWeights:
@@ -83,6 +89,11 @@ class WholeWeights:
         """All of it is whole already; what a stage added is put in place."""
         self.put_rest(model)
 
+    def serve(self, model: VisionLanguageModel) -> AbstractContextManager[Access]:
+        """Returns a context in which every rank uses its own weights."""
+        self.put_rest(model)
+        return nullcontext(WHOLE)
+
 
 class Construction:
     """A model under construction: built without values, which then come one tensor at a time.
@@ -113,6 +124,11 @@ class Construction:
             self.placed.add(id(tensor))
         else:
             tensor.copy_(value)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the values that this rank gives to `put` count, see `Placement`."""
+        return self.placement.counts
 
     def finish(self, *, initial: bool = True) -> nn.Module:
         """Returns the model, on this rank's device; what was not `put` has its initial values.

@@ -16,9 +16,6 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """SIGTERM and SIGUSR1 are the scheduler's, SIGINT is Ctrl-C."""
 
-EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: the run saved its state and wants to be started again."""
-
 REMEMBERED = 50
 """Steps of which the longest counts."""
 

@@ -38,17 +38,19 @@ class Start:
     note: str = ""
 
 
-def load_run_start(config: Mapping[str, Any], model: VisionLanguageModel, tokenizer, *, put: Put = copy) -> list[Start]:
+def load_run_start(
+    config: Mapping[str, Any], model: VisionLanguageModel, tokenizer, *, put: Put = copy, reads: bool = True
+) -> list[Start]:
     """Loads the weights that a run's config begins with, see `load_start`.
 
     Args:
         tokenizer: of the run, with its new tokens.
     """
-    return load_start(model, config["init_from"], build_vocabulary(config, tokenizer), put=put)
+    return load_start(model, config["init_from"], build_vocabulary(config, tokenizer), put=put, reads=reads)
 
 
 def load_start(
-    model: VisionLanguageModel, init_from: str | None, vocabulary: Vocabulary, *, put: Put = copy
+    model: VisionLanguageModel, init_from: str | None, vocabulary: Vocabulary, *, put: Put = copy, reads: bool = True
 ) -> list[Start]:
     """Loads the weights a new run starts from; returns what came from where.
 
@@ -59,6 +61,7 @@ def load_start(
         put: where a tensor goes, see `load_weights`.
         init_from: run or export whose weights all of it takes; None: every part from its own `pretrained`.
         vocabulary: of the run's tokenizer; the LLM's own pretrained tables are fitted to it.
+        reads: see `load_weights`; the pieces of a checkpoint have to be joined, which only those ranks do that must.
 
     Raises:
         ValueError: if files are missing, or do not hold every tensor that they should.
@@ -68,7 +71,7 @@ def load_start(
         if theirs != ours:  # names would fit, but the projector's inputs would be interchanged
             raise ValueError(f"init_from={init_from} has the encoders {theirs}, this model {ours}; order counts")
         weights = read_model_weights(Path(init_from))
-        load_weights(model, weights, put=put)
+        load_weights(model, weights, put=put, reads=reads)
         return [Start(component="all", source=init_from, loaded=len(weights))]
     starts = []
     for name, encoder in model.mixture.encoders.items():

@@ -11,15 +11,14 @@ from typing import Any
 import yaml
 
 from eagle_train import dist
-from eagle_train.train.config import to_yaml
 
 ATTEMPTS = "attempts.jsonl"
 
 
-def record_attempt(folder: Path, config: Mapping[str, Any], run_id: str, resumed_from: Path | None) -> int:
-    """Writes the config and a line about this start of the run; returns its number, from 0."""
+def record_attempt(folder: Path, config: str, run_id: str, resumed_from: Path | None) -> int:
+    """Writes the config, as YAML, and a line about this start of the run; returns its number, from 0."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(dict(config)))
+    (folder / "config.yaml").write_text(config)
     attempt = len(read_attempts(folder))
     line = {
         "attempt": attempt,

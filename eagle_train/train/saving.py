@@ -39,6 +39,7 @@ class SaveReport:
         write_seconds: how long this rank's files took to write; 0 until they are written.
         published: whether the checkpoint is there; False until then.
         trouble: why it could not be saved.
+        before: report of an earlier save that was still being written and had to be finished first.
     """
 
     step: int
@@ -48,6 +49,7 @@ class SaveReport:
     write_seconds: float = 0.0
     published: bool = False
     trouble: str | None = None
+    before: SaveReport | None = None
 
     @property
     def seconds(self) -> float:
@@ -135,8 +137,9 @@ class Saver:
             RuntimeError: if the ranks do not hold the whole state, which is a defect.
         """
         started = time.perf_counter()
-        self.finish()
-        report = self.last = SaveReport(step=step)
+        if (before := self.finish()) is not None:
+            before.before = None  # no chain of all saves
+        report = self.last = SaveReport(step=step, before=before)
         aside, trouble = dist.broadcast_object(self._begin(step) if dist.rank() == 0 else None)
         if trouble is not None:
             self._settled(report, trouble)

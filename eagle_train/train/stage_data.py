@@ -51,6 +51,8 @@ class StageData:
     """Each source's share of an epoch, as its repeat or weight asks."""
     measure: str
     """What the shares are of."""
+    settings: DataSettings
+    """How its samples are read."""
     identity: Mapping[str, Any]
     """All that the rows depend on, in words and numbers."""
 
@@ -99,6 +101,7 @@ def build_stage_data(
         totals=totals,
         asked={source.name: share for source, share in zip(sources, shares, strict=True)},
         measure=recipe.weights_over,
+        settings=settings,
         identity=identity,
     )
 

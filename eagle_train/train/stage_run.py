@@ -34,7 +34,7 @@ from eagle_train.train.checkpoint import (
     restore_random_states,
     state_files,
 )
-from eagle_train.train.config import ConfigError, build, to_yaml
+from eagle_train.train.config import ConfigError, build
 from eagle_train.train.costs import ForwardFlops
 from eagle_train.train.engine import Engine
 from eagle_train.train.freeze_proof import FreezeProof
@@ -62,6 +62,8 @@ class Run:
     """What the stages of one run share."""
 
     config: Mapping[str, Any]
+    text: str
+    """The config as YAML."""
     folder: Path
     model: VisionLanguageModel
     """With its weights where `placement` has them; may be sharded."""
@@ -98,8 +100,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
     resume(run, engine)
     guard = make_guard(run)
     ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
-    storage = build(run.config["data"]).storage
-    dataset = RowDataset(data.catalog, data.encoder, storage, left_out=guard.left_out())
+    dataset = RowDataset(data.catalog, data.encoder, data.settings.storage, left_out=guard.left_out())
     loader = stage_loader(run, data, dataset, micro_batches, cursor, groups)
     run.heart.data_keys = loader.awaited
     rows = iter(loader)
@@ -156,8 +157,9 @@ def make_trainer(
         run.goodput.saved()
         with run.goodput.phase("checkpoint"):
             ledger.sync()
-            files = state_files(run.state, to_yaml(dict(run.config)), data.identity)
+            files = state_files(run.state, run.text, data.identity)
             report = run.saver.save(engine, run.state.global_step, files, wait=wait)
+        settle(run, report.before)
         settle(run, report)
         return report
 
@@ -170,7 +172,7 @@ def make_trainer(
         state=run.state,
         tracker=run.trackers,
         ledger=ledger,
-        budget=make_budget(run.folder, run.state, data, build(run.config["data"]).max_bad_share),
+        budget=make_budget(run.folder, run.state, data, data.settings.max_bad_share),
         preempted=run.preempted,
         heart=run.heart,
         save=save,
@@ -196,7 +198,7 @@ def make_guard(run: Run) -> AnomalyGuard:
 
 def can_return(run: Run) -> bool:
     """Returns whether the run's present stage has a checkpoint; all ranks ask together."""
-    run.saver.finish()
+    settle(run, run.saver.finish())
     latest = run.saver.checkpoints.latest()
     return latest is not None and read_state(latest).stage == run.state.stage
 
@@ -231,15 +233,14 @@ def stage_loader(
     run: Run, data: StageData, dataset: RowDataset, micro_batches: int, cursor: Cursor | None, groups: RowGroups
 ) -> StepLoader:
     """Returns the rows of this rank's group from the run's present step to the end of the stage."""
-    settings = build(run.config["data"])
     return StepLoader(
         dataset=dataset,
         steps=steps(data.catalog, data.plan, first=run.state.step, end=data.num_steps, cursor=cursor),
         rank=groups.data_rank,
         world_size=groups.data_world_size,
         micro_batches=micro_batches,
-        num_workers=settings.num_workers,
-        prefetch=settings.prefetch,
+        num_workers=data.settings.num_workers,
+        prefetch=data.settings.prefetch,
         pin_memory=dist.device().type == "cuda",
         row_bytes=data.encoder.row_bytes(data.plan.max_length),
     )

@@ -3,7 +3,7 @@
 Every rank has a thread that reads the rank's heart and writes what it finds into the run's folder. The thread whose
 rank makes no progress for too long raises the alarm by a file; then every rank's thread writes the stacks of its
 process, the one who raised the alarm names the ranks that are behind, their phase, step and samples, asks SLURM to
-run the job again, and all of them end with `EXIT_STALLED`.
+run the job again, and all of them end with `STALLED`.
 
 Covered: a main thread that sleeps, reads, computes, or waits in a collective, in Python or in C code that lets other
 threads run. C code that holds Python's lock stops the thread too: such a rank does not answer the alarm and is named
@@ -26,13 +26,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eagle_train import dist, slurm
+from eagle_train.train.exit_codes import STALLED
 from eagle_train.train.heartbeat import Beat, Heart
 from eagle_train.train.stalls import Sighting, is_old, waits_for_others, who_is_behind
 
 log = logging.getLogger(__name__)
 
-EXIT_STALLED = 76
-"""Of a run that was stuck."""
 MAX_KEYS = 50
 """Sample keys that a heartbeat names."""
 RECORD_BYTES = 8192
@@ -174,7 +173,7 @@ class Watchdog:
             while not (self.folder / REPORT).exists() and time.monotonic() < deadline + self.limits.interval:
                 time.sleep(self.limits.interval / 10)
         sys.stderr.flush()
-        os._exit(EXIT_STALLED)
+        os._exit(STALLED)
 
     def _report(self, deadline: float) -> None:
         """Names who is behind, once all ranks have answered or the time is over, and asks for a new start."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +36,10 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.placement import Construction, Placement
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero.engine import ZeroEngine
+from eagle_train.train.zero.join import import_deepspeed
 
 MIB = 2**20
+MODEL, FOUND = "model.safetensors", "found.json"
 
 
 class Metered:
@@ -79,8 +82,8 @@ def make_model(args: argparse.Namespace) -> nn.Module:
     )
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Measures on this rank; rank 0 writes what all found, in MiB."""
+def measure(args: argparse.Namespace, folder: Path) -> None:
+    """Measures on this rank; rank 0 writes into the folder what all found, in MiB."""
     dist.init()
     fields = {"zero_stage": 3, "bf16": False, "persistence_threshold": 0, "reduce_bucket_size": 10_000_000}
     small = argparse.Namespace(layers=1, hidden=64)
@@ -93,7 +96,7 @@ def measure(args: argparse.Namespace) -> None:
         metered = Metered(placement)
         construction = Construction(partial(make_model, args), metered)
         if name == "file":
-            load_weights(construction.model, read_weights(Path(args.file)), put=construction.put)
+            load_weights(construction.model, read_weights(folder / MODEL), put=construction.put)
         model = construction.finish()
         found[f"{name}: peak of construction"] = metered.peak - before
         found[f"{name}: shards"] = memory_mib("RssAnon") - before
@@ -103,7 +106,7 @@ def measure(args: argparse.Namespace) -> None:
         gc.collect()
     gathered = dist.gather_objects(found)
     if dist.rank() == 0:
-        Path(args.out).write_text(json.dumps({name: max(one[name] for one in gathered) for name in found}))
+        (folder / FOUND).write_text(json.dumps({name: max(one[name] for one in gathered) for name in found}))
     dist.shutdown()
 
 
@@ -119,13 +122,30 @@ def peak_of_two_stages(model: nn.Module, placement: Placement, fields: dict) -> 
     return memory_mib("VmHWM") - before
 
 
-def start_rank(rank: int, args: argparse.Namespace, port: int, folder: str) -> subprocess.Popen:
-    """Starts one rank."""
-    command = [sys.executable, __file__, "--layers", str(args.layers), "--hidden", str(args.hidden)]
-    files = ["--file", f"{folder}/model.safetensors", "--out", f"{folder}/found.json"]
+def run_rank(rank: int, args: argparse.Namespace, port: int, folder: Path) -> None:
+    """Is what the process of a rank does."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": args.ranks, "MASTER_PORT": port}
-    environment = os.environ | {name: str(value) for name, value in place.items()}
-    return subprocess.Popen([*command, *files], env=environment)
+    os.environ |= {name: str(value) for name, value in place.items()}
+    torch.set_num_threads(1)
+    measure(args, folder)
+
+
+def write_model(args: argparse.Namespace, folder: Path) -> None:
+    """Writes the weights of a model; in a process of its own, so that no rank inherits its memory."""
+    weights = {name: weight.contiguous() for name, weight in make_model(args).state_dict().items()}
+    save_file(weights, folder / MODEL)
+
+
+def run_all(jobs: Iterable[tuple]) -> None:
+    """Runs functions with their arguments at once, each in a fork: the libraries are imported once."""
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=function, args=arguments) for function, *arguments in jobs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        sys.exit("a process failed")
 
 
 def main() -> None:
@@ -134,28 +154,18 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--file", help=argparse.SUPPRESS)
-    parser.add_argument("--out", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.out:
-        measure(args)
-        return
     facts = circumstances()
-    with TemporaryDirectory() as folder, socket.socket() as sock:
+    import_deepspeed()
+    with torch.device("meta"):
+        whole = sum(parameter.nbytes for parameter in make_model(args).parameters()) / MIB
+    with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        model = make_model(args)
-        whole = sum(parameter.nbytes for parameter in model.parameters()) / MIB
-        save_file(
-            {name: weight.contiguous() for name, weight in model.state_dict().items()}, f"{folder}/model.safetensors"
-        )
-        del model
         port = sock.getsockname()[1]
-        sock.close()
-        ranks = [start_rank(rank, args, port, folder) for rank in range(args.ranks)]
-        codes = [rank.wait() for rank in ranks]
-        if any(codes):
-            sys.exit("a rank failed")
-        found = json.loads(Path(folder, "found.json").read_text())
+    with TemporaryDirectory() as folder:
+        run_all([(write_model, args, Path(folder))])
+        run_all([(run_rank, rank, args, port, Path(folder)) for rank in range(args.ranks)])
+        found = json.loads(Path(folder, FOUND).read_text())
     found = {"whole model": whole} | found
     print("\n".join(f"{name}: {fact}" for name, fact in facts.items()))
     for name, size in found.items():

@@ -5,14 +5,16 @@
     python scripts/bench/train_step.py --sweep --minutes 9                   # on a GPU: every size, row, attention
 
 The samples are drawn like those of the 1.8M mix (lengths.py): `eagle1_sft`, one tile of 1024 tokens per image, at most
-2048 tokens, or `eagle1_tiled`, up to 13 tiles of 256, at most 4096. Tokens, pixels and weights are random. At toy size
-all lengths are a quarter of these, so that attention has a share of the work like that in a 0.5B model at full length.
-The whole model is trained in all cases.
+2048 tokens, or `eagle1_tiled`, up to 13 tiles of 256, at most 4096. Tokens, pixels and weights are random. The whole
+model is trained in all cases. The toy's LLM is Qwen2.5-0.5B made 7 times narrower, with 3 layers and as large a part of
+its vocabulary; its samples are 7 times shorter. So layers, attention and head have the shares of a packed forward pass
+that they have there. Its encoders do not: they have as small a share as SigLIP's beside a 7B LLM. Both kinds of
+trainer compute them alike, so a larger share lessens what packing gains; train_step_flops.py has the shares.
 
 ours    the real trainer on rows that are in memory: its ledger, its metrics, console, goodput, counted FLOPs.
 bare    the same model and optimizer on the same rows in a loop of ten lines. `overhead` is ours over bare, less 1.
-padded  `transformers.Trainer` on the same samples, as many to a batch as make a row's worth of tokens on average;
-        see train_step_padded.py for the two ways to group by length.
+padded  `transformers.Trainer` on the same samples, as many to a batch as make a row's worth of tokens on average, at
+        most LLaVA's 16; see train_step_padded.py for the two ways to group by length.
 
 Ours and bare take turns and swap who goes first; each step counts with the best of `--repeats`, and so does each epoch.
 Seconds are processor time on a CPU, which may be shared, and time on a GPU. `--sweep` runs the bare loop alone in each
@@ -34,7 +36,20 @@ from encoders import circumstances
 from train_step_ours import bare, clock, make_stage, ours
 from train_step_padded import GROUPINGS, train_padded
 from train_step_sweep import sweep
-from train_step_work import MIXTURES, SIZES, make_engine, make_model, make_rows, make_samples, shapes_of, supervised
+from train_step_work import (
+    MIXTURES,
+    SIZES,
+    batch_of,
+    longest_of,
+    make_engine,
+    make_model,
+    make_rows,
+    make_samples,
+    scale_of,
+    shapes_of,
+    supervised,
+    toy_grid,
+)
 
 from eagle_train import dist
 from eagle_train.model.pass_flops import CONVENTION, step_flops
@@ -78,15 +93,14 @@ def compare_padded(
 
 def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Runs all three on the same samples; prints and returns what they made of them."""
-    grid = {"eagle1_sft": 16, "eagle1_tiled": 8}[args.mix]
-    toy = [f"mixture.grid={grid}"] if args.size == "toy" else []
+    toy = [f"mixture.grid={toy_grid(args.mix)}"] if args.size == "toy" else []
     model, config = make_model(args.size, args.mixture, *toy)
     tile_size, per_tile = config["data"]["tile_size"], model.mixture.tokens_per_tile
     shapes = shapes_of(args.mix, args.longest, per_tile, args.samples, args.scale)
     samples = make_samples(shapes, model, tile_size)
     rows = make_rows(samples, args.row, tile_size)
     tokens, targets = sum(len(sample.input_ids) for sample in samples), supervised(samples)
-    batch_size = args.batch or max(1, round(args.row * len(samples) / tokens))
+    batch_size = args.batch or batch_of(shapes, args.row)
     print(
         f"{len(samples)} samples, {tokens:,} tokens, {targets:,} supervised; {len(rows)} rows of {args.row}, "
         f"{tokens / (len(rows) * args.row):.1%} full; padded batches of {batch_size}",
@@ -116,8 +130,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=96)
     parser.add_argument("--row", type=int, default=4096, help="tokens of a packed row")
     parser.add_argument("--longest", type=int, help="leaves out longer samples")
-    parser.add_argument("--scale", type=int, help="texts so many times shorter than the mix's; 4 at toy size")
-    parser.add_argument("--batch", type=int, default=0, help="samples of a padded batch; 0: as many as fill a row")
+    parser.add_argument("--scale", type=int, help="texts so many times shorter than the mix's; 7 at toy size")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="samples of a padded batch; 0: what fills a row, at most 16"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations, in all cases")
     parser.add_argument("--sweep", action="store_true", help="tokens/s, MFU, memory of ours by size, mixture, row, ...")
@@ -128,8 +144,8 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="of the device, where its name does not tell")
     parser.add_argument("--offload", action="store_true", help="in the sweep, layers' inputs wait in host memory")
     args = parser.parse_args()
-    args.scale = args.scale or (4 if args.size == "toy" else 1)
-    args.longest = args.longest or {"eagle1_sft": 2048, "eagle1_tiled": 4096}[args.mix] // args.scale
+    args.scale = args.scale or scale_of(args.size)
+    args.longest = args.longest or longest_of(args.mix, args.scale)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     device = dist.device()
     facts = circumstances(device.type)

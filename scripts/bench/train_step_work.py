@@ -25,8 +25,17 @@ from eagle_train.types import IGNORE_INDEX, EncodedSample, PackedBatch, SampleUs
 ANSWERS = 0.6
 """Share of a text that is supervised; not published, chosen here."""
 FULL = ["+experiment=eagle2-1b", "tokenizer=none"]
+NARROW = 7
+"""How many times narrower the toy's LLM is than Qwen2.5-0.5B; its samples are as many times shorter."""
+TOY_LLM = [
+    "llm.hidden_size=128",
+    "llm.intermediate_size=695",
+    "llm.num_attention_heads=2",
+    "+llm.num_key_value_heads=1",
+    "llm.vocab_size=2816",  # of 3 layers, not 24: the head has the share of a forward pass that it has there
+]
 SIZES = {
-    "toy": ["+experiment=toy", "tokenizer=none"],
+    "toy": ["+experiment=toy", "tokenizer=none", *TOY_LLM],
     "0.5b": [*FULL, "llm=qwen2_5_0_5b"],
     "1.5b": [*FULL, "llm=qwen2_5_1_5b"],
     "7b": [*FULL, "llm=qwen2_5_7b"],
@@ -36,6 +45,10 @@ MIXTURES = {
     "siglip": [],  # of eagle2-1b: SigLIP so400m at 448 px, 256 tokens per tile
     "x5": ["mixture=eagle_x5_better", "data.tile_size=1024", "projector=mlp2x_gelu"],  # 1024 tokens per tile
 }
+
+
+LLAVA_BATCH = 16
+"""Samples per device and batch in LLaVA's and Eagle's scripts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +76,26 @@ def make_engine(model: VisionLanguageModel, stage: Stage, **options: bool) -> Pl
     device = dist.device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return PlainEngine(model, stage, 1, placement=WholeWeights(device, dtype), bf16=False, **options)
+
+
+def scale_of(size: str) -> int:
+    """Returns how many times shorter the samples of a size are."""
+    return NARROW if size == "toy" else 1
+
+
+def longest_of(mix: str, scale: int) -> int:
+    """Returns the tokens of the longest samples that are taken of a mix."""
+    return {"eagle1_sft": 2048, "eagle1_tiled": 4096}[mix] // scale
+
+
+def toy_grid(mix: str) -> int:
+    """Returns the side of the toy's grid of visual tokens: 1024 or 256 of a tile, so many times fewer."""
+    return {"eagle1_sft": 12, "eagle1_tiled": 6}[mix]
+
+
+def batch_of(shapes: Sequence[Shape], row: int) -> int:
+    """Returns the samples of a padded batch: as many as make a row's worth of tokens on average, at most LLaVA's."""
+    return min(LLAVA_BATCH, max(1, round(row * len(shapes) / sum(shape.tokens for shape in shapes))))
 
 
 def shapes_of(mix: str, longest: int, tokens_per_tile: int, count: int, scale: int, seed: int = 0) -> list[Shape]:

@@ -99,14 +99,13 @@ WISHES = st.fixed_dictionaries(
 
 
 def published(wishes, duration, total):
-    """What qwen-vl-utils' `smart_nframes` chooses; None where it refuses."""
-    fps = total / duration
+    """What qwen-vl-utils' `smart_nframes` chooses, its `total / fps` without rounding; None where it refuses."""
     if "nframes" in wishes:
         count = round(wishes["nframes"] / 2) * 2
     else:
         least = math.ceil(wishes.get("min_frames", 4) / 2) * 2
         most = wishes.get("max_frames", min(768, total)) // 2 * 2
-        count = total / fps * wishes.get("fps", 2.0)
+        count = duration * wishes.get("fps", 2.0)
         count = math.floor(min(max(count, least), most, total) / 2) * 2
     return count if 2 <= count <= total else None
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from eagle_train.data.encode import Encoder
 from eagle_train.data.media_text import MediaText
 from eagle_train.data.tokenizer.load import load_tokenizer
-from eagle_train.train.config import build, load_choice
 from eagle_train.train.evaluate import make_prompt
 from eagle_train.types import Media, MediaPlan, Message
 from tests.data.test_degrade import SPECIAL, conversations, encoder_of, tokenizer_of
@@ -139,8 +138,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 def make_encoder(name: str, tokenizer) -> Encoder:
-    template = build(load_choice("chat_template", name))
-    return replace(encoder_of(name, "apart", 0, TOKENS), template=template, tokenizer=tokenizer)
+    return replace(encoder_of(name, "apart", 0, TOKENS), tokenizer=tokenizer)
 
 
 def laid_out(encoder: Encoder, pairs, turns):

@@ -12,7 +12,7 @@ from eagle_train.data.pieces import build_piece
 from eagle_train.data.prepare import prepare
 from tests.data.test_build import picture
 from tests.data.test_prepare import CARDS, everything_in, mixed, record, silent, write_download, write_recipe
-from tests.runs import start
+from tests.runs import fork
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_pieces_that_are_not_done(tmp_path, monkeypatch):
@@ -50,7 +50,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     prepare(write_recipe(plain, {"all": None}), download, plain, progress=silent, samples_per_shard=1)
     write_recipe(killed, {"all": None})
     arguments = ["data", "prepare", f"recipe={killed / 'mix.yaml'}", f"from={download}", f"data_root={killed}"]
-    process = start([*arguments, "samples_per_shard=1"])
+    process = fork([*arguments, "samples_per_shard=1"])
     reports = killed / ".prepare" / "mix" / "reports" / "all"
     deadline = time.monotonic() + 120
     while len(list(reports.glob("*.json"))) < 5:

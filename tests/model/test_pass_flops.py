@@ -154,8 +154,13 @@ def test_an_empty_row_costs_no_useful_flops():
 
 def test_the_counter_sees_what_torchs_counter_sees():
     module = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.GELU(), torch.nn.Linear(6, 5)
+        torch.nn.Conv2d(3, 8, 3, bias=False),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.GELU(),
+        torch.nn.LayerNorm(6),
+        torch.nn.Linear(6, 5),
     ).to("meta")
+    module[3].requires_grad_(False)  # its backward makes one of three gradients
     pixels = torch.zeros(2, 3, 8, 8, device="meta")
     seen = {}
     for counter in (FlopCounter(seen), FlopCounter(seen)):  # the second finds all operations known

@@ -6,7 +6,7 @@ import torch
 from tests.checkpoint_ranks import SAVED
 from tests.runs import must_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ROADS = {
     1: ("zero3-2>plain", "zero3-2>zero3", "zero2-2>zero2"),

@@ -35,7 +35,7 @@ def test_processes_do_not_change_the_layouts(data, tmp_path):
     rows = experiment_rows(config)[0]
     (source,) = [source for source in rows.sources if source.name == "small_text"]
     made = {}
-    for workers in (1, 3):
+    for workers in (1, 2):
         folder = tmp_path / str(workers) / "small_text"
         shutil.copytree(data / "small_text", folder, ignore=shutil.ignore_patterns("*.arrow"))
         own = replace(source, shards=[folder / Path(shard).name for shard in source.shards])
@@ -43,4 +43,4 @@ def test_processes_do_not_change_the_layouts(data, tmp_path):
         stage_data.read_sources([own], rows.layout, settings)
         assert all(layout_path(shard.with_suffix(""), rows.layout.fingerprint).is_file() for shard in own.shards)
         made[workers] = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert made[1] == made[3] and len(made[1]) >= 2 * 4
+    assert made[1] == made[2] and len(made[1]) >= 2 * 4

@@ -81,9 +81,8 @@ def test_a_measured_save_takes_the_place_of_the_guess_and_the_longest_counts(fla
 
 @pytest.mark.slow
 def test_a_run_stops_before_the_wall_time_requeues_itself_and_goes_on_as_if_nothing_had_happened(
-    data, tmp_path, monkeypatch
+    data, undisturbed, tmp_path, monkeypatch
 ):
-    assert train(config(data, tmp_path / "whole", "save_every=1000"))
     programs = tmp_path / "bin"
     programs.mkdir()
     said = tmp_path / "said"
@@ -100,5 +99,5 @@ def test_a_run_stops_before_the_wall_time_requeues_itself_and_goes_on_as_if_noth
     calls = said.read_text().splitlines()
     assert calls[0] == "%s show job --oneliner 7" and calls[-1] == "%s requeue 7"
     assert train(mine)
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    assert rows(tmp_path / "run") == rows(undisturbed)

@@ -3,7 +3,6 @@
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.retention import Retention
 from eagle_train.train.saving import Saver
 from eagle_train.train.schedule import Stage
-from tests.runs import environment
+from tests.runs import run_ranks
 from tests.toys import tiny_model, tiny_row, tiny_sample, weighted_loss
 
 FILES = {"state.json": b"{}"}
@@ -111,7 +110,7 @@ def test_the_next_save_finishes_the_one_before(tmp_path, engine, held):
     first = saver.save(engine, 1, FILES, wait=False)
     threading.Timer(0.3, held.set).start()
     second = saver.save(engine, 2, FILES, wait=False)
-    assert first.published and second.stall_seconds > 0.2
+    assert first.published and second.before is first and second.stall_seconds > 0.2
     assert saver.finish() is second and second.published and saver.finish() is None
     assert [path.name for path in saver.checkpoints.published()] == ["step-00000001", "step-00000002"]
 
@@ -204,38 +203,11 @@ def test_a_checkpoint_that_cannot_be_published_is_removed(tmp_path, engine, monk
     assert "rank 0: [Errno 28] No space left" in report.trouble and list(tmp_path.iterdir()) == []
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from eagle_train.train import saving, tensor_file
-from eagle_train.train.checkpoint import CheckpointDir
-from tests.train.test_saving import FILES, make_engine, train_step
-
-engine = make_engine()
-saver = saving.Saver(CheckpointDir(Path(sys.argv[1])), background=True)
-assert saver.save(engine, 1, FILES).published
-raw, count = tensor_file.raw, [0]
-
-
-def killing(tensor):
-    count[0] += 1
-    if count[0] == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return raw(tensor)
-
-
-tensor_file.raw = killing
-saver.save(engine, 2, FILES, wait=False)
-while True:
-    train_step(engine)
-"""
-
-
 @pytest.mark.slow
 def test_killed_in_the_middle_of_a_background_write_the_checkpoint_before_is_whole(tmp_path, engine, caplog):
     folder = tmp_path / "checkpoints"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env=environment(), check=False, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    ((code, said),) = run_ranks([str(folder)], module="tests.killed_save")
+    assert code == -signal.SIGKILL, said
     (half,) = (folder / "step-00000002.writing").iterdir()
     assert half.suffix == ".safetensors"
     saver = Saver(CheckpointDir(folder))

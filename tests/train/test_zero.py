@@ -1,13 +1,10 @@
 """What ZeRO is planned to cost; what it does is in test_ranks.py and test_zero3.py."""
 
-import subprocess
-import sys
-
 import pytest
 
 from eagle_train.train.schedule import Stage
 from eagle_train.train.zero.engine import ZeroEngine
-from tests.runs import environment
+from tests.runs import run_ranks
 
 
 @pytest.mark.parametrize(
@@ -48,6 +45,5 @@ def test_what_zero_cannot_do_is_refused_before_anything_is_built(fields, said):
 
 @pytest.mark.slow
 def test_an_update_that_is_not_to_be_leaves_no_trace():
-    run = [sys.executable, "-m", "tests.discarded_update"]
-    done = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=240)
-    assert done.stdout.endswith("the same\n"), done.stderr[-2000:]
+    ((code, said),) = run_ranks([], module="tests.discarded_update")
+    assert code == 0 and "the same\n" in said, said

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -23,6 +24,19 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".index.json")
 WRAPPERS = ("ema_state", "module", "model", "state_dict")
 """Keys under which training codes keep the weights in a torch file that holds other things too."""
 SHARD_BYTES = 5_000_000_000
+
+
+class LazyWeights(Mapping[str, torch.Tensor]):
+    """Weights by name that are read, or made, when they are asked for."""
+
+    @abstractmethod
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a weight, without reading it."""
+
+
+def shape_of(weights: Mapping[str, torch.Tensor], name: str) -> torch.Size:
+    """Returns the shape of one of several weights; nothing is read for it."""
+    return weights.shape(name) if isinstance(weights, LazyWeights) else weights[name].shape
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -1,16 +1,21 @@
-"""Weights sharded over ranks (stage 3): put there one by one, kept there between stages, made whole at the end."""
+"""Weights sharded over ranks (stage 3): put there one by one, kept there between stages and in evaluation."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from eagle_train import dist
+from eagle_train.model.generate import Access
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.tiled_mlp import TiledMlp
+from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.zero.config import init_config
 from eagle_train.train.zero.join import import_deepspeed, join_deepspeed
+from eagle_train.train.zero.serving import served_by_layer
 
 
 class ShardedWeights:
@@ -75,6 +80,11 @@ class ShardedWeights:
             whole[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
         for module in model.modules():
             module._parameters = {name: p if p is None else whole[id(p)] for name, p in module._parameters.items()}
+
+    def serve(self, model: VisionLanguageModel) -> AbstractContextManager[Access]:
+        """Lets a model generate layer by layer, see `served_by_layer`; a rank never holds much more than its part."""
+        self.put_rest(model)
+        return served_by_layer(model)
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
