@@ -163,6 +163,7 @@ def test_an_added_key_that_nobody_reads_is_refused(override):
         build(load_config(["+experiment=toy", override])["data"])
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_later_stage_is_found_at_the_start(tmp_path):
     def check(*overrides):
         config = load_config(["+experiment=toy", f"data_root={tmp_path}", *overrides])

@@ -107,6 +107,7 @@ def test_hyperparameters_are_the_published_ones(name):
         assert stage["max_grad_norm"] is None
 
 
+@pytest.mark.slow
 def test_presets_differ_in_what_the_specification_lists():
     parity, better = (composed("+experiment=eagle-x5-8b", f"preset={name}") for name in ("parity", "better"))
     for config, clip in ((parity, None), (better, 1.0)):

@@ -16,6 +16,8 @@ from eagle_train.train.load import load_model, load_weights, newest_checkpoint, 
 from tests.runs import config, losses
 from tests.test_resume import run_until
 
+pytestmark = pytest.mark.slow
+
 VIT = {
     "_target_": "eagle_train.model.lora.Lora",
     "rank": 2,

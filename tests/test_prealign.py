@@ -43,6 +43,7 @@ def changed(before, after):
     return {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
 
 
+@pytest.mark.slow
 def test_each_stage_changes_its_encoder_and_leaves_the_rest_untouched_to_the_bit(data, run):
     seed_everything(0)
     before = build_model(config(data, run, *schedule(data))).state_dict()
@@ -79,6 +80,8 @@ def test_a_run_stopped_in_stages_of_pre_alignment_repeats_to_the_bit(data, run, 
     assert ours.keys() == theirs.keys() and not changed(ours, theirs)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_plan_shows_the_aligner_of_every_stage(data, tmp_path, capsys):
     arguments = ["plan", *overrides(data, tmp_path, *schedule(data))]
     assert main([*arguments, "--json"]) == 0

@@ -61,7 +61,8 @@ def write_preview(overrides: Sequence[str], stage: str | None, first: int, count
     Raises:
         ValueError: if the stage has no such row.
     """
-    config = load_config([*overrides, "data.max_bad_share=1.0"])  # bad samples are shown, they stop nothing here
+    shown = ["data.max_bad_share=1.0", "data.max_too_long_share=1.0"]  # what is left out stops nothing here
+    config = load_config([*overrides, *shown])
     model = meta_model(config)
     flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
     name, chosen = list(pick_stages(build_schedule(config), stage).items())[-1]

@@ -91,6 +91,7 @@ def slow_ends(template, messages, tokenizer):
     return ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("name", ["llama", "bytes", "trimmed"])
 def test_lengths_are_those_of_the_encoded_conversations_that_end_there(all_tokenizers, name, template):

@@ -89,6 +89,7 @@ def test_a_row_that_kills_its_worker_each_time_stops_with_its_step_and_samples(
     assert all(key in str(e.value) for key in keys) and keys
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_no_death_and_is_raised_at_once(found, encoder, caplog):
     class Broken(RowDataset):
         def make(self, task, allocate):

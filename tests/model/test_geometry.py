@@ -142,6 +142,7 @@ def test_a_mixture_too_long_for_a_row_is_refused_with_the_longest_that_fits(mixt
     assert 8 <= tokens < 12
 
 
+@pytest.mark.slow
 def test_sizes_of_a_mixture_are_repaired_too():
     overrides = ["+experiment=toy", "mixture=toy_mixture_adapter", "mixture.stages=5"]
     with pytest.raises(ConfigError, match="the 2 layers of base 'vit' do not make 5 stages") as error:

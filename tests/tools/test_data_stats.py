@@ -88,6 +88,7 @@ def test_it_reads_well_without_json(data, tmp_path, capsys):
         data_tool.main(["stats", *overrides(data, tmp_path), "stage=x"])
 
 
+@pytest.mark.slow
 def test_frames_and_tiles_are_those_that_each_length_of_rows_has_room_for(data, tmp_path, capsys):
     own = ["degrade=ads", "degrade.frames={fps: 4.0, min_frames: 2, max_frames: 64}", "stage=sft"]
     own += ["data.tiling._target_=eagle_train.data.tile_grids.ImageAreaPreservation", "+data.tiling.tile_size=32"]

@@ -21,6 +21,7 @@ def test_each_encoder_is_told_with_its_resampling(tmp_path):
     assert told["vision_flops_per_tile"] == sum(parts) and min(vit["flops"], convnext["flops"]) > 1e6
 
 
+@pytest.mark.slow
 def test_a_grid_of_the_config_is_taken_from_no_encoder(tmp_path):
     assert plan("mixture.grid=3", tmp_path=tmp_path)["grid_taken_from"] is None
     told = plan("mixture=toy_deformable_attention", tmp_path=tmp_path)

@@ -12,6 +12,8 @@ from tests.data.test_bad_samples import BAD, GOOD, corrupt, record
 from tests.runs import config, rows
 from tests.test_resume import run_until
 
+pytestmark = pytest.mark.slow
+
 BROKEN = "mine/mine-000000/broken"
 
 

@@ -98,6 +98,7 @@ def trained(rows):
     return trainer.flush_losses()["train/loss"], engine.table.grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", NUMBERS, ids=lambda policy: policy.__name__)
 @given(dialogues=st.lists(TURNS, min_size=1, max_size=8), rows=st.integers(1, 6), seed=st.integers(0, 2**16))
 def test_loss_is_that_of_the_samples_whatever_rows_they_share(policy, dialogues, rows, seed):
