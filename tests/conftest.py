@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -18,6 +19,8 @@ from tests.runs import config, losses, make_data
 torch.set_num_threads(1)  # sums are added in the same order in every run that is compared to the bit
 # The processes that tests start, a hundred and more, would otherwise each compile the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.disable()  # nothing that is imported is garbage; see `pytest_collection_finish`
 
 

@@ -69,6 +69,7 @@ def test_parameters_are_the_published_ones(name):
     assert model.mixture.encoders["siglip"].not_built == {"head": SIGLIP_HEAD}
 
 
+@pytest.mark.slow
 def test_eagle2_5_runs_on_qwen3_and_siglip2_too():
     overrides = ["llm=qwen3_8b", "tokenizer=Qwen/Qwen3-8B", "mixture=eagle2_siglip2"]
     model = meta_model(composed("+experiment=eagle2.5-8b", *overrides))

@@ -15,9 +15,7 @@ NUM_STEPS = 80
 @pytest.mark.parametrize(
     "mixture",
     [
-        "toy_x4",
         "toy_x5",
-        "toy_eagle2",
         "toy_move",
         "toy_sequence_append",
         "toy_mixture_adapter",

@@ -188,6 +188,7 @@ def test_one_pass_and_two_passes_give_the_same(tmp_path, tokenizer, monkeypatch)
     assert {len(ends) for ends in first} == {3}
 
 
+@pytest.mark.slow
 def test_a_bad_sample_and_the_rest_of_a_damaged_tar_have_no_lengths(tmp_path, tokenizer):
     bad = ("bad", {"conversations": []}, {})
     (shard,) = write_shards([*samples(2), bad, *samples(3, 5)], tmp_path / "s")

@@ -153,6 +153,7 @@ def test_the_claim_of_a_killed_process_is_taken_over_at_once(tmp_path):
     killed.communicate()
 
 
+@pytest.mark.slow
 def test_a_claim_of_another_machine_is_taken_over_when_it_is_silent(tmp_path):
     leave_claim(tmp_path / "out-001", f"elsewhere {os.getpid()} token")
     began = time.monotonic()
@@ -184,6 +185,7 @@ def test_the_holder_touches_its_claims(tmp_path):
     assert not claim.exists()
 
 
+@pytest.mark.slow
 def test_a_number_of_a_dead_process_that_another_has_now_does_not_hold_forever(tmp_path):
     leave_claim(tmp_path / "out-000", f"{machine()} {os.getppid()} token")
     share_work(outputs(tmp_path, 1), make, is_done, patience=PATIENCE)

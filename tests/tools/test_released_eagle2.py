@@ -224,6 +224,7 @@ def test_a_model_of_another_shape_is_refused_with_every_reason(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_the_special_tokens_is_refused(plain, data, tmp_path):
     imported(plain, tmp_path / "ours")
     for path in (data / "tokenizer").iterdir():

@@ -181,6 +181,7 @@ def test_scaled_rotary_embeddings_and_other_projectors_are_refused():
         read_llm({k: v for k, v in released_config(X5, VICUNA_13B).items() if k != "vocab_size"})
 
 
+@pytest.mark.slow
 def test_config_json_comes_back_with_fields_that_nobody_knows(tmp_path):
     original = released_config(X5, LLAMA3_8B) | {"rope_theta": 500000.0, "mm_projector_type": "mlp3x_gelu"}
     write_headers(tmp_path / "release", original, {"w": (1,)}, num_shards=1)
