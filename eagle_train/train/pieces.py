@@ -111,11 +111,11 @@ def check_complete(pieces: Iterable[Piece], model: nn.Module) -> None:
     Raises:
         RuntimeError: if they do not, on every rank: what would be written could not be resumed from.
     """
-    held = dict.fromkeys(saved_tensors(model), 0)
+    sizes = {name: getattr(tensor, "ds_numel", tensor.numel()) for name, tensor in saved_tensors(model).items()}
+    held = dict.fromkeys(sizes, 0)
     for piece in pieces:
         if piece.kind == WEIGHT:
             held[piece.name] += len(piece.values)
-    sizes = {name: getattr(tensor, "ds_numel", tensor.numel()) for name, tensor in saved_tensors(model).items()}
     found = dict(zip(held, dist.all_reduce_sum(list(held.values())), strict=True))
     wrong = [f"{name} {found[name]:.0f} of {size}" for name, size in sizes.items() if found[name] != size]
     if wrong:

@@ -140,12 +140,12 @@ class Saver:
         if (before := self.finish()) is not None:
             before.before = None  # no chain of all saves
         report = self.last = SaveReport(step=step, before=before)
+        pieces = list(engine.pieces())
+        check_complete(pieces, engine.model)
         aside, trouble = dist.broadcast_object(self._begin(step) if dist.rank() == 0 else None)
         if trouble is not None:
             self._settled(report, trouble)
             return report
-        pieces = list(engine.pieces())
-        check_complete(pieces, engine.model)
         report.size = sum(piece.values.nbytes for piece in pieces)
         report.background = not wait and self._in_background(pieces)
         self._write = Write(aside, pieces, files)
