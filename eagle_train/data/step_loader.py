@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from eagle_train.data.ahead import HELD, ahead
 from eagle_train.data.balance import deal
+from eagle_train.data.heap import keep_freed_memory
 from eagle_train.data.loader import NO_SAMPLES, RowDataset, RowTask, SharedRows
 from eagle_train.data.row_buffers import HandedOver, RowBuffers
 from eagle_train.data.stream import Step
@@ -214,6 +215,7 @@ def set_up_worker(worker: int) -> None:
     """
     del worker
     torch.set_num_threads(1)
+    keep_freed_memory()
     # What it inherits stays: to look for garbage in all of it takes long, again and again, and would copy its pages.
     gc.freeze()
     for number in (signal.SIGINT, signal.SIGUSR1):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 import av
+import pyarrow as pa
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
@@ -23,6 +24,11 @@ otherwise than before."""
 
 MISSING_SECONDS = 1.0
 """A file may end this much before its headers say so: then the last frame stands for what is missing."""
+
+SHARED_WIDTH = 16
+"""Of frames whose width in pixels is a multiple of this, swscale writes the four bytes to a pixel that Pillow holds,
+and Pillow takes that memory over: a copy takes as long again, 1 ms of 1280x720 and more where its memory is new. Of
+other widths swscale may leave out the last pixels of a line (66: two), as a line's end has no room for its steps."""
 
 
 class VideoDecoder(Protocol):
@@ -116,8 +122,14 @@ class Playback:
     def to_image(self, frame: av.VideoFrame) -> Image.Image:
         """Returns the frame as shown, RGB."""
         # One thread: by default swscale starts as many as there are cores, in each worker.
-        (plane,) = self._reformatter.reformat(frame, format="rgb24", threads=1).planes
-        image = Image.frombuffer("RGB", (frame.width, frame.height), plane, "raw", "RGB", plane.line_size, 1)
+        is_shared = frame.width % SHARED_WIDTH == 0
+        (plane,) = self._reformatter.reformat(frame, format="rgb0" if is_shared else "rgb24", threads=1).planes
+        size = frame.width, frame.height
+        if is_shared:
+            pixels = pa.Array.from_buffers(pa.uint32(), frame.width * frame.height, [None, pa.py_buffer(plane)])
+            image = Image.fromarrow(pixels, "RGB", size)
+        else:
+            image = Image.frombuffer("RGB", size, plane, "raw", "RGB", plane.line_size, 1)
         turns = quarter_turns(frame)
         return image.transpose(QUARTER_TURNS[turns]) if turns else image
 
@@ -142,7 +154,7 @@ class Playback:
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Yields frames in the order shown; those before `_exact_from` that no other needs are passed over."""
         context = self._stream.codec_context
-        decode, is_split = context.decode, _is_split(context)
+        decode = context.decode
         was_early = False
         context.skip_frame = "DEFAULT"
         for packet in self._container.demux(self._stream):  # of long videos, tens of thousands: each call counts
@@ -151,8 +163,6 @@ class Playback:
             if is_early != was_early:  # to set it costs as much as a small frame
                 context.skip_frame = "NONREF" if is_early else "DEFAULT"
                 was_early = is_early
-            if is_early and is_split and _is_unreferenced(packet):
-                continue  # the decoder would do nothing with it either, but takes longer
             for frame in decode(packet):
                 if frame.pts is None or frame.pts >= self._unseen_before:
                     yield frame
@@ -220,20 +230,3 @@ def _passing_over(stream: av.VideoStream) -> float:
     if stream.codec_context.name != "h264" or not stream.average_rate:
         return math.inf
     return math.ceil(2 / (stream.average_rate * stream.time_base))
-
-
-def _is_split(context: av.VideoCodecContext) -> bool:
-    """Returns whether packets hold H.264 units, each after its length in four bytes (ISO/IEC 14496-15 5.3.3)."""
-    head = (context.extradata or b"")[:5]  # version 1, profile, compatibility, level, and bytes of a length less one
-    return context.name == "h264" and len(head) == 5 and head[0] == 1 and head[4] & 3 == 3
-
-
-def _is_unreferenced(packet: av.Packet) -> bool:
-    """Returns whether a packet holds nothing but slices that no other picture refers to.
-
-    Their first byte is 1: `nal_ref_idc` 0 and `nal_unit_type` 1 (ITU-T H.264 7.3.1).
-    """
-    data, at = memoryview(packet), 0
-    while at + 4 < len(data) and data[at + 4] == 1:
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-    return 0 < at == len(data)

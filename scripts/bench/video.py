@@ -6,12 +6,13 @@
 The files are H.264 with a key frame every 250 frames and two B frames between others, 25 frames per second; they are
 made once and stay in `--folder`. For each length and number of frames, evenly spaced, and each decoder with one thread:
 
-time     processor seconds from opening the file to the last frame as RGB, the least of `--rounds` taken in turn
+time     processor seconds from opening the file to the last frame as RGB, the median of `--rounds` taken in turn
+ratios   medians too, each of the quotients within a round: what else runs on the machine slows all decoders of a round
 memory   peak of the process over what it held before, MiB; frames are let go as soon as the decoder allows it
 
 naive decodes all frames from the start and converts the chosen ones. torchcodec gives all frames at once; its exact
-mode reads every packet first, its approximate mode takes the rate to be constant. All must give the same pixels. The
-last line is JSON.
+mode reads every packet first, its approximate mode takes the rate to be constant. All must give the same pixels. All
+run as workers do, which keep memory that is freed. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -33,6 +36,7 @@ from machine import circumstances, forget_peak, memory_mib
 from PIL import Image
 
 from eagle_train.data.frames import shown_seconds
+from eagle_train.data.heap import keep_freed_memory
 from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.data.videos import probe_video
 from eagle_train.types import Media
@@ -107,14 +111,19 @@ def _torchcodec(path: Path, seconds: Sequence[float], mode: str) -> Iterator[np.
 
 
 def measure(decode: Decode, path: Path, seconds: Sequence[float]) -> tuple[float, float, str]:
-    """Returns the processor seconds, the MiB, and a hash of the frames, which is not timed."""
+    """Returns the processor seconds, the MiB, and a hash of the frames, of one decoding each.
+
+    The second one is timed, as a worker decodes one video after another: the first gets its memory from the system.
+    """
     forget_peak()
     held = memory_mib("VmRSS")
+    for _ in decode(path, seconds):
+        pass
+    peak = memory_mib("VmHWM") - held
     start = time.process_time()
     for _ in decode(path, seconds):
         pass
     spent = time.process_time() - start
-    peak = memory_mib("VmHWM") - held
     digest = hashlib.sha256()
     for frame in decode(path, seconds):
         digest.update(np.asarray(frame))
@@ -124,7 +133,7 @@ def measure(decode: Decode, path: Path, seconds: Sequence[float]) -> tuple[float
 def compare(
     decoders: Sequence[Decode], pools: dict[str, ProcessPoolExecutor], path: Path, count: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Returns time and memory of each decoder by name."""
+    """Returns time and memory of each decoder by name, and how many times as long as ours it takes."""
     with path.open("rb") as file:
         media = Media(kind="video", **probe_video(file)._asdict())
     seconds = shown_seconds(media, count)
@@ -136,7 +145,11 @@ def compare(
     if len(digests) != 1:
         raise ValueError(f"{path}, {count} frames: the decoders disagree")
     return {
-        name: {"seconds": min(spent for spent, _, _ in runs), "mib": min(peak for _, peak, _ in runs)}
+        name: {
+            "seconds": statistics.median(spent for spent, _, _ in runs),
+            "mib": min(peak for _, peak, _ in runs),
+            "over_ours": statistics.median(run[0] / our[0] for run, our in zip(runs, found["ours"], strict=True)),
+        }
         for name, runs in found.items()
     }
 
@@ -147,7 +160,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--lengths", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--counts", type=int, nargs="+", default=[8, 32, 128, 512])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     where = circumstances() | {"ffmpeg": str(av.library_versions["libavcodec"]), "av": av.__version__}
@@ -155,15 +168,16 @@ def main() -> None:
     decoders: list[Decode] = [ours, naive]
     if importlib.util.find_spec("torchcodec"):
         decoders += [torchcodec_exact, torchcodec_approximate]
-    pools = {decode.__name__: ProcessPoolExecutor(1, get_context("spawn")) for decode in decoders}
+    spawned = partial(ProcessPoolExecutor, 1, get_context("spawn"), keep_freed_memory)
+    pools = {decode.__name__: spawned() for decode in decoders}
     rows = []
     for length in args.lengths:
         path = args.folder / f"{length}s.mp4"
         make_file(path, length)
         for count in args.counts:
             found = compare(decoders, pools, path, count, args.rounds)
-            best = min(result["seconds"] for name, result in found.items() if name != "ours")
-            naive_ratio, best_ratio = (other / found["ours"]["seconds"] for other in (found["naive"]["seconds"], best))
+            naive_ratio = found["naive"]["over_ours"]
+            best_ratio = min(result["over_ours"] for name, result in found.items() if name != "ours")
             rows.append({"length": length, "frames": count, "vs_naive": naive_ratio, "vs_best": best_ratio, **found})
             shown = "  ".join(f"{name} {r['seconds']:.3f} s {r['mib']:.0f} MiB" for name, r in found.items())
             ratios = f"{naive_ratio:5.1f}x naive {best_ratio:5.2f}x best other"
