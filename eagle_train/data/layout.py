@@ -28,7 +28,7 @@ from eagle_train.data.tables import read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
 
-LAYOUT_VERSION = "3"
+LAYOUT_VERSION = "4"
 """Part of a layout's fingerprint: to be raised where the same header facts give other frames, tiles or tokens."""
 COUNTS = ("num_tokens", "num_targets", "num_tiles", "num_frames", "num_answers", "lost_turns", "lost_tokens")
 PAIRS = "num_tile_pairs"
@@ -237,7 +237,8 @@ def ensure_layout(
             rows.append(SampleError(key, error.reason, error.detail))
     digest = index.schema.metadata[b"digest"]
     table, summary = layout_table(rows, digest.decode())
-    write_table(table.replace_schema_metadata({b"index": digest, **to_metadata(summary)}), path)
+    made_from = {b"index": digest, b"text": layout.text.fingerprint.encode()}
+    write_table(table.replace_schema_metadata(made_from | to_metadata(summary)), path)
     return path
 
 
