@@ -125,12 +125,13 @@ class Chaos:
         """Waits for a random moment of a run, in its start or one of its next steps; False if it ended before."""
         if self.random.random() < 0.2:
             return not ended_within(processes, self.random.uniform(0.1, 1.5))
-        steps = self.steps_logged() + self.random.randint(1, 6)
-        deadline = time.monotonic() + PATIENCE
-        while self.steps_logged() < steps:
-            if ended_within(processes, 0.01):
-                return False
-            assert time.monotonic() < deadline, f"{self.run} made no step in {PATIENCE} s"
+        steps = self.steps_logged()
+        for wanted in range(steps + 1, steps + 1 + self.random.randint(1, 6)):
+            deadline = time.monotonic() + PATIENCE
+            while self.steps_logged() < wanted:
+                if ended_within(processes, 0.01):
+                    return False
+                assert time.monotonic() < deadline, f"{self.run} made no step in {PATIENCE} s"
         return not ended_within(processes, self.random.uniform(0, 0.1))
 
     def steps_logged(self) -> int:
