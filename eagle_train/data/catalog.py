@@ -19,10 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from eagle_train.data.index import index_path, index_stem, sample_key
-from eagle_train.data.layout import COUNTS, PAIRS, SampleLayout, Summary, layout_path
-from eagle_train.data.lengths import lengths_path
+from eagle_train.data.layout import COUNTS, PAIRS, SampleLayout, Summary, layout_path, texts_path
 from eagle_train.data.locations import Location, file_name, shown
-from eagle_train.data.tables import Rows, read_metadata, read_table
+from eagle_train.data.tables import Rows, read_table
 from eagle_train.data.text_tokens import StoredTexts, TextTokens
 from eagle_train.data.too_long import Shortened
 from eagle_train.types import MediaPlan, SampleError
@@ -249,8 +248,7 @@ class Catalog:
 
     def _map_texts(self, shard: int) -> StoredTexts:
         here = self.shards[shard]
-        made_from = read_metadata(layout_path(index_stem(here.location, here.index_dir), self.layout))
-        return StoredTexts(read_table(lengths_path(here.location, here.index_dir, made_from[b"text"].decode())))
+        return StoredTexts(read_table(texts_path(here.location, here.index_dir, self.layout)))
 
     def _map_index(self, shard: int) -> Rows:
         here = self.shards[shard]
