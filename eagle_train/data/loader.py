@@ -115,9 +115,7 @@ class RowDataset(Dataset):
             raise SampleError(sample.key, "length_mismatch", detail)
         return encoded
 
-    def read(
-        self, number: int, layout: SampleLayout, *, with_text: bool = True
-    ) -> tuple[Sample, list[Content]]:
+    def read(self, number: int, layout: SampleLayout, *, with_text: bool = True) -> tuple[Sample, list[Content]]:
         """Returns sample `number`, shortened as planned, and what its media are decoded from.
 
         Args:

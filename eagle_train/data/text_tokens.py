@@ -58,7 +58,7 @@ def lists_of(arrays: Sequence[np.ndarray]) -> pa.ListArray:
     """
     offsets = np.cumsum([0, *map(len, arrays)])
     if offsets[-1] > (most := np.iinfo(np.int32).max):
-        raise ValueError(f"a shard with {offsets[-1]} tokens of text; at most {most} fit its index: write smaller shards")
+        raise ValueError(f"a shard with {offsets[-1]} tokens of text; at most {most} fit its index: make it smaller")
     values = np.concatenate([np.empty(0, dtype=np.int32), *arrays])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
 

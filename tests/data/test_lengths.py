@@ -93,10 +93,12 @@ def slow_ends(template, messages, tokenizer):
 
 def laid_out(items):
     """Returns what is encoded as (token, is target) pairs, and None where a medium stands."""
-    pairs = [[*zip(i.ids.tolist(), i.is_target.tolist(), strict=True)] if isinstance(i, TextRun) else None for i in items]
     media = [item for item in items if isinstance(item, int)]
     assert media == [*range(len(media))], "in reading order"
-    return [pair for run in pairs for pair in (run if run is not None else [None])]
+    pairs = []
+    for item in items:
+        pairs += [None] if isinstance(item, int) else zip(item.ids.tolist(), item.is_target.tolist(), strict=True)
+    return pairs
 
 
 @pytest.mark.slow
