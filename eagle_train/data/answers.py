@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from eagle_train.data.chat import ChatTemplate, backend_of
+from eagle_train.data.chat import ChatTemplate, backend_of, first_of
 from eagle_train.data.literals import MARK
-from eagle_train.data.offsets import num_begun, num_ended
+from eagle_train.data.offsets import num_begun
+from eagle_train.data.text_tokens import TextTokens
 from eagle_train.types import Message, Sample
 
 
@@ -23,6 +25,15 @@ class AnswerEnd:
     num_targets: int
     """Supervised tokens."""
     num_media: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TokenizedText:
+    """The text of a conversation."""
+
+    ends: list[AnswerEnd]
+    """Of all its answers."""
+    tokens: TextTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +50,7 @@ class Run:
 
 
 class AnswerCounter:
-    """Counts what `template.encode` would give for a conversation up to each of its answers.
+    """Finds what `template.encode` would give for a conversation, and counts it up to each of its answers.
 
     The same texts go through the same tokenizer, each once and many in a batch. Targets are found by a few looks at the
     tokens around the ends of what is learnt, as tokens are in the order of their characters.
@@ -55,12 +66,12 @@ class AnswerCounter:
         added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if not token.single_word}
         self._closing = frozenset(index for index, token in added.items() if not token.rstrip)
         self._opening = frozenset(index for index, token in added.items() if not token.lstrip)
-        self._num_start = len(template.encode((), tokenizer)[0].ids)
+        self._start: list[int] = template.encode((), tokenizer)[0].ids.tolist()
         self._tokenizer = tokenizer
         self._backend = backend_of(tokenizer)
 
-    def count(self, conversations: Iterable[Sequence[Message]]) -> list[list[AnswerEnd]]:
-        """Returns the ends of all answers of each conversation."""
+    def tokenize(self, conversations: Iterable[Sequence[Message]]) -> list[TokenizedText]:
+        """Returns the tokens of each conversation, and the ends of all its answers."""
         marked = (self._template.mark(messages, self._tokenizer) for messages in conversations)
         laid_out = [lay_out_text(self._template, messages) for messages in marked]
         texts = dict.fromkeys(run.text for runs in laid_out for run in runs)  # prompts are in many of them
@@ -75,25 +86,30 @@ class AnswerCounter:
         """Returns what tokenizes a text of `render`, with marks or without."""
         return self._template.backend_for(text, self._tokenizer) if MARK in text else self._backend
 
-    def _count(self, runs: Sequence[Run], encoded: Mapping[str, Encoding]) -> list[AnswerEnd]:
-        """Returns the ends of all answers of one conversation."""
-        tokens, targets = self._num_start, 0
+    def _count(self, runs: Sequence[Run], encoded: Mapping[str, Encoding]) -> TokenizedText:
+        """Returns the tokens of one conversation, and the ends of all its answers."""
+        ids, run_ends, stretches = [*self._start], [], []
         ends = []
+        targets = 0
         for run in runs:
             encoding = encoded[run.text]
-            learnt = count_learnt(encoding, run.learnt)
+            learnt = learnt_tokens(encoding, run.learnt, self._backend)
+            counts = [0, *accumulate(end - first for first, end in learnt)]
             for end in run.ends:
                 here = self._tokens_up_to(run, end, encoding)
                 if here is None:
                     spans = [span for span in run.learnt if span[0] < end]
                     alone = self._backend_for(run.text).encode(run.text[:end], add_special_tokens=False)
-                    here, learnt_here = len(alone), count_learnt(alone, spans)[-1]
+                    here = len(alone)
+                    learnt_here = sum(end - first for first, end in learnt_tokens(alone, spans, self._backend))
                 else:
-                    learnt_here = learnt[sum(start < end for start, _ in run.learnt)]
-                ends.append(AnswerEnd(tokens + here, targets + learnt_here, run.num_media))
-            tokens += len(encoding)
-            targets += learnt[-1]
-        return ends
+                    learnt_here = counts[sum(start < end for start, _ in run.learnt)]
+                ends.append(AnswerEnd(len(ids) + here, targets + learnt_here, run.num_media))
+            stretches += [len(ids) + place for stretch in learnt for place in stretch]
+            ids += encoding.ids
+            run_ends.append(len(ids))
+            targets += counts[-1]
+        return TokenizedText(ends, TextTokens(*(np.array(part, dtype=np.int32) for part in (ids, run_ends, stretches))))
 
     def _tokens_up_to(self, run: Run, end: int, encoding: Encoding) -> int | None:
         """Returns how many tokens the first `end` characters give on their own; None if it takes encoding them.
@@ -133,15 +149,15 @@ def lay_out_text(template: ChatTemplate, messages: Sequence[Message]) -> list[Ru
     return runs
 
 
-def count_learnt(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Returns how many tokens touch a character of the first 0, 1, 2, ... of the spans."""
-    counts = [0]
-    counted = 0  # tokens before this one
+def learnt_tokens(encoding: Encoding, spans: Sequence[tuple[int, int]], backend: Tokenizer) -> list[tuple[int, int]]:
+    """Returns the first token that touches each span of characters, and the one behind the last; none is in two."""
+    stretches = []
+    taken = 0  # tokens before this one
     for start, end in spans:
-        first = max(counted, num_ended(encoding, start))
-        counted = max(first, num_begun(encoding, end))
-        counts.append(counts[-1] + counted - first)
-    return counts
+        first = max(taken, first_of(encoding, start, backend))
+        taken = max(first, num_begun(encoding, end))
+        stretches.append((first, taken))
+    return stretches
 
 
 def first_answers(sample: Sample, count: int) -> Sample:

@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from eagle_train.data.index import index_path, index_stem, sample_key
-from eagle_train.data.layout import COUNTS, PAIRS, SampleLayout, Summary, layout_path
+from eagle_train.data.layout import COUNTS, PAIRS, SampleLayout, Summary, layout_path, texts_path
 from eagle_train.data.locations import Location, file_name, shown
 from eagle_train.data.tables import Rows, read_table
+from eagle_train.data.text_tokens import StoredTexts, TextTokens
 from eagle_train.data.too_long import Shortened
 from eagle_train.types import MediaPlan, SampleError
 
@@ -128,12 +129,13 @@ class Catalog:
     layout: str
     _sizes: dict[int, Sizes] = field(default_factory=dict, repr=False, compare=False)
     _indexes: dict[int, Rows] = field(default_factory=dict, repr=False, compare=False)
+    _texts: dict[int, StoredTexts] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_sizes": {}, "_indexes": {}}  # another process maps the files itself
+        return self.__dict__ | {"_sizes": {}, "_indexes": {}, "_texts": {}}  # another process maps the files itself
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -180,6 +182,10 @@ class Catalog:
     def index_row(self, shard: int, row: int) -> dict:
         """Returns key, members, media and files outside of a sample's index row, see `index.SCHEMA`."""
         return recall(self._indexes, shard, self._map_index)[row]
+
+    def text(self, shard: int, row: int) -> TextTokens:
+        """Returns the tokens of a sample's whole text."""
+        return recall(self._texts, shard, self._map_texts)[row]
 
     def key(self, shard: int, row: int) -> str:
         """Returns the key that names a sample everywhere."""
@@ -234,11 +240,15 @@ class Catalog:
 
     def apart(self) -> Catalog:
         """Returns the same catalog with mappings of its own, for another thread."""
-        return replace(self, _sizes={}, _indexes={})
+        return replace(self, _sizes={}, _indexes={}, _texts={})
 
     def _map_sizes(self, shard: int) -> Sizes:
         here = self.shards[shard]
         return Sizes(read_table(layout_path(index_stem(here.location, here.index_dir), self.layout)), here.quarantined)
+
+    def _map_texts(self, shard: int) -> StoredTexts:
+        here = self.shards[shard]
+        return StoredTexts(read_table(texts_path(here.location, here.index_dir, self.layout)))
 
     def _map_index(self, shard: int) -> Rows:
         here = self.shards[shard]

@@ -21,6 +21,7 @@ from eagle_train.data.media_costs import MediaCosts, candidates
 from eagle_train.data.media_text import num_runs
 from eagle_train.data.positions import Positions, sequential
 from eagle_train.data.row_buffers import row_bytes
+from eagle_train.data.text_tokens import TextTokens
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.video_frames import VideoDecoder
 from eagle_train.types import (
@@ -177,17 +178,20 @@ class Encoder:
             found += self.tiling.grids(plan, num_runs(strings, medium, plan.num_frames))
         return tuple(found)
 
-    def encode(self, sample: Sample, plans: Sequence[MediaPlan], pixels: np.ndarray) -> EncodedSample:
+    def encode(
+        self, sample: Sample, plans: Sequence[MediaPlan], pixels: np.ndarray, text: TextTokens | None = None
+    ) -> EncodedSample:
         """Returns the sample ready to pack.
 
         Args:
             plans: frames and tiles of each medium of the sample.
             pixels: tiles of all media of the sample, (N, *tile_shape) uint8; not copied.
+            text: the tokens of its messages, which are not looked at then; None: they are tokenized.
 
         Raises:
             SampleError: if nothing is supervised.
         """
-        items = self.template.encode(sample.messages, self.tokenizer)
+        items = self.template.encode(sample.messages, self.tokenizer) if text is None else text.items()
         ids, targets, positions = self.lay_out(items, sample.media, plans)
         supervised = targets[1:]
         if not supervised.any():

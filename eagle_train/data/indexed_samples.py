@@ -16,20 +16,26 @@ def read_sample(reader: ShardReader, source: str, row: dict) -> Sample:
     return open_sample(reader, source, row, Elsewhere())[0]
 
 
-def open_sample(reader: ShardReader, source: str, row: dict, elsewhere: Elsewhere) -> tuple[Sample, SampleFiles]:
+def open_sample(
+    reader: ShardReader, source: str, row: dict, elsewhere: Elsewhere, *, with_text: bool = True
+) -> tuple[Sample, SampleFiles]:
     """Returns the sample of one index row whose record was found good when it was indexed, and its media files.
 
     Args:
         source: its name.
         elsewhere: where files are that are no members.
+        with_text: False: the sample may come without messages and meta, and its record is read only where it names
+            files outside of the shard.
 
     Raises:
         SampleError: if the record is not what it was.
     """
     key = sample_key(source, reader.location, row["key"])
+    media = tuple([Media(**medium) for medium in row["media"]])
+    if not with_text and not row["outside"]:
+        return Sample(key=key, source=source, messages=(), media=media), SampleFiles(reader, key, row, (), elsewhere)
     members = [Member(**member) for member in row["members"]]
     contents = {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}
-    media = tuple([Media(**medium) for medium in row["media"]])
     record = load_object(contents["json"], key) if "json" in contents else {}
     # Where a record names files outside, its names are needed too.
     messages = None if row["outside"] else canonical_messages(record, len(media))

@@ -21,14 +21,14 @@ import pyarrow as pa
 from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.encode import Encoder
 from eagle_train.data.index import ensure_index, has_index, index_path, index_stem, is_current, sample_key
-from eagle_train.data.lengths import TextLayout, ensure_lengths, read_lengths
+from eagle_train.data.lengths import TextLayout, ensure_lengths, lengths_path, read_lengths
 from eagle_train.data.locations import Location
 from eagle_train.data.media import MediaError
 from eagle_train.data.tables import read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
 
-LAYOUT_VERSION = "3"
+LAYOUT_VERSION = "4"
 """Part of a layout's fingerprint: to be raised where the same header facts give other frames, tiles or tokens."""
 COUNTS = ("num_tokens", "num_targets", "num_tiles", "num_frames", "num_answers", "lost_turns", "lost_tokens")
 PAIRS = "num_tile_pairs"
@@ -237,13 +237,21 @@ def ensure_layout(
             rows.append(SampleError(key, error.reason, error.detail))
     digest = index.schema.metadata[b"digest"]
     table, summary = layout_table(rows, digest.decode())
-    write_table(table.replace_schema_metadata({b"index": digest, **to_metadata(summary)}), path)
+    made_from = {b"index": digest, b"text": layout.text.fingerprint.encode()}
+    write_table(table.replace_schema_metadata(made_from | to_metadata(summary)), path)
     return path
 
 
 def has_layout(shard: Location, index_dir: Path | None, fingerprint: str, media_root: Path | None = None) -> bool:
-    """Returns whether a shard has a layout that fits it as it is now."""
+    """Returns whether a shard has a layout that fits it as it is now, and the texts that it was made from."""
     if not has_index(shard, index_dir, media_root):
         return False
     made_from = {b"index": read_metadata(index_path(shard, index_dir))[b"digest"]}
-    return is_current(layout_path(index_stem(shard, index_dir), fingerprint), lambda: made_from)
+    path = layout_path(index_stem(shard, index_dir), fingerprint)
+    return is_current(path, lambda: made_from) and texts_path(shard, index_dir, fingerprint).exists()
+
+
+def texts_path(shard: Location, index_dir: Path | None, fingerprint: str) -> Path:
+    """Returns where the texts of a shard are that its layout was made from, see `lengths`."""
+    made_from = read_metadata(layout_path(index_stem(shard, index_dir), fingerprint))
+    return lengths_path(shard, index_dir, made_from[b"text"].decode())

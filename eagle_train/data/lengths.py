@@ -1,4 +1,4 @@
-"""Text lengths of a shard's conversations up to each of their answers, under one tokenizer and template.
+"""The tokens of a shard's conversations under one tokenizer and template, counted up to each of their answers.
 
 A file beside the index, named by the fingerprint of both. Where index and lengths are missing both, one pass over the
 shard makes both.
@@ -7,7 +7,6 @@ shard makes both.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from eagle_train.data.answers import AnswerCounter, AnswerEnd
+from eagle_train.data.answers import AnswerCounter, AnswerEnd, TokenizedText
 from eagle_train.data.chat import ChatTemplate
 from eagle_train.data.index import (
     INDEX_VERSION,
@@ -31,9 +30,10 @@ from eagle_train.data.locations import Location
 from eagle_train.data.schemas import Record
 from eagle_train.data.share_work import share_work
 from eagle_train.data.tables import read_made, write_table
+from eagle_train.data.text_tokens import NO_TOKENS, to_columns
 from eagle_train.types import Message
 
-LENGTHS_VERSION = f"{INDEX_VERSION}.4"
+LENGTHS_VERSION = f"{INDEX_VERSION}.5"
 """A row is a row of the index."""
 BATCH_CHARACTERS = 1 << 18
 COLUMNS = tuple(item.name for item in fields(AnswerEnd))
@@ -63,7 +63,8 @@ def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout, me
     """Builds the text lengths of `shard`, and its index, unless they are there; returns the path of the lengths.
 
     The table has a row per row of the index, and list<int32> columns, an entry per answer: `num_tokens`,
-    `num_targets` and `num_media` as in `AnswerEnd`. Bad samples have none. The metadata hold a `digest` of it all.
+    `num_targets` and `num_media` as in `AnswerEnd`; and the columns of `text_tokens`. Bad samples have none. The
+    metadata hold a `digest` of it all.
 
     Args:
         media_root: see `ensure_index`.
@@ -144,18 +145,18 @@ def make_tables(source: tuple[Location, Path | None], text: TextLayout | None) -
 
 def read_lengths(table: pa.Table) -> list[list[AnswerEnd]]:
     """Returns the rows of a table of `ensure_lengths` as objects."""
-    columns = table.to_pydict()
-    return [list(map(AnswerEnd, *row)) for row in zip(*(columns[name] for name in COLUMNS), strict=True)]
+    columns = [table[name].to_pylist() for name in COLUMNS]
+    return [list(map(AnswerEnd, *row)) for row in zip(*columns, strict=True)]
 
 
 class Lengths:
-    """Collects the text lengths of records, row by row; tokenizes them in batches."""
+    """Collects the texts of records, row by row; tokenizes them in batches."""
 
     def __init__(self, text: TextLayout) -> None:
         self._counter = AnswerCounter(text.template, text.tokenizer)
         self._waiting: list[Sequence[Message]] = []
         self._characters = 0
-        self.rows: list[list[AnswerEnd]] = []
+        self.rows: list[TokenizedText] = []
         """Of all records given so far; those that wait are empty."""
         self._places: list[int] = []
 
@@ -165,20 +166,27 @@ class Lengths:
             self._waiting.append(record.messages)
             self._places.append(len(self.rows))
             self._characters += sum(len(part) for m in record.messages for part in m.content if isinstance(part, str))
-        self.rows.append([])
+        self.rows.append(NO_TEXT)
         if self._characters >= BATCH_CHARACTERS:
-            self._count()
+            self._tokenize()
 
-    def _count(self) -> None:
-        for place, ends in zip(self._places, self._counter.count(self._waiting), strict=True):
-            self.rows[place] = ends
+    def _tokenize(self) -> None:
+        for place, text in zip(self._places, self._counter.tokenize(self._waiting), strict=True):
+            self.rows[place] = text
         self._waiting, self._places, self._characters = [], [], 0
 
     def table(self) -> pa.Table:
-        """Returns the lengths of all rows."""
+        """Returns what was found of all rows."""
         if self._waiting:
-            self._count()
-        columns = {name: [[getattr(end, name) for end in ends] for ends in self.rows] for name in COLUMNS}
-        digest = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:32]
-        table = pa.table({name: pa.array(column, pa.list_(pa.int32())) for name, column in columns.items()})
-        return table.replace_schema_metadata({b"digest": digest.encode()})
+            self._tokenize()
+        ends = {name: [[getattr(end, name) for end in row.ends] for row in self.rows] for name in COLUMNS}
+        columns = {name: pa.array(column, pa.list_(pa.int32())) for name, column in ends.items()}
+        columns |= to_columns([row.tokens for row in self.rows])
+        digest = hashlib.sha256()
+        for column in columns.values():
+            digest.update(column.offsets.to_numpy().tobytes() + column.values.to_numpy().tobytes())
+        return pa.table(columns).replace_schema_metadata({b"digest": digest.hexdigest()[:32].encode()})
+
+
+NO_TEXT = TokenizedText([], NO_TOKENS)
+"""Of a bad sample."""

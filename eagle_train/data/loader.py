@@ -105,16 +105,21 @@ class RowDataset(Dataset):
         Raises:
             SampleError: if it cannot be read or decoded, or its length is not the planned one.
         """
-        sample, data = self.read(number, layout)
+        # What was cut off may share a token with what stays, so that a shortened text is tokenized again.
+        text = None if layout.lost_turns else self.catalog.text(*self.catalog.locate(number))
+        sample, data = self.read(number, layout, with_text=text is None)
         self.encoder.decode_all(sample.key, sample.media, layout.media, data, tiles)
-        encoded = self.encoder.encode(sample, layout.media, tiles)
+        encoded = self.encoder.encode(sample, layout.media, tiles, text)
         if len(encoded.input_ids) != layout.num_tokens:
             detail = f"planned {layout.num_tokens} tokens, encoded {len(encoded.input_ids)}; rebuild the index"
             raise SampleError(sample.key, "length_mismatch", detail)
         return encoded
 
-    def read(self, number: int, layout: SampleLayout) -> tuple[Sample, list[Content]]:
+    def read(self, number: int, layout: SampleLayout, *, with_text: bool = True) -> tuple[Sample, list[Content]]:
         """Returns sample `number`, shortened as planned, and what its media are decoded from.
+
+        Args:
+            with_text: False: without messages, see `open_sample`.
 
         Raises:
             SampleError: if its shard is not there or was cut, or a file outside of it is another one than it was.
@@ -127,7 +132,7 @@ class RowDataset(Dataset):
         row = self.catalog.index_row(shard, index)
         try:
             reader = self.reader(shard)
-            sample, files = open_sample(reader, source.name, row, elsewhere)
+            sample, files = open_sample(reader, source.name, row, elsewhere, with_text=with_text)
             if layout.lost_turns:
                 sample = first_answers(sample, layout.num_answers)
             return sample, read_content(files, sample.media, layout.media)

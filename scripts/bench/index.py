@@ -170,7 +170,7 @@ def main() -> None:
         for shard in shards:
             index_shard(shard, lengths.add)
         lengths.table()
-        tokens = [ends[-1].num_tokens for ends in lengths.rows]
+        tokens = [text.ends[-1].num_tokens for text in lengths.rows]
         print(f"tokens of a conversation: {min(tokens)} to {max(tokens)}, {statistics.mean(tokens):.0f} on average")
         seconds = compare(shards, text, args.iterations)
     medians = {name: statistics.median(values) for name, values in seconds.items()}

@@ -229,11 +229,11 @@ def conversations(draw):
 @settings(deadline=None, max_examples=150)
 @given(encoders, conversations(), st.integers(20, 4000), st.sampled_from([DropTooLong(), KeepTurns()]))
 def test_planned_tokens_are_encoded_tokens(encoder, sample, max_length, too_long):
-    (ends,) = AnswerCounter(encoder.template, encoder.tokenizer).count([sample.messages])
+    (text,) = AnswerCounter(encoder.template, encoder.tokenizer).tokenize([sample.messages])
     layout = Layout(encoder=encoder, max_length=max_length, too_long=too_long, text=None, fingerprint="")
-    least = ends[-1].num_tokens + encoder.plan_media(sample.media, 0)[1]
+    least = text.ends[-1].num_tokens + encoder.plan_media(sample.media, 0)[1]
     try:
-        planned = lay_out("k", ends, sample.media, layout)
+        planned = lay_out("k", text.ends, sample.media, layout)
     except SampleError as error:
         assert error.reason == "too_long" and least > max_length
         assert f"{least} tokens" in error.detail and f"a row has {max_length};" in error.detail
@@ -242,6 +242,9 @@ def test_planned_tokens_are_encoded_tokens(encoder, sample, max_length, too_long
     kept = first_answers(sample, planned.num_answers)
     encoded = encoder.encode(kept, planned.media, encoder.new_tiles(planned.media))
     assert len(encoded.input_ids) == planned.num_tokens <= max_length
+    if not planned.lost_turns:
+        stored = encoder.encode(replace(sample, messages=()), planned.media, encoded.pixels.numpy(), text.tokens)
+        assert all(getattr(stored, name).equal(getattr(encoded, name)) for name in ("input_ids", "labels"))
     assert len(encoded.pixels) == planned.num_tiles
     assert int((encoded.loss_weights > 0).sum()) == planned.num_targets > 0
     shown = [plan.num_frames for plan, medium in zip(planned.media, kept.media, strict=True) if medium.kind != "image"]

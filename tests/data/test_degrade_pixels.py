@@ -140,10 +140,10 @@ def conversations(draw):
 @settings(deadline=None, max_examples=100)
 @given(encoders, conversations(), st.integers(60, 3000), st.sampled_from([DropTooLong(), KeepTurns()]))
 def test_planned_tokens_are_encoded_tokens(encoder, sample, max_length, too_long):
-    (ends,) = AnswerCounter(encoder.template, encoder.tokenizer).count([sample.messages])
+    (text,) = AnswerCounter(encoder.template, encoder.tokenizer).tokenize([sample.messages])
     layout = Layout(encoder=encoder, max_length=max_length, too_long=too_long, text=None, fingerprint="")
     try:
-        planned = lay_out("k", ends, sample.media, layout)
+        planned = lay_out("k", text.ends, sample.media, layout)
     except SampleError as error:
         assert error.reason == "too_long"
         return

@@ -91,15 +91,28 @@ def slow_ends(template, messages, tokenizer):
     return ends
 
 
+def laid_out(items):
+    """Returns what is encoded as (token, is target) pairs, and None where a medium stands."""
+    media = [item for item in items if isinstance(item, int)]
+    assert media == [*range(len(media))], "in reading order"
+    pairs = []
+    for item in items:
+        pairs += [None] if isinstance(item, int) else zip(item.ids.tolist(), item.is_target.tolist(), strict=True)
+    return pairs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("name", ["llama", "bytes", "trimmed"])
 def test_lengths_are_those_of_the_encoded_conversations_that_end_there(all_tokenizers, name, template):
     tokenizer, chosen, rng = all_tokenizers[name], make_template(template), random.Random(f"{name} {template}")
     conversations = [random_messages(rng) for _ in range(60)]
-    found = AnswerCounter(chosen, tokenizer).count(conversations)
+    texts = AnswerCounter(chosen, tokenizer).tokenize(conversations)
+    found = [text.ends for text in texts]
     assert found == [slow_ends(chosen, messages, tokenizer) for messages in conversations]
     assert sum(map(len, found)) > 100 and sum(end.num_targets > 0 for ends in found for end in ends) > 100
+    for text, messages in zip(texts, conversations, strict=True):
+        assert laid_out(text.tokens.items()) == laid_out(chosen.encode(messages, tokenizer))
 
 
 @pytest.mark.parametrize("name", ["llama", "bytes", "trimmed"])
@@ -128,8 +141,8 @@ def test_truncation_and_padding_in_a_tokenizer_file_change_nothing(all_tokenizer
     tokenizer = byte_level(trim=False)
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=700)
-    (found,) = AnswerCounter(template, tokenizer).count([messages])
-    assert found == slow_ends(template, messages, all_tokenizers["bytes"])
+    (found,) = AnswerCounter(template, tokenizer).tokenize([messages])
+    assert found.ends == slow_ends(template, messages, all_tokenizers["bytes"])
 
 
 def test_a_text_that_many_conversations_have_is_tokenized_once(all_tokenizers, monkeypatch):
@@ -144,7 +157,7 @@ def test_a_text_that_many_conversations_have_is_tokenized_once(all_tokenizers, m
     monkeypatch.setattr(counter, "_backend", Counted())  # any other call would fail
     one = [Message(role=role, content=(0, "cats")[role == "assistant" :]) for role in ("user", "assistant")]
     other = [*one[:1], Message(role="assistant", content=("dogs",)), *one[:0]]
-    found = counter.count([one, other, one])
+    found = [text.ends for text in counter.tokenize([one, other, one])]
     assert len(batches) == 1 and len(batches[0]) == 3, "system prompt and question, two different rests"
     assert found[0] == found[2] == slow_ends(make_template("vicuna_v1"), one, all_tokenizers["llama"])
 

@@ -44,7 +44,7 @@ def test_names_in_text_are_tokenized_as_text(text):
     answer = [i for i, is_target in zip(ids, targets, strict=True) if is_target]
     assert tokenizer.decode(answer) == f"{text}<|im_end|>" and MARK not in tokenizer.decode(ids)
     turns = [Message(role=role, content=(text,)) for role in ("user", "assistant")]
-    ((counted,),) = AnswerCounter(template, tokenizer).count([turns])
+    ((counted,),) = [text.ends for text in AnswerCounter(template, tokenizer).tokenize([turns])]
     assert (counted.num_tokens, counted.num_targets) == (len(ids), len(answer))
 
 
