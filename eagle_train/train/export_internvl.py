@@ -70,7 +70,8 @@ def export_original(path: Path, out: Path) -> list[str]:
     """Writes a run or export in the original layout; returns what the original code cannot reproduce of it.
 
     An LLM that was imported as an InternLM2 is written as one; others have the names that transformers gives them,
-    which the original code takes too.
+    which the original code takes too. The published code unties every head, and vLLM serves one that is in no file as
+    it finds it in memory; so a tied head is written too, unless the model is of a release that does without.
 
     Raises:
         ValueError: if `out` is not empty, or the layout has no place for the model.
@@ -81,6 +82,8 @@ def export_original(path: Path, out: Path) -> list[str]:
     if original and internvl_config.is_internlm2(original):
         llm = exported.llm
         weights = internvl.with_internlm2(weights, llm["num_attention_heads"], llm["num_key_value_heads"])
+    if not original and exported.llm["tie_word_embeddings"]:
+        weights = weights | {internvl.HEAD: weights[internvl.EMBEDDINGS].clone()}
     write_weights(out, weights)
     write_common(exported, out, path, jinja=to_jinja(exported.encoder.template, PLACEHOLDER))
     name, differing = template_name(exported.encoder, original)
