@@ -75,6 +75,11 @@ def main(arguments: list[str]) -> int:
         "--pooling-head", action="store_true", help="eagle2: write SigLIP's unused pooling head even if there was none"
     )
     parser.add_argument(
+        "--imagenet-pixels",
+        action="store_true",
+        help="eagle2: write a SigLIP for pixels with ImageNet's mean and std, which vLLM gives to this family",
+    )
+    parser.add_argument(
         "--checkpoint", type=int, metavar="STEP", help="of this global step of the run; default: the newest whole one"
     )
     parser.add_argument(
@@ -89,10 +94,11 @@ def main(arguments: list[str]) -> int:
         print(export_adapter(options.run, out, step=options.checkpoint))
         return 0
     export = LAYOUTS[options.layout]
-    if options.pooling_head:
+    special = {name: True for name in ("pooling_head", "imagenet_pixels") if getattr(options, name)}
+    if special:
         if options.layout != "eagle2":
-            parser.error("--pooling-head is for --layout eagle2")
-        export = partial(export, pooling_head=True)
+            parser.error(f"--{next(iter(special)).replace('_', '-')} is for --layout eagle2")
+        export = partial(export, **special)
     if options.checkpoint is not None and is_export(options.run):
         parser.error("--checkpoint is for runs; an export holds one model")
     differences = []

@@ -17,11 +17,15 @@ from eagle_train.model.checkpoints import eagle2_config, eagle2_files
 from eagle_train.model.checkpoints.eagle2 import CONVNEXT, POOLING_HEAD, SIGLIP, Layout, to_released
 from eagle_train.model.checkpoints.eagle2_files import IMAGE_END, IMAGE_START, IMAGE_TOKEN, PLACEHOLDER
 from eagle_train.model.checkpoints.files import write_weights
+from eagle_train.model.checkpoints.statistics import IMAGENET, Statistics, renormalized
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_encoder, meta_model
 from eagle_train.train.load import check_empty, read_config, read_model_weights
-from eagle_train.train.released import CONFIG, Carried, copy_code, read_carried, write_json
+from eagle_train.train.released import CONFIG, PREPROCESSOR, Carried, copy_code, read_carried, write_json
 from eagle_train.train.released_eagle2 import LAYOUT, own_weights, released_layout, with_untouched
+
+PATCH_EMBEDDING = f"mixture.encoders.{SIGLIP.name}.vit.embeddings.patch_embedding"
+"""Our name of SigLIP's first layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +38,23 @@ class Exported:
     encoder: Encoder
     carried: Carried
     dtype: torch.dtype
+    statistics: Statistics
+    """Of the pixels that the written SigLIP is for."""
 
 
-def export_released(path: Path, out: Path, *, pooling_head: bool = False) -> list[str]:
+def export_released(path: Path, out: Path, *, pooling_head: bool = False, imagenet_pixels: bool = False) -> list[str]:
     """Writes a run or export in the released layout; returns what the original code cannot reproduce of it.
 
     Weights that the model has no use for are those of the release that it, or its `init_from`, was imported from.
 
     Args:
         pooling_head: also write SigLIP's pooling head, untrained, if there was none: the original class builds it.
+        imagenet_pixels: write a SigLIP for pixels normalized by ImageNet's statistics, as vLLM gives them to this
+            family whatever the files say. Its features stay the same, to rounding in the weights' dtype.
 
     Raises:
-        ValueError: if `out` is not empty, or the layout has no place for the model.
+        ValueError: if `out` is not empty, or the layout has no place for the model, or for `imagenet_pixels` with
+            several towers, which vLLM does not have.
     """
     check_empty(out)
     config = read_config(path)
@@ -54,11 +63,20 @@ def export_released(path: Path, out: Path, *, pooling_head: bool = False) -> lis
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     check_tokens(encoder)
     ours = own_weights(read_model_weights(path), tied=known.tied)
+    siglip = model.mixture.encoders[SIGLIP.name]
+    statistics = Statistics(mean=siglip.mean, std=siglip.std)
+    if imagenet_pixels:
+        ours, statistics = for_imagenet(ours, statistics, known), IMAGENET
     written = with_untouched(
         {to_released(name, known): tensor for name, tensor in ours.items()}, carried.weights, known
     )
     exported = Exported(
-        model=model, known=known, encoder=encoder, carried=carried, dtype=ours["llm.model.embed_tokens.weight"].dtype
+        model=model,
+        known=known,
+        encoder=encoder,
+        carried=carried,
+        dtype=ours["llm.model.embed_tokens.weight"].dtype,
+        statistics=statistics,
     )
     if pooling_head:
         written = added_head(exported) | written
@@ -84,6 +102,15 @@ def check_tokens(encoder: Encoder) -> None:
         )
     if missing := [text for text in strings if text not in encoder.tokenizer.get_vocab()]:
         raise ValueError(f"the tokenizer lacks {missing}, which the released layout needs; list them in new_tokens")
+
+
+def for_imagenet(weights: dict[str, torch.Tensor], before: Statistics, known: Layout) -> dict[str, torch.Tensor]:
+    """Returns weights whose SigLIP takes pixels with ImageNet's statistics; it has taken those of `before`."""
+    if len(known.towers) > 1:
+        raise ValueError("imagenet_pixels is for SigLIP alone; vLLM has no class for several towers")
+    names = [f"{PATCH_EMBEDDING}.{part}" for part in ("weight", "bias")]
+    changed = renormalized(*(weights[name] for name in names), before=before, after=IMAGENET)
+    return weights | dict(zip(names, changed, strict=True))
 
 
 def head_prefix(known: Layout) -> str:
@@ -116,17 +143,16 @@ def write_files(exported: Exported, out: Path, *, pooling_head: bool) -> None:
 
 def processor_files(exported: Exported) -> dict[str, dict[str, Any]]:
     """Returns the configs of the processor by file name."""
-    siglip = exported.model.mixture.encoders[SIGLIP.name]
     tokens = exported.model.mixture.tokens_per_tile
     preprocessor = eagle2_files.preprocessor_config(
         tile_size=exported.encoder.tile_size,
-        mean=siglip.mean,
-        std=siglip.std,
+        mean=exported.statistics.mean,
+        std=exported.statistics.std,
         tiles=tiles_of(exported.encoder),
         tokens_per_tile=tokens,
     )
     return {
-        "preprocessor_config.json": preprocessor,
+        PREPROCESSOR: preprocessor,
         "processor_config.json": eagle2_files.processor_config(tokens),
     }
 
@@ -166,5 +192,6 @@ def differences(exported: Exported):
         yield f"images are cut by ImageAreaPreservation there, by {type(encoder.tiling).__name__} here"
     if encoder.tile_size != siglip.input_size:
         yield f"tiles have the {siglip.input_size} px of SigLIP there, {encoder.tile_size} px here"
-    if set(siglip.mean + siglip.std) != {0.5}:
+    old = len(encoders) > 1 or exported.carried.read_json(CONFIG).get("model_type") == eagle2_config.OLD
+    if old and set(siglip.mean + siglip.std) != {0.5}:  # the newer generation has a processor, which reads them
         yield f"mean and std are 0.5 there, {siglip.mean} and {siglip.std} here"

@@ -25,9 +25,9 @@ from eagle_train.train.assemble import build_encoder, meta_model
 from eagle_train.train.config import build, load_choice
 from eagle_train.train.export_eagle2 import check_tokens, tiles_of
 from eagle_train.train.load import check_empty, read_config, read_model_weights
-from eagle_train.train.released import CONFIG, Carried, copy_code, read_carried, write_json
+from eagle_train.train.released import CONFIG, PREPROCESSOR, Carried, copy_code, read_carried, write_json
 from eagle_train.train.released_eagle2 import own_weights, with_untouched
-from eagle_train.train.released_internvl import PREPROCESSOR, check_layout
+from eagle_train.train.released_internvl import check_layout
 
 GENERATION = "generation_config.json"
 PLACEHOLDER = "<image>"
@@ -70,7 +70,8 @@ def export_original(path: Path, out: Path) -> list[str]:
     """Writes a run or export in the original layout; returns what the original code cannot reproduce of it.
 
     An LLM that was imported as an InternLM2 is written as one; others have the names that transformers gives them,
-    which the original code takes too.
+    which the original code takes too. The published code unties every head, and vLLM serves one that is in no file as
+    it finds it in memory; so a tied head is written too, unless the model is of a release that does without.
 
     Raises:
         ValueError: if `out` is not empty, or the layout has no place for the model.
@@ -81,6 +82,8 @@ def export_original(path: Path, out: Path) -> list[str]:
     if original and internvl_config.is_internlm2(original):
         llm = exported.llm
         weights = internvl.with_internlm2(weights, llm["num_attention_heads"], llm["num_key_value_heads"])
+    if not original and exported.llm["tie_word_embeddings"]:
+        weights = weights | {internvl.HEAD: weights[internvl.EMBEDDINGS].clone()}
     write_weights(out, weights)
     write_common(exported, out, path, jinja=to_jinja(exported.encoder.template, PLACEHOLDER))
     name, differing = template_name(exported.encoder, original)

@@ -14,12 +14,13 @@ from eagle_train.model.checkpoints import eagle2, eagle2_config
 from eagle_train.model.checkpoints.eagle2 import CONVNEXT, HEAD, SIGLIP, TOWERS, Layout, Tower
 from eagle_train.model.checkpoints.eagle2_config import LLMS, NEW, OLD
 from eagle_train.model.checkpoints.files import read_weights
+from eagle_train.model.checkpoints.statistics import read_statistics
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import meta_model
 from eagle_train.train.config import load_config
 from eagle_train.train.load import CARRIED
-from eagle_train.train.released import Imported, read_original, write_import, write_json
+from eagle_train.train.released import PREPROCESSOR, Carried, Imported, read_original, write_import, write_json
 
 MIXTURES = {1: "eagle2_siglip", 2: "eagle2_move"}
 """By number of towers."""
@@ -43,6 +44,8 @@ def import_config(folder: Path, experiment: str | None = None) -> dict[str, Any]
     shapes = {key: tensor.shape for key, tensor in weights.items()}
     known = read_layout(original, weights)
     sizes = eagle2_config.read_encoders(original)
+    if original.get("model_type") == NEW:  # the older generation has no processor; its code takes 0.5
+        sizes[SIGLIP.name] |= read_statistics(Carried(folder=folder).read_json(PREPROCESSOR))
     chosen = [
         f"mixture={MIXTURES[len(sizes)]}",
         "projector=eagle2",

@@ -11,15 +11,14 @@ from torch import nn
 
 from eagle_train.model.checkpoints import eagle2, eagle2_config, internvl, internvl_config
 from eagle_train.model.checkpoints.files import read_weights
+from eagle_train.model.checkpoints.statistics import read_statistics
 from eagle_train.model.encoders.intern_vit import InternVit
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import meta_model
 from eagle_train.train.config import load_config
-from eagle_train.train.released import Carried, Imported, read_original, write_import
+from eagle_train.train.released import PREPROCESSOR, Carried, Imported, read_original, write_import
 from eagle_train.train.released_eagle2 import TIED_HEAD, with_tiles
-
-PREPROCESSOR = "preprocessor_config.json"
 
 
 def import_config(folder: Path, experiment: str | None = None) -> dict[str, Any]:
@@ -51,12 +50,15 @@ def import_config(folder: Path, experiment: str | None = None) -> dict[str, Any]
     encoders = config["mixture"]["encoders"]
     if list(encoders) != [internvl.ENCODER]:
         raise ValueError(f"{folder} has the encoder {internvl.ENCODER}, {experiment} {list(encoders)}; choose another")
+    preprocessor = Carried(folder=folder).read_json(PREPROCESSOR)
     sizes = internvl_config.read_encoder(original)
+    if original.get("model_type") == internvl_config.NATIVE:  # the original code takes ImageNet's whatever it says
+        sizes |= read_statistics(preprocessor)
     vocab_size = eagle2_config.read_vocab_size(shapes)
     llm = eagle2_config.read_llm(
         {"llm_config": internvl_config.llm_config(original)}, vocab_size, tied=is_tied(original, weights)
     )
-    tiles = internvl_config.read_tiles(original, Carried(folder=folder).read_json(PREPROCESSOR))
+    tiles = internvl_config.read_tiles(original, preprocessor)
     found = {
         "name": folder.resolve().name,
         "tokenizer": str(folder),

@@ -26,6 +26,7 @@ from eagle_train.train.config import load_config
 from eagle_train.train.load import check_empty, read_config, read_model_weights
 from eagle_train.train.released import (
     CONFIG,
+    PREPROCESSOR,
     Carried,
     Imported,
     read_carried,
@@ -34,7 +35,6 @@ from eagle_train.train.released import (
     write_json,
 )
 
-PREPROCESSOR = "preprocessor_config.json"
 TIED_HEAD = "llm.lm_head.weight"
 PARTS = ("mixture=qwen2_vl", "projector=qwen2_vl", "llm=qwen2_vl_2b", "data=qwen2_vl", "degrade=frames_then_pixels")
 

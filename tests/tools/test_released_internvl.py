@@ -171,6 +171,18 @@ def test_what_was_imported_without_its_config_is_exported_as_the_release(plain, 
     assert ours["auto_map"]["AutoModel"] == "OpenGVLab/InternVL2-1B--modeling_internvl_chat.InternVLChatModel"
 
 
+def test_a_tied_head_is_written_for_code_that_unties_it(data, tmp_path):
+    imported(written(data, tmp_path / "original", tied=True), tmp_path / "ours")
+    (tmp_path / "ours" / CARRIED / "config.json").unlink()  # as of a model that was trained here from the start
+    export_original(tmp_path / "ours", tmp_path / "back")
+    weights = read_weights(tmp_path / "back")
+    assert same(weights["language_model.lm_head.weight"], weights["language_model.model.embed_tokens.weight"])
+    imported(tmp_path / "back", tmp_path / "again")
+    assert load_model(tmp_path / "again")[0].llm.config.tie_word_embeddings
+    ours, again = read_weights(tmp_path / "ours"), read_weights(tmp_path / "again")
+    assert ours.keys() == again.keys() and all(same(again[name], tensor) for name, tensor in ours.items())
+
+
 def test_names_of_both_layouts_are_told_apart():
     assert internvl.is_native(["model.vision_tower.x"]) and internvl.is_native(["multi_modal_projector.x"])
     assert not internvl.is_native(["vision_model.embeddings.class_embedding", "language_model.model.norm.weight"])

@@ -13,6 +13,7 @@ from eagle_train.data.collate import pack
 from eagle_train.model.checkpoints.files import read_weights
 from eagle_train.train.export_internvl import export_native, export_original
 from eagle_train.train.load import load_model
+from eagle_train.train.released_internvl import import_config
 from eagle_train.types import Media, MediaPlan, Message, Sample
 from tests.internvl_layout import CASES, PHI3_ORIGINAL, imported, written
 
@@ -161,3 +162,16 @@ def test_the_chat_template_of_the_original_layout_loads_with_its_tokenizer(plain
     )
     generation = json.loads((tmp_path / "back/generation_config.json").read_text())
     assert set(generation["eos_token_id"]) >= set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))
+
+
+def test_an_import_takes_the_statistics_of_the_processor_where_there_is_one(plain, tmp_path):
+    """The original code has ImageNet's in its source, whatever files lie beside a checkpoint."""
+    imported(plain, tmp_path / "ours")
+    export_native(tmp_path / "ours", tmp_path / "native")
+    stats = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    content = json.loads((tmp_path / "native/preprocessor_config.json").read_text()) | stats
+    for folder in (tmp_path / "native", plain):
+        (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    native, original = (import_config(f)["mixture"]["encoders"]["intern_vit"] for f in (tmp_path / "native", plain))
+    assert (native["mean"], native["std"]) == (stats["image_mean"], stats["image_std"])
+    assert original.get("mean") != native["mean"] and original.get("std") != native["std"]

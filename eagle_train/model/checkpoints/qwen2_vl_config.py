@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import Qwen2VLConfig
 
+from eagle_train.model.checkpoints.statistics import read_statistics
+
 MODEL_TYPE = "qwen2_vl"
 LLM_FIELDS = (
     "vocab_size",
@@ -91,8 +93,7 @@ def read_encoder(original: Mapping[str, Any], preprocessor: Mapping[str, Any]) -
     vision = parse(original).vision_config
     if vision.hidden_act != "quick_gelu" or vision.in_channels != 3:
         raise ValueError(f"hidden_act {vision.hidden_act} or in_channels {vision.in_channels} is not supported")
-    stats = {ours: preprocessor[theirs] for ours, theirs in STATISTICS.items() if theirs in preprocessor}
-    return stats | {
+    return read_statistics(preprocessor) | {
         "patch_size": vision.patch_size,
         "frames": vision.temporal_patch_size,
         "merge": vision.spatial_merge_size,
@@ -101,9 +102,6 @@ def read_encoder(original: Mapping[str, Any], preprocessor: Mapping[str, Any]) -
         "num_attention_heads": vision.num_heads,
         "mlp_ratio": float(vision.mlp_ratio),
     }
-
-
-STATISTICS = {"mean": "image_mean", "std": "image_std"}
 
 
 def read_bounds(preprocessor: Mapping[str, Any]) -> dict[str, int]:
