@@ -97,6 +97,8 @@ def run_stage(run: Run, stage: Stage) -> bool:
     groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=run.config["engine"]["sequence_parallel"])
     micro_batches = -(-stage.rows_per_step // groups.data_world_size)
     model, engine = build_engine(run, stage, data, micro_batches)
+    if run.config["watchdog"] is not None:  # which ends a run that is stuck, and says who is to blame; a group cannot
+        dist.wait_at_most(build(run.config["watchdog"]).collective_seconds)
     resume(run, engine)
     guard = make_guard(run)
     ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
