@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -155,6 +156,12 @@ def make_trainer(
     """Returns the loop of a stage."""
     flops, meter = speedometer(run.config, run.meta, run.state.stage, stage)
 
+    @contextmanager
+    def standstill() -> Iterator[None]:
+        run.heart.beat("save", run.state.global_step)
+        with run.goodput.phase("checkpoint"):
+            yield
+
     def save(*, wait: bool = True) -> SaveReport:
         run.goodput.saved()
         with run.goodput.phase("checkpoint"):
@@ -180,7 +187,7 @@ def make_trainer(
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
-        poll=lambda: settle(run, run.saver.poll()),
+        poll=lambda: settle(run, run.saver.poll(standstill)),
         meter=meter,
         flops=flops,
         goodput=run.goodput,
