@@ -125,6 +125,10 @@ class Saver:
         self._copy = HostCopy()
         self._write: Write | None = None
 
+    def writing(self) -> bool:
+        """Returns whether a save is being written in the background."""
+        return self._write is not None
+
     def save(self, engine: Engine, step: int, files: Mapping[str, bytes], *, wait: bool = True) -> SaveReport:
         """Saves an engine's state as the checkpoint of a global step; an earlier save is finished first.
 

@@ -86,7 +86,7 @@ def test_what_is_written_in_the_background_is_the_state_of_the_call(tmp_path, en
     saver = Saver(CheckpointDir(tmp_path), background=True)
     before = weights(engine)
     report = saver.save(engine, 1, FILES, wait=False)
-    assert report.background and not report.published
+    assert report.background and not report.published and saver.writing()
     train_step(engine)  # while nothing is written yet
     assert saver.poll() is None and saver.checkpoints.published() == []
     held.set()
@@ -95,7 +95,7 @@ def test_what_is_written_in_the_background_is_the_state_of_the_call(tmp_path, en
         assert time.monotonic() < deadline
     assert report.published and report.write_seconds > 0 and report.trouble is None and saver.last is report
     assert same(saved_weights(saver, 1), before) and not same(before, weights(engine))
-    assert saver.poll() is None, "nothing is being written any more"
+    assert saver.poll() is None and not saver.writing(), "nothing is being written any more"
 
 
 def test_the_loop_stalls_for_the_copy_alone(tmp_path, engine, held):
