@@ -113,6 +113,18 @@ def init_single() -> None:
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
+def wait_at_most(seconds: float) -> None:
+    """Lets collectives of every group that there is now wait so long before they give up; all ranks call it.
+
+    Torch gives a group that is made without a time-out, as DeepSpeed makes its own, 10 minutes under NCCL, whatever
+    `init` was told: a rank that is slow, but for less time than it may be, would end the run there.
+    """
+    for group in torch.distributed.distributed_c10d._world.pg_map:  # there is no public list, as of torch 2.15
+        # Later releases call it `set_timeout` and warn about the old name.
+        old_name = torch.distributed.distributed_c10d._set_pg_timeout
+        getattr(torch.distributed, "set_timeout", old_name)(timedelta(seconds=seconds), group)
+
+
 def export_env() -> None:
     """Writes this process's place into the environment in torchrun's names, for libraries that read them.
 

@@ -1,12 +1,13 @@
 """`python -m tests.stuck_ranks CASE FOLDER [overrides]` on two ranks: rank 1 gets stuck in the third step.
 
-Case `loader` is a run of the overrides, which never gets data; the others are a loop of few lines with the beats of
-the trainer.
+Case `loader` is a run of the overrides, which never gets data; `storage` is one rank whose watchdog cannot raise an
+alarm; the others are a loop of few lines with the beats of the trainer.
 """
 
 from __future__ import annotations
 
 import ctypes
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -51,6 +52,13 @@ def loop(case: str, folder: Path) -> None:
     dist.shutdown()
 
 
+def lose_storage(folder: Path) -> None:
+    """Gets stuck when the folder for the alarm is gone."""
+    watchdog = Watchdog(new_folder(folder), Heart(), Limits(start_seconds=1, step_seconds=3, answer_seconds=0.5))
+    shutil.rmtree(watchdog.folder)
+    time.sleep(FOR_EVER)
+
+
 def stuck_loader(overrides: list[str]) -> int:
     """Runs a run whose rank 1 never gets the rows of a step."""
     from eagle_train.__main__ import main as run  # the other cases need not wait for these
@@ -73,4 +81,6 @@ if __name__ == "__main__":
     case, folder, *overrides = sys.argv[1:]
     if case == "loader":
         sys.exit(stuck_loader(overrides))
+    if case == "storage":
+        lose_storage(Path(folder))
     loop(case, Path(folder))

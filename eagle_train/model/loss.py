@@ -8,7 +8,9 @@ Shape letters: P supervised positions, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from importlib.metadata import version
 
 import torch
 from torch import nn
@@ -19,6 +21,9 @@ from eagle_train.types import IGNORE_INDEX
 
 TokenLosses = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Hidden states (P, H), labels (P,), weight (V, H) and bias (V,) or None -> cross-entropies (P,) float32."""
+
+LIGER = (0, 8, 5)
+"""The first release of Liger that has the gradient of a loss per token."""
 
 
 class ChunkedCrossEntropy:
@@ -62,12 +67,27 @@ class LigerCrossEntropy:
         """Returns the losses (P,) float32; see `TokenLosses`."""
         if hidden_PH.device.type != "cuda":
             raise ValueError(f"Liger's kernels need a GPU, the model is on {hidden_PH.device}; use loss=chunked")
-        try:
-            from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-        except ImportError as error:
-            raise ValueError("loss=liger: pip install 'eagle-train[liger]', or use loss=chunked") from error
-        losses_of = LigerFusedLinearCrossEntropyLoss(reduction="none", accum_dtype=torch.float32)
+        losses_of = ligers_loss()(reduction="none", accum_dtype=torch.float32)
         return losses_of(weight_VH, hidden_PH.to(compute_dtype(hidden_PH)), labels_P, bias_V)
+
+
+def ligers_loss() -> Callable[..., Callable[..., torch.Tensor]]:
+    """Returns Liger's module of the fused loss.
+
+    Raises:
+        ValueError: if Liger is not there, or a release that scales every token's gradient by the first one's weight.
+    """
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError as error:
+        raise ValueError("loss=liger: pip install 'eagle-train[liger]', or use loss=chunked") from error
+    found = version("liger-kernel")
+    if tuple(map(int, re.findall(r"\d+", found)[:3])) < LIGER:
+        raise ValueError(
+            f"loss=liger: liger-kernel {found} has wrong gradients of losses per token; pip install -U "
+            f"'eagle-train[liger]', or use loss=chunked"
+        )
+    return LigerFusedLinearCrossEntropyLoss
 
 
 class LossHead(nn.Linear):

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from eagle_train.model.flop_counter import FlopCounter
-from eagle_train.model.loss import LigerCrossEntropy
+from eagle_train.model.loss import ChunkedCrossEntropy, LigerCrossEntropy
 from eagle_train.model.memory import GpuKernels, forget_gradient, meta_row
 from eagle_train.types import IGNORE_INDEX, PackedBatch
 
@@ -111,8 +111,8 @@ def step_flops(model: nn.Module, tile_size: int, *, recomputed: bool) -> StepFlo
     plain, as_run = copy.deepcopy(model).train(), copy.deepcopy(model).train()
     plain.llm.get_output_embeddings().token_losses = plain_losses
     if isinstance(as_run.llm.get_output_embeddings().token_losses, LigerCrossEntropy):
-        # It needs a GPU; it makes gradients beside the logits, so that these are made once.
-        as_run.llm.get_output_embeddings().token_losses = plain_losses
+        # It needs a GPU; of losses per token it makes the logits again in the backward pass, as ours.
+        as_run.llm.get_output_embeddings().token_losses = ChunkedCrossEntropy()
     passes = Passes.of(plain, tile_size, seen)
     useful = passes.flops(scores_again=False)
     if recomputed:

@@ -75,6 +75,7 @@ def train(config: Mapping[str, Any], started: float | None = None) -> bool:
         dist.init()
         heart = Heart()
         run = start(config, preempted, heart, stack, started)
+        preempted.writing = run.saver.writing
         complete = run_stages(run)
         if not complete:
             requeue()

@@ -31,6 +31,9 @@ class PreemptionFlag:
         save_seconds: that a checkpoint is taken to last before one was measured; then the longest so far counts.
         end_time: returns the end of the job, seconds since the epoch, or None; asked again before it is acted upon,
             since limits get extended.
+
+    Attributes:
+        writing: returns whether a save is being written in the background, which the last one has to wait for.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class PreemptionFlag:
         end_time: Callable[[], float | None] = slurm.end_time,
     ) -> None:
         self.signal: int | None = None
+        self.writing: Callable[[], bool] = lambda: False
         self._margin_seconds = margin_seconds
         self._save_seconds = save_seconds
         self._measured = False
@@ -65,7 +69,8 @@ class PreemptionFlag:
 
     def _time_is_short(self, now: float) -> bool:
         # The step that is asked about is still to be done, and so is the next if this one is not the last.
-        needed = self._margin_seconds + self._save_seconds + 2 * max(self._step_seconds)
+        save_seconds = self._save_seconds * (1 + self.writing())
+        needed = self._margin_seconds + save_seconds + 2 * max(self._step_seconds)
         if self._end is None or self._end - now > needed:
             return False
         self._end = self._end_time() or self._end
@@ -75,7 +80,7 @@ class PreemptionFlag:
             "the job's wall time ends in %.0f s; a save takes %.0f s, a step %.1f s, and preemption.margin_seconds is "
             "%.0f: saving now",
             self._end - now,
-            self._save_seconds,
+            save_seconds,
             max(self._step_seconds),
             self._margin_seconds,
         )

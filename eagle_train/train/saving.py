@@ -10,7 +10,8 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +125,10 @@ class Saver:
         self._copy = HostCopy()
         self._write: Write | None = None
 
+    def writing(self) -> bool:
+        """Returns whether a save is being written in the background."""
+        return self._write is not None
+
     def save(self, engine: Engine, step: int, files: Mapping[str, bytes], *, wait: bool = True) -> SaveReport:
         """Saves an engine's state as the checkpoint of a global step; an earlier save is finished first.
 
@@ -157,10 +162,14 @@ class Saver:
         report.stall_seconds = time.perf_counter() - started
         return report
 
-    def poll(self) -> SaveReport | None:
+    def poll(self, standstill: Callable[[], AbstractContextManager] = nullcontext) -> SaveReport | None:
         """Publishes the save that is being written if all ranks have written it, and returns its report.
 
-        For between steps. It costs nothing while nothing is being written, and a small collective otherwise.
+        For between steps. It costs nothing while nothing is being written, and a small collective otherwise. While it
+        is published, and what is no longer kept deleted, training stands still.
+
+        Args:
+            standstill: gives a context for that time.
 
         Raises:
             OSError: as `save`.
@@ -168,7 +177,13 @@ class Saver:
         if self._write is None:
             return None
         ended = dist.all_reduce_sum([float(not self._write.is_alive())])[0]
-        return self.finish() if ended == dist.world_size() else None
+        if ended != dist.world_size():
+            return None
+        started = time.perf_counter()
+        with standstill():
+            report = self.finish()
+        report.stall_seconds += time.perf_counter() - started
+        return report
 
     def finish(self) -> SaveReport | None:
         """Waits for the save that is being written, publishes it and returns its report; None if there is none.

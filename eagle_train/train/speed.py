@@ -16,7 +16,7 @@ from eagle_train.model.pass_flops import CONVENTION, StepFlops, step_flops
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.track.peak import peak_tflops
 from eagle_train.track.throughput import Throughput
-from eagle_train.train.assemble import stage_model
+from eagle_train.train.assemble import adapters, stage_model
 from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 
@@ -44,13 +44,13 @@ def stage_flops(config: Mapping[str, Any], meta: VisionLanguageModel, stage: Sta
     """Returns the FLOPs of a stage's rows, as it trains them; rank 0 counts them for all.
 
     Args:
-        meta: the run's model on the meta device; what is frozen in it becomes that of the stage.
+        meta: the run's model on the meta device, with its adapters; what is frozen in it becomes that of the stage.
     """
     if dist.rank() != 0:
         return dist.broadcast_object(None)
     with torch.device("meta"):
         model = stage_model(config, meta, stage)
-    freeze(model, stage.learning_rates)
+    freeze(model, stage.learning_rates, adapters(config))
     recomputed = bool(config["engine"].get("activation_checkpointing"))
     return dist.broadcast_object(step_flops(model, config["data"]["tile_size"], recomputed=recomputed))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,8 @@ def run_stage(run: Run, stage: Stage) -> bool:
     groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=run.config["engine"]["sequence_parallel"])
     micro_batches = -(-stage.rows_per_step // groups.data_world_size)
     model, engine = build_engine(run, stage, data, micro_batches)
+    if run.config["watchdog"] is not None:  # which ends a run that is stuck, and says who is to blame; a group cannot
+        dist.wait_at_most(build(run.config["watchdog"]).collective_seconds)
     resume(run, engine)
     guard = make_guard(run)
     ledger = Ledger(run.folder / "ledger", run.state.stage, dist.rank(), run.attempt, ledger_shards(data.catalog))
@@ -153,6 +156,12 @@ def make_trainer(
     """Returns the loop of a stage."""
     flops, meter = speedometer(run.config, run.meta, run.state.stage, stage)
 
+    @contextmanager
+    def standstill() -> Iterator[None]:
+        run.heart.beat("save", run.state.global_step)
+        with run.goodput.phase("checkpoint"):
+            yield
+
     def save(*, wait: bool = True) -> SaveReport:
         run.goodput.saved()
         with run.goodput.phase("checkpoint"):
@@ -178,7 +187,7 @@ def make_trainer(
         save=save,
         save_every=run.config["save_every"],
         log_every=run.config["log_every"],
-        poll=lambda: settle(run, run.saver.poll()),
+        poll=lambda: settle(run, run.saver.poll(standstill)),
         meter=meter,
         flops=flops,
         goodput=run.goodput,

@@ -7,8 +7,9 @@ run the job again, and all of them end with `STALLED`.
 
 Covered: a main thread that sleeps, reads, computes, or waits in a collective, in Python or in C code that lets other
 threads run. C code that holds Python's lock stops the thread too: such a rank does not answer the alarm and is named
-for it, and a timer of the interpreter's own writes its stacks and ends it with code 1. A process that the kernel
-itself holds (a dead disk) cannot be ended by anybody; SLURM drains such nodes.
+for it, and a timer of the interpreter's own writes its stacks and ends it with code 1; so does that timer where the
+run's folder can no longer be written to. A process that the kernel itself holds (a dead disk) cannot be ended by
+anybody; SLURM drains such nodes. Collectives wait longer than all of this, see `Limits.collective_seconds`.
 """
 
 from __future__ import annotations
@@ -66,6 +67,17 @@ class Limits:
     def interval(self) -> float:
         """Seconds between two looks."""
         return min(30.0, self.step_seconds / 30)
+
+    @property
+    def patience(self) -> float:
+        """Seconds beyond a limit in which ranks notice, answer and name the culprit."""
+        return 6 * self.interval + 2 * self.answer_seconds
+
+    @property
+    def collective_seconds(self) -> float:
+        """For how long a collective may wait: whichever rank it waits for, its watchdog comes first."""
+        longest = max(self.start_seconds, self.step_seconds, self.save_seconds, self.evaluate_seconds)
+        return longest + 2 * self.patience
 
 
 class Watchdog:
@@ -125,14 +137,16 @@ class Watchdog:
             self._end(raised)
 
     def _arm(self, now: Beat) -> float:
-        """Sets the timer that ends a process in which this thread no longer comes to its turn; returns the limit.
+        """Sets the timer that ends a process in which this thread can do nothing; returns the limit of what it does.
 
-        The timer runs without Python's lock. It is late enough for the other ranks to name this one before it ends,
-        since its end would end them too.
+        That is so where it does not come to its turn, and where the storage takes no alarm. The timer runs without
+        Python's lock. It is late enough for the other ranks to name this one before it ends, since its end would end
+        them too.
         """
         limit = self.limits.of(now.phase, first=now.first)
-        patience = limit + 6 * self.limits.interval + 2 * self.limits.answer_seconds
-        faulthandler.dump_traceback_later(patience, exit=True, file=self._stacks)
+        left = limit + self.limits.patience - (time.monotonic() - now.since)
+        if left > 0:
+            faulthandler.dump_traceback_later(left, exit=True, file=self._stacks)
         return limit
 
     def _write(self, *, answers: bool) -> None:

@@ -1,11 +1,14 @@
 """Losses in chunks are the losses of whole logits, gradients too, and hold no more than a chunk of them."""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eagle_train.model.loss import ChunkedCrossEntropy, LigerCrossEntropy, LossHead
+from eagle_train.model.loss import ChunkedCrossEntropy, LigerCrossEntropy, LossHead, ligers_loss
 from eagle_train.types import IGNORE_INDEX
 
 TOKENS, HIDDEN, VOCABULARY = 40, 16, 50
@@ -105,6 +108,20 @@ def test_liger_says_what_it_needs():
     hidden, labels, head, _ = problem()
     with pytest.raises(ValueError, match=r"need a GPU, the model is on cpu; use loss=chunked"):
         LossHead(head, LigerCrossEntropy())(hidden, labels)
+
+
+@pytest.mark.parametrize(("release", "good"), [("0.8.4", False), ("0.8.5", True), ("0.10.0.dev1", True)])
+def test_a_release_of_liger_whose_gradients_are_wrong_is_refused(monkeypatch, release, good):
+    installed = ModuleType("liger_kernel.transformers")
+    installed.LigerFusedLinearCrossEntropyLoss = LossHead
+    monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", installed)
+    monkeypatch.setattr("eagle_train.model.loss.version", lambda name: {"liger-kernel": release}[name])
+    if good:
+        assert ligers_loss() is LossHead
+    else:
+        with pytest.raises(ValueError, match=r"liger-kernel 0\.8\.4 has wrong gradients.*loss=chunked"):
+            ligers_loss()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Liger's kernels need a GPU")

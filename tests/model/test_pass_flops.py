@@ -142,7 +142,7 @@ def test_the_model_is_left_as_it_is_and_ligers_loss_needs_no_gpu_to_be_counted()
     flops = step_flops(model, TILE, recomputed=True)
     assert head.token_losses is losses and not model.mixture.checkpointing
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert flops.useful == plain.useful and flops.executed.per_target == plain.useful.per_target
+    assert flops == plain and flops.executed.per_target > flops.useful.per_target
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The batch script of an experiment."""
 
+import inspect
 import subprocess
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from eagle_train.resources import resource_dir
 from eagle_train.tools import plan
 from eagle_train.tools.sbatch import check, with_directive
+from eagle_train.train import app
 
 ASKED = ["+experiment=toy", "engine=zero3", "name=my toy", "data.num_workers=6"]
 
@@ -100,3 +102,49 @@ def test_the_template_is_a_valid_script_that_takes_its_arguments_as_overrides():
     path = resource_dir("slurm") / "train.sbatch"
     subprocess.run(["bash", "-n", str(path)], check=True)
     assert 'arguments=("$@")' in path.read_text()
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Returns what starts the template once: from a checkpoint, ending with a code; and whether it was requeued."""
+    programs, requeues, starts = tmp_path / "bin", tmp_path / "requeues", []
+    programs.mkdir()
+    srun = """for word in "$@"; do [ "${word#--output=}" = "$word" ] || log=${word#--output=}; done
+    echo "12:00:00 WARNING $RESUMED" >"${log%rank-%t.log}rank-0.log"; exit $CODE"""
+    for name, does in {"srun": srun, "squeue": "echo RUNNING", "scontrol": f'echo "$@" >>{requeues}'}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+
+    def start(code, resumed):
+        starts.append(code)
+        env = {"PATH": f"{programs}:/usr/bin:/bin", "SLURM_JOB_NAME": "x", "SLURM_JOB_ID": "7"}
+        env |= {"SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": str(len(starts)), "CODE": str(code)}
+        script = resource_dir("slurm") / "train.sbatch"
+        env |= {"RESUMED": resumed, "LOGS": str(tmp_path / "logs")}
+        done = subprocess.run(["bash", str(script)], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == code and not done.stderr, done
+        said = requeues.read_text() if requeues.exists() else ""
+        requeues.unlink(missing_ok=True)
+        assert said in ("", "requeue 7\n")
+        return bool(said), done.stdout
+
+    return start
+
+
+def resumed(step):
+    """Returns what a run says when it resumes; the script compares it from start to start."""
+    message = "resuming stage %s at step %d from %s"
+    assert f'"{message}"' in inspect.getsource(app)
+    return message % ("sft", step, f"/run/checkpoints/step-{step:08d}")
+
+
+def test_a_job_that_gets_no_further_is_not_requeued_for_ever(job):
+    assert [job(1, resumed(20))[0] for _ in range(2)] == [True, True]
+    again, said = job(137, resumed(20))
+    assert not again and "three failures in a row without a new checkpoint" in said and resumed(20) in said
+
+
+def test_failures_between_which_there_is_progress_or_a_good_end_are_borne(job):
+    assert all(job(1, resumed(step))[0] for step in (20, 20, 30, 30, 40))
+    assert all(job(code, "no checkpoint yet")[0] for code in (1, 1, 75, 1, 1, 75))
+    assert job(0, resumed(50))[0] is False

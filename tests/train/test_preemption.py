@@ -79,6 +79,13 @@ def test_a_measured_save_takes_the_place_of_the_guess_and_the_longest_counts(fla
     assert one.asked()
 
 
+def test_a_save_that_is_being_written_must_fit_too(flag):
+    one = flag(100, margin_seconds=10, save_seconds=60)
+    assert not one.asked()
+    one.writing = lambda: True
+    assert one.asked()
+
+
 @pytest.mark.slow
 def test_a_run_stops_before_the_wall_time_requeues_itself_and_goes_on_as_if_nothing_had_happened(
     data, undisturbed, tmp_path, monkeypatch

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from eagle_train.track.goodput import Goodput
 from eagle_train.train import saving
+from eagle_train.train.app import train
 from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.engine import PlainEngine
 from eagle_train.train.load import read_checkpoint_weights
@@ -19,7 +21,7 @@ from eagle_train.train.optim import freeze
 from eagle_train.train.retention import Retention
 from eagle_train.train.saving import Saver
 from eagle_train.train.schedule import Stage
-from tests.runs import run_ranks
+from tests.runs import config, run_ranks
 from tests.toys import tiny_model, tiny_row, tiny_sample, weighted_loss
 
 FILES = {"state.json": b"{}"}
@@ -84,7 +86,7 @@ def test_what_is_written_in_the_background_is_the_state_of_the_call(tmp_path, en
     saver = Saver(CheckpointDir(tmp_path), background=True)
     before = weights(engine)
     report = saver.save(engine, 1, FILES, wait=False)
-    assert report.background and not report.published
+    assert report.background and not report.published and saver.writing()
     train_step(engine)  # while nothing is written yet
     assert saver.poll() is None and saver.checkpoints.published() == []
     held.set()
@@ -93,7 +95,7 @@ def test_what_is_written_in_the_background_is_the_state_of_the_call(tmp_path, en
         assert time.monotonic() < deadline
     assert report.published and report.write_seconds > 0 and report.trouble is None and saver.last is report
     assert same(saved_weights(saver, 1), before) and not same(before, weights(engine))
-    assert saver.poll() is None, "nothing is being written any more"
+    assert saver.poll() is None and not saver.writing(), "nothing is being written any more"
 
 
 def test_the_loop_stalls_for_the_copy_alone(tmp_path, engine, held):
@@ -104,6 +106,59 @@ def test_the_loop_stalls_for_the_copy_alone(tmp_path, engine, held):
     report = saver.finish()
     assert report.write_seconds > 0.2 and report.seconds == report.stall_seconds + report.write_seconds
     assert report.metrics()["time/checkpoint_stall_seconds"] == report.stall_seconds
+
+
+def test_publishing_between_steps_is_a_standstill_too(tmp_path, engine, monkeypatch):
+    now, inside = [0.0], []
+    monkeypatch.setattr(saving.time, "perf_counter", lambda: now[0])
+
+    class Slow(CheckpointDir):
+        def publish(self, *arguments):
+            inside.append(bool(standing))
+            now[0] += 100.0
+            return super().publish(*arguments)
+
+    standing = []
+
+    @contextmanager
+    def standstill():
+        standing.append(True)
+        yield
+        standing.pop()
+
+    saver = Saver(Slow(tmp_path), background=True)
+    begun = saver.save(engine, 1, FILES, wait=False)
+    assert begun.stall_seconds == 0.0
+    saver._write.join()
+    report = saver.poll(standstill)
+    assert report.published and inside == [True] and not standing
+    assert report.stall_seconds == report.seconds == 100.0
+
+
+@pytest.mark.slow
+def test_a_run_counts_publishing_as_a_stall_of_a_checkpoint(data, tmp_path, monkeypatch):
+    books, phases = [], []
+    poll, publish = Saver.poll, CheckpointDir.publish
+
+    class Book(Goodput):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            books.append(self)
+
+    def join_and_poll(self, *arguments):
+        if self._write is not None:
+            self._write.join()  # so that it is published here and not by the next save
+        return poll(self, *arguments)
+
+    def look(self, *arguments):
+        phases.append(books[0]._phases[-1])
+        return publish(self, *arguments)
+
+    monkeypatch.setattr("eagle_train.train.app.Goodput", Book)
+    monkeypatch.setattr(Saver, "poll", join_and_poll)
+    monkeypatch.setattr(CheckpointDir, "publish", look)
+    assert train(config(data, tmp_path, "async_save=true", "schedule.sft.num_steps=3"))
+    assert len(phases) > 2 and set(phases) == {"checkpoint"}
 
 
 def test_the_next_save_finishes_the_one_before(tmp_path, engine, held):

@@ -6,11 +6,26 @@ import pytest
 
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.track.timeline import read_timeline
-from eagle_train.train.app import train
+from eagle_train.train.app import checked, train
+from eagle_train.train.speed import stage_flops
 from tests.runs import config
 from tests.test_resume import run_until
 
 STEPS = 9
+
+
+def test_weights_below_adapters_have_no_products_for_gradients(data, tmp_path):
+    """As in a run without adapters that trains nothing of these modules, but for the adapters' own."""
+    made = config(data, tmp_path, "lora=internvl2", "lora.llm.rank=1")
+    frozen, whole = (config(data, tmp_path, *more) for more in (["schedule.sft.learning_rates.llm=null"], []))
+    found = [per_token(one) for one in (frozen, made, whole)]
+    assert found[0] < found[1] < 0.8 * found[2]
+
+
+def per_token(made):
+    """Returns the useful FLOPs of a token in the second stage."""
+    schedule, meta = checked(made)
+    return stage_flops(made, meta, schedule["sft"]).useful.per_token
 
 
 @pytest.mark.slow

@@ -8,9 +8,11 @@ import pytest
 import torch.distributed
 
 from eagle_train import slurm
+from eagle_train.train.app import train
 from eagle_train.train.exit_codes import STALLED
 from eagle_train.train.heartbeat import Heart
 from eagle_train.train.stalls import SAME_STEP, Sighting, is_old, laggards, waits_for_others, who_is_behind
+from eagle_train.train.trainer import Trainer
 from eagle_train.train.watchdog import (
     ALARM,
     MAX_KEYS,
@@ -22,7 +24,7 @@ from eagle_train.train.watchdog import (
     new_folder,
     read_sightings,
 )
-from tests.runs import overrides, run_ranks
+from tests.runs import config, overrides, run_ranks
 
 SEEN = Sighting(
     rank=0,
@@ -163,6 +165,36 @@ def test_a_rank_that_holds_pythons_lock_is_named_and_ended(tmp_path):
     report, stacks = reports(tmp_path)
     assert "do not answer" in report and "rank 1 (" in report and "rank 0 (" not in report
     assert "Timeout" in stacks[1] and "sleep_in" in stacks[1]
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_raise_the_alarm_ends_all_the_same(tmp_path):
+    ((code, said),) = run_ranks(["storage", str(tmp_path)], 1, "tests.stuck_ranks", timeout=60)
+    assert code == 1 and "watchdog of rank 0: FileNotFoundError" in said
+
+
+def test_a_collective_waits_for_longer_than_any_rank_may_take():
+    limits = Limits(start_seconds=7.0, step_seconds=30.0, save_seconds=50.0, evaluate_seconds=20.0, answer_seconds=2.0)
+    assert limits.interval == 1.0 and limits.collective_seconds == 50 + 2 * (6 * 1 + 2 * 2)
+
+
+@pytest.mark.slow
+def test_no_group_of_a_run_gives_up_before_the_watchdog(data, tmp_path, monkeypatch):
+    """Also not DeepSpeed's own, which it makes without a time-out: 10 minutes under NCCL."""
+
+    class Seen(Exception):
+        pass
+
+    def look(self):
+        groups = torch.distributed.distributed_c10d._world.pg_map
+        waits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+        raise Seen(*(wait.total_seconds() for wait in waits))
+
+    monkeypatch.setattr(Trainer, "fit", look)
+    limits = [f"watchdog.{name}_seconds=4000" for name in ("start", "step", "save", "evaluate")]
+    with pytest.raises(Seen) as seen:
+        train(config(data, tmp_path / "run", "engine=zero2", *limits))
+    assert len(seen.value.args) > 1 and set(seen.value.args) == {4000.0 + 2 * (6 * 30 + 2 * 30)}
 
 
 @pytest.mark.slow

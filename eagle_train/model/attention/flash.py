@@ -26,14 +26,17 @@ def flash_attention_2() -> FlashAttention:
 
 
 def flash_attention_3() -> FlashAttention:
-    """Returns attention by FlashAttention 3, which is built from the `hopper` folder of flash-attn's repository."""
+    """Returns attention by FlashAttention 3, which is built from the `hopper` folder of flash-attn's repository.
+
+    Its kernels are for Hopper alone (sm_90a): on Blackwell there is none to launch.
+    """
 
     def load() -> Kernel:
         from flash_attn_interface import flash_attn_varlen_func
 
         return flash_attn_varlen_func
 
-    return FlashAttention("flash_attn_interface", load, KernelLimits(capability=(9, 0)))
+    return FlashAttention("flash_attn_interface", load, KernelLimits(capability=(9, 0), one_family=True))
 
 
 class FlashAttention:

@@ -15,6 +15,7 @@ class KernelLimits:
         device_type: `cuda`, `cpu`.
         dtypes: of queries, keys and values.
         capability: least compute capability of a GPU, (major, minor).
+        one_family: whether the kernel runs on GPUs of that major number alone, being compiled for what only they have.
         head_dims: head dimensions are multiples of the first number, at most the second.
 
     Source: pytorch, `aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp`.
@@ -23,6 +24,7 @@ class KernelLimits:
     device_type: str = "cuda"
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
     capability: tuple[int, int] = (8, 0)
+    one_family: bool = False
     head_dims: tuple[int, int] = (8, 256)
 
     def refusal(self, query: torch.Tensor) -> str | None:
@@ -30,8 +32,10 @@ class KernelLimits:
         device, dtype, head_dim = query.device, computed_dtype(query), query.shape[-1]
         if device.type != self.device_type:
             return f"it runs on {self.device_type}, not on {device.type}"
-        if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < self.capability:
-            return f"it needs compute capability {dotted(self.capability)}, and this GPU has {dotted(found)}"
+        found = torch.cuda.get_device_capability(device) if device.type == "cuda" else self.capability
+        if found < self.capability or (self.one_family and found[0] > self.capability[0]):
+            needed = f"{self.capability[0]}.x" if self.one_family else dotted(self.capability)
+            return f"it needs compute capability {needed}, and this GPU has {dotted(found)}"
         if dtype not in self.dtypes:
             return f"it computes in {' or '.join(map(name_of, self.dtypes))}, not in {name_of(dtype)}"
         multiple, largest = self.head_dims

@@ -16,7 +16,7 @@ class VarlenAttention:
     """Calls `torch.nn.attention.varlen.varlen_attn`, once for all samples of a row.
 
     Torch takes cuDNN where the GPU and the versions allow (2.15 on Hopper and Blackwell), else FlashAttention 2.
-    Before 2.15 the kernel is not told that heads share keys and values; there they are repeated.
+    Where the kernel cannot be told that heads share keys and values (2.11), these are repeated.
 
     Args:
         kernel: of `varlen_attn`'s signature.

@@ -1,6 +1,7 @@
 """Every backend gives what each sample gives alone, in outputs and gradients, through the model too."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,6 +192,18 @@ def test_a_kernel_refuses_head_dimensions_it_does_not_have():
     assert limits.refusal(torch.zeros(3, 2, 64)) is None
     assert "multiple of 8, not 20" in limits.refusal(torch.zeros(3, 2, 20))
     assert "at most 256" in limits.refusal(torch.zeros(3, 2, 264))
+
+
+@pytest.mark.parametrize(
+    ("capability", "said"),
+    [((8, 0), "needs compute capability 9.x, and this GPU has 8.0"), ((10, 0), "9.x"), ((9, 0), "")],
+)
+def test_flash_attention_3_is_for_hopper_alone(monkeypatch, capability, said):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    query = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(3, 2, 64))
+    reason = flash_attention_3().limits.refusal(query)
+    assert said in reason if said else reason is None
+    assert KernelLimits().refusal(query) is None
 
 
 def test_a_package_that_is_not_installed_is_named():
