@@ -32,6 +32,8 @@ WRITING = ".writing"
 """Ends the names of folders that are being written, or were when their run was killed."""
 DELETED = ".deleted"
 """Ends the names of folders that are being deleted, or were."""
+REPLACED = ".replaced"
+"""Ends the names of folders whose step was saved again: damaged ones, which stay, and those of a step gone back to."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,22 +106,24 @@ class CheckpointDir:
         sync(aside)
         final = self.path(step)
         if final.exists():
-            final.rename(unused(final.with_name(f"{final.name}.replaced")))
+            final.rename(unused(final.with_name(f"{final.name}{REPLACED}")))
         aside.rename(final)
         sync(self.folder)
         return final
 
     def prune(self) -> None:
-        """Deletes whole checkpoints that the retention does not keep, and what killed runs left unfinished.
+        """Deletes whole checkpoints that the retention does not keep or others replaced, and what was never finished.
 
-        Damaged ones are never touched. One process calls it, while none is being written.
+        Those damaged by their files' sizes are never touched. One process calls it, while none is being written.
         """
         whole = {step_of(path): path for path in self.published() if problem(path) is None}
         metrics = self.folder.parent / "metrics.jsonl"
         records = read_metrics(metrics) if self.retention.best and metrics.exists() else ()
-        for step in sorted(set(whole) - self.retention.kept(sorted(whole), records)):
+        idle = [whole[step] for step in sorted(set(whole) - self.retention.kept(sorted(whole), records))]
+        idle += [path for path in self.folder.glob(f"step-*{REPLACED}*") if problem(path) is None]
+        for path in idle:
             # One rename first: a kill in the middle leaves no half of a checkpoint under its name.
-            whole[step].rename(unused(whole[step].with_name(f"{whole[step].name}{DELETED}")))
+            path.rename(unused(path.with_name(f"{path.name.partition('.')[0]}{DELETED}")))
         for left in (*self.folder.glob(f"step-*{DELETED}*"), *self.folder.glob(f"step-*{WRITING}*")):
             shutil.rmtree(left)
 

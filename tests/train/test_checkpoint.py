@@ -58,6 +58,16 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_kept(checkpo
     assert checkpoints.path(3).with_name("step-00000003.replaced").is_dir()
 
 
+def test_a_whole_checkpoint_whose_step_was_saved_again_is_deleted_and_a_damaged_one_is_not(checkpoints):
+    publish(checkpoints, 2)
+    (checkpoints.path(3) / "first").unlink()
+    publish(checkpoints, 3)
+    checkpoints.prune()
+    names = sorted(path.name for path in checkpoints.folder.iterdir())
+    assert [name for name in names if "." in name] == ["step-00000003.replaced"]
+    assert checkpoints.latest() == checkpoints.path(3)
+
+
 def test_a_flipped_bit_is_seen_by_the_hash_alone(checkpoints):
     flip(checkpoints.path(3) / "first")
     assert problem(checkpoints.path(3)) is None and checkpoints.latest(thorough=False) == checkpoints.path(3)
