@@ -38,7 +38,12 @@ def complete_rows(lengths: np.ndarray, capacity: int, enough: int) -> tuple[list
                 if not others:
                     there ^= 1 << length
                     mirrored ^= 1 << capacity - length
-            longest = (there & (2 << left) - 1).bit_length() - 1 if left >= shortest else 0
+            if left < shortest:
+                break
+            if counts[left]:
+                chosen = (left,)
+                continue
+            longest = (there & (2 << left) - 1).bit_length() - 1
             chosen = (longest,) if longest > 0 else ()
             if chosen and left - longest > enough and left >= 2 * shortest:
                 for total in range(left, max(longest, left - NEAR), -1):

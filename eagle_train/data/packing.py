@@ -15,12 +15,12 @@ SPREADS = (2.0, 4.0, 1.6)
 """How long samples are spread over all rows, tried in this order: while the rows have room for so many more each."""
 WASTE = 1 / 1000
 """Rows over the fewest thinkable with which trying ends, and over the fewest found that spreading may cost; a share."""
-COMPLETIONS = ((15, 1), (8, 4), (8, 1))
+COMPLETIONS = ((15, 1), (8, 4))
 """What is tried where few samples fit into a row, in 64ths of it: the least that completes rows, and `enough`.
 
 Found by trial on the mixes of scripts/bench/lengths.py, 4096 rows of 4096 tokens: the first is best where images are
-one tile (4271 rows; the others 4311 and 4345, best fit decreasing 4448), the second where they are tiled (4606 rows
-of eagle2_sft; 4640, 4617 and 4644), the third for images and long samples together (4920; 4928, 4922 and 4930).
+one tile (4271 rows of eagle1_sft; the second makes 4311, best fit decreasing 4448), the second where they are tiled
+(4606 rows of eagle2_sft; 4640 and 4644). A third, (8, 1), saves 2 rows of eagle25 and costs a second of planning.
 """
 ROW_BITS = 24
 """A row's number takes the low bits of an integer that sorts by something else."""
