@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from eagle_train.__main__ import main
+from eagle_train.data.plan import PLAN_VERSION
 from eagle_train.data.shards import write_tars
 from eagle_train.data.toy.samples import toy_samples
 from eagle_train.model.checkpoints.files import read_weights
 from eagle_train.track.jsonl import read_metrics
-from eagle_train.train import load
+from eagle_train.train import load, stage_data
 from eagle_train.train.app import train
 from eagle_train.train.checkpoint import CheckpointDir, LostCheckpointsError
 from eagle_train.train.config import ConfigError
@@ -233,6 +234,15 @@ def test_another_plan_is_refused_with_the_difference_unless_it_is_accepted(data,
     assert train(config(data, run, "schedule.sft.seed=1", "accept_changed_plan=true"))
     assert "going on at step 2 of the new plan" in caplog.text
     assert len(losses(run)) == STEPS
+
+
+@pytest.mark.slow
+def test_rows_of_another_version_of_the_plan_are_refused(data, undisturbed, tmp_path, monkeypatch):
+    run = killed_after(5, undisturbed, tmp_path / "run")
+    monkeypatch.setattr(stage_data, "PLAN_VERSION", PLAN_VERSION + 1)
+    told = rf"stopped at step 2 with another plan: plan.version: {PLAN_VERSION} -> {PLAN_VERSION + 1}. Its rows"
+    with pytest.raises(ConfigError, match=told):
+        train(config(data, run))
 
 
 @pytest.mark.slow

@@ -7,12 +7,21 @@ from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 
+from eagle_train.data.completion import complete_rows
+
+MANY = 8
+"""Samples to a row, on average, from which on rows are filled by spreading."""
 SPREADS = (2.0, 4.0, 1.6)
 """How long samples are spread over all rows, tried in this order: while the rows have room for so many more each."""
-COARSE_SPREAD = 0.5
-"""The same where a row never has room for so many: among samples that fill it nearly, the short ones are spread."""
 WASTE = 1 / 1000
 """Rows over the fewest thinkable with which trying ends, and over the fewest found that spreading may cost; a share."""
+COMPLETIONS = ((15, 1), (8, 4))
+"""What is tried where few samples fit into a row, in 64ths of it: the least that completes rows, and `enough`.
+
+Found by trial on the mixes of scripts/bench/lengths.py, 4096 rows of 4096 tokens: the first is best where images are
+one tile (4271 rows of eagle1_sft; the second makes 4311, best fit decreasing 4448), the second where they are tiled
+(4606 rows of eagle2_sft; 4640 and 4644). A third, (8, 1), saves 2 rows of eagle25 and costs a second of planning.
+"""
 ROW_BITS = 24
 """A row's number takes the low bits of an integer that sorts by something else."""
 
@@ -22,10 +31,12 @@ def pack_rows(lengths: np.ndarray, costs: np.ndarray, capacity: int) -> tuple[np
 
     Row i holds the samples `samples[offsets[i]:offsets[i + 1]]`, indices into `lengths`, ascending.
 
-    The longest sample first. As long as the rows have room for several samples of its length, it goes to the row
-    that costs least so far, out of as many rows as all tokens would fill: so long samples, images and attention
-    spread evenly. The rest fills the rows up, each sample in the fullest row that still holds it. Where few
-    samples fit into a row, spreading can cost rows: then more or less of it is tried, and the fewest rows win.
+    Where many samples fit into a row, the longest goes first. As long as the rows have room for several samples of
+    its length, it goes to the row that costs least so far, out of as many rows as all tokens would fill: so long
+    samples, images and attention spread evenly. The rest fills the rows up, each sample in the fullest row that
+    still holds it. More or less of that is tried if it costs rows. Where few samples fit into a row, rows are
+    completed one by one instead, since then each sample counts; what is short fills them up at the end. There are
+    never more rows than best fit decreasing makes, but for `WASTE`.
 
     Args:
         lengths: (n,) tokens of each sample, in 1..capacity.
@@ -36,7 +47,7 @@ def pack_rows(lengths: np.ndarray, costs: np.ndarray, capacity: int) -> tuple[np
         ValueError: if a sample is empty or longer than a row.
 
     Source: best fit decreasing (D. S. Johnson, 1973), after the balanced knapsack of Eagle 2 (arXiv 2501.14818), which
-        spreads all samples and so needs rows to spare.
+        spreads all samples and so needs rows to spare; `complete_rows`.
     """
     if len(lengths) == 0:
         return np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
@@ -49,13 +60,10 @@ def pack_rows(lengths: np.ndarray, costs: np.ndarray, capacity: int) -> tuple[np
     order = np.argsort(-lengths, kind="stable")
     sizes, weights = lengths[order], whole_costs(costs if costs.any() else lengths)[order]
     fewest = -(-int(lengths.sum()) // capacity)
-    found = []
-    for part in parts_to_try(sizes, fewest):
-        found.append(place(sizes, weights, capacity, fewest, part))
-        if found[-1][1] <= fewest * (1 + WASTE):
-            break
-    best = min(count for _, count in found)
-    places, count = next((places, count) for places, count in found if count <= best * (1 + WASTE))
+    if len(lengths) >= MANY * fewest:
+        places, count = spread_rows(sizes, weights, capacity, fewest)
+    else:
+        places, count = fill_rows(sizes, capacity, fewest)
     row_of = np.empty(len(lengths), dtype=np.int64)
     row_of[order] = places
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=count))])
@@ -67,12 +75,43 @@ def whole_costs(costs: np.ndarray) -> np.ndarray:
     return np.rint(costs * (2**20 / costs.max())).astype(np.int64)
 
 
+def spread_rows(sizes: np.ndarray, weights: np.ndarray, capacity: int, fewest: int) -> tuple[list[int], int]:
+    """Returns the row of each sample and the number of rows, with as much spreading as costs no rows, see `place`."""
+    found = []
+    for part in parts_to_try(sizes, fewest):
+        found.append(place(sizes, weights, capacity, fewest, part))
+        if found[-1][1] <= fewest * (1 + WASTE):
+            break
+    best = min(count for _, count in found)
+    return next((places, count) for places, count in found if count <= best * (1 + WASTE))
+
+
+def fill_rows(sizes: np.ndarray, capacity: int, fewest: int) -> tuple[list[int], int]:
+    """Returns the row of each sample and the number of rows, the fewest that completion or best fit alone finds.
+
+    Args:
+        sizes: (n,) int64 tokens of the samples, descending.
+        capacity: tokens of a row.
+        fewest: rows with which trying ends.
+    """
+    lengths = sizes.tolist()
+    best = best_fit(lengths, [], 0, capacity)
+    for least, enough in COMPLETIONS:
+        if best[1] <= fewest:
+            break
+        last = int(np.searchsorted(-sizes, -(capacity * least // 64), side="right"))
+        places, room = complete_rows(sizes[:last], capacity, capacity * enough // 64)
+        free = sorted(left << ROW_BITS | row for row, left in enumerate(room) if left)
+        rest, count = best_fit(lengths[last:], free, len(room), capacity)
+        if count < best[1]:
+            best = places + rest, count
+    return best
+
+
 def parts_to_try(sizes: np.ndarray, num_rows: int) -> list[tuple[int, int]]:
     """Returns the parts of the samples that may be spread, the preferred first and the empty one last."""
     nothing = (len(sizes), len(sizes))
     parts = [spread_part(sizes, spread, num_rows) for spread in SPREADS]
-    if set(parts) == {nothing}:
-        parts = [spread_part(sizes, COARSE_SPREAD, num_rows)]
     return list(dict.fromkeys([part for part in parts if part != nothing] + [nothing]))
 
 

@@ -19,6 +19,8 @@ from eagle_train.data.mixing import Piece, epoch_pieces, piece_rows, shuffle_pie
 from eagle_train.data.packing import pack_rows
 from eagle_train.data.shuffle import shuffled
 
+PLAN_VERSION = 2
+"""Part of a plan's identity: to be raised where the same data and settings give other rows, or in another order."""
 SAMPLES = 3
 """Stream of random numbers, besides those of `mixing`."""
 MAX_WINDOW_SAMPLES = 250_000

@@ -23,7 +23,7 @@ from eagle_train.data.media_fields import SIZE_FIELDS
 from eagle_train.data.media_text import MediaText
 from eagle_train.data.mixing import asked_shares, repeats
 from eagle_train.data.open_catalog import open_catalog
-from eagle_train.data.plan import PlanConfig, PlanTotals, count_rows
+from eagle_train.data.plan import PLAN_VERSION, PlanConfig, PlanTotals, count_rows
 from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.tables import read_table
 from eagle_train.data.tiling import Tiling
@@ -88,7 +88,8 @@ def build_stage_data(
         "data": catalog.identity(),
         "mix": {source.name: str(repeat) for source, repeat in zip(sources, passes, strict=True)},
         "layout": describe_layout(layout),
-        "plan": {name: value for name, value in asdict(plan).items() if name not in ("repeats", "num_epochs")},
+        "plan": {"version": PLAN_VERSION}
+        | {name: value for name, value in asdict(plan).items() if name not in ("repeats", "num_epochs")},
     }
     totals = None if stage.num_epochs is None else plan_totals(catalog, plan, identity, cache)
     num_steps = stage.num_steps if totals is None else -(-totals.rows // stage.rows_per_step)
