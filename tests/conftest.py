@@ -25,7 +25,8 @@ gc.disable()  # nothing that is imported is garbage; see `pytest_collection_fini
 
 
 def pytest_collection_finish():
-    """Ends what is only for imports."""
+    """Ends what is only for imports, which no test looks for garbage in."""
+    gc.freeze()
     gc.enable()
 
 
