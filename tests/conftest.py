@@ -30,6 +30,11 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_unconfigure():
+    """Lets the interpreter take apart what it imported, or libraries complain of leaks."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items):
     """Puts what takes a minute or more first where tests share cores, so that in the end none waits for it alone.
 
