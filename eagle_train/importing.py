@@ -20,3 +20,20 @@ def no_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keeps Python from looking for garbage in all that there is now, meanwhile; does nothing where some is kept so.
+
+    Afterwards it may be taken apart again, or libraries say in the end that they leak. Measured for training with
+    DeepSpeed, which asks for four full collections when it starts: 1.6 s less of processor time.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

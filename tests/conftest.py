@@ -25,8 +25,14 @@ gc.disable()  # nothing that is imported is garbage; see `pytest_collection_fini
 
 
 def pytest_collection_finish():
-    """Ends what is only for imports."""
+    """Ends what is only for imports, which no test looks for garbage in."""
+    gc.freeze()
     gc.enable()
+
+
+def pytest_unconfigure():
+    """Lets the interpreter take apart what it imported, or libraries complain of leaks."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items):

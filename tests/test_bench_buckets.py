@@ -1,39 +1,19 @@
 """The benchmark of buckets runs at toy size on two ranks, and its numbers hang together."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.runs import environment
+from tests.runs import run_script
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench" / "buckets.py"
 
 
 @pytest.mark.slow
 def test_every_case_is_measured_beside_deepspeeds_own_defaults():
-    small = [
-        "--ranks",
-        "2",
-        "--row",
-        "512",
-        "--samples",
-        "12",
-        "--steps",
-        "1",
-        "--repeats",
-        "1",
-        "--buckets",
-        "5000",
-        "--stages",
-        "3",
-    ]
-    command, env = [sys.executable, str(SCRIPT), *small], environment(CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run(command, env=env, capture_output=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    printed = done.stdout.decode().splitlines()
+    one_of_each = ("--samples", "12", "--steps", "1", "--repeats", "1", "--buckets", "5000", "--stages", "3")
+    printed = run_script(SCRIPT, "--ranks", "2", "--row", "512", *one_of_each, CUDA_VISIBLE_DEVICES="").splitlines()
     found = json.loads(printed[-1])
     assert found["ranks"] == 2 and found["commit"] and found["command"]
     assert list(found["seconds"]["zero3"]) == ["deepspeed", "ours", "ours, overlap", "buckets 5,000"]

@@ -15,7 +15,10 @@ from tests.configs import composed
 
 CONFIGS = resource_dir("configs")
 RECIPES = resource_dir("data_recipes")
-OPTIONS = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.glob("*/*.yaml"))
+OPTIONS = [
+    pytest.param(option, marks=pytest.mark.slow if option.startswith("experiment/") else ())  # of many compositions
+    for option in sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.glob("*/*.yaml"))
+]
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 GIVEN = {  # by the code that finishes a partial
     "PlainEngine": ("model", "stage", "micro_batches", "placement"),

@@ -25,7 +25,8 @@ from tests.data.test_videos import video
 from tests.runs import accounts, losses, rows
 from tests.test_resume import run_until, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+# More workers than cores.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:This DataLoader will create")]
 DATA = os.environ.get("EAGLE_TRAIN_TEST_DATA")
 LENGTHS = {"short": 128, "middle": 256, "long": 768}
 SMALL = (
@@ -188,7 +189,6 @@ def test_all_kinds_are_evaluated_and_asked_about(run, tmp_path, capsys):
     assert "unreadable_video: b.mp4" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_workers_and_a_stop_in_the_second_stage_change_nothing(run, recipe, data, tmp_path, monkeypatch):
     records = [record for record in read_metrics(run / "metrics.jsonl") if "train/loss" in record]
     steps = Counter(record["stage"] for record in records)
@@ -205,7 +205,6 @@ def test_workers_and_a_stop_in_the_second_stage_change_nothing(run, recipe, data
     assert accounts(tmp_path) == accounts(run)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(DATA is None, reason="EAGLE_TRAIN_TEST_DATA names no folder of real files")
 def test_real_files_are_used_and_broken_ones_counted(data, tmp_path):
     """Needs `images/` and `videos/` in that folder; broken are `images/broken/*` and `videos/corrupted.mp4`."""

@@ -12,7 +12,7 @@ from eagle_train.data.index import index_path
 from eagle_train.train.checkpoint import CheckpointDir
 from eagle_train.train.load import export_run, load_model
 from eagle_train.train.pieces import PieceReader
-from tests.runs import losses, must_run, overrides, run_ranks
+from tests.runs import losses, overrides, run_ranks
 from tests.toys import tiny_row
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -24,7 +24,7 @@ def run(data, tmp_path_factory):
     """A finished small run, made by the command itself, W&B offline."""
     run = tmp_path_factory.mktemp("runs") / "small"
     wandb = "{_target_: eagle_train.track.wandb_tracker.WandbTracker, _partial_: true, project: test, mode: offline}"
-    must_run([*overrides(data, run, *EVALUATED), f"tracker.wandb={wandb}"])
+    assert main([*overrides(data, run, *EVALUATED), f"tracker.wandb={wandb}"]) == 0
     return run
 
 

@@ -17,7 +17,8 @@ from tests.runs import accounts, losses, rows
 from tests.test_eagle2_road import FILM, SAMPLES, recipe, uses  # noqa: F401 (a fixture)
 from tests.test_resume import run_until, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+# More workers than cores.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:This DataLoader will create")]
 SMALL = (
     "llm.hidden_size=32",
     "llm.intermediate_size=64",
@@ -129,7 +130,6 @@ def test_tools_tell_of_native_resolution(run, recipe, data, tmp_path, capsys):  
     assert plan["stages"][1]["data"]["num_tiles"] > used > 1000, "broken files are planned, as their headers are whole"
 
 
-@pytest.mark.slow
 def test_workers_and_a_stop_change_nothing(run, recipe, data, tmp_path, monkeypatch):  # noqa: F811
     assert len(losses(run)) > 5
     config = load_config(overrides(recipe, data / "tokenizer", tmp_path, "evaluation=none", "data.num_workers=2"))

@@ -5,16 +5,16 @@ import pytest
 
 from eagle_train.model.describe import describe
 from eagle_train.train.assemble import build_schedule, meta_model
-from eagle_train.train.config import load_config
 from eagle_train.train.costs import cost_model, forward_flops
 from eagle_train.train.optim import freeze
+from tests.configs import composed
 
 SIZES = {"qwen2-vl-2b": (2_208_985_600, 34_087_936), "qwen2-vl-7b": (8_291_375_616, 44_575_744)}
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_are_the_published_ones_and_the_encoder_is_frozen(name):
-    config = load_config([f"+experiment={name}"])
+    config = composed(f"+experiment={name}")
     model = meta_model(config)
     total, merger = SIZES[name]
     assert sum(p.numel() for p in model.parameters()) == total
@@ -28,7 +28,7 @@ def test_parameters_are_the_published_ones_and_the_encoder_is_frozen(name):
 
 
 def test_an_image_costs_its_patches_and_their_pairs():
-    config = load_config(["+experiment=qwen2-vl-2b"])
+    config = composed("+experiment=qwen2-vl-2b")
     model = meta_model(config)
     geometry = describe(model.mixture, 28)
     encoder = geometry.encoders["qwen2_vit"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eagle_train.importing import no_garbage
+from eagle_train.importing import kept, no_garbage
 from eagle_train.train.config import load_config, options, to_yaml
 from eagle_train.train.exit_codes import PREEMPTED, STALLED
 
@@ -32,8 +32,9 @@ def main(arguments: list[str]) -> int:
         from eagle_train.track.goodput import process_started
         from eagle_train.train.app import train
         from eagle_train.train.preemption import ignore_signals
-
-    if train(config, process_started()):
+    with kept():  # DeepSpeed asks for full collections
+        complete = train(config, process_started())
+    if complete:
         return 0
     ignore_signals()
     return PREEMPTED

@@ -18,9 +18,9 @@ import argparse
 import gc
 import json
 import logging
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -130,22 +130,43 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"{stage}  {name:<22} {each * 1000:9.1f} ms a step   {ratio:5.2f} of DeepSpeed's defaults"
 
 
-def start_ranks(ranks: int) -> int:
-    """Runs this script with the same arguments on so many processes of this machine; returns 1 if one failed."""
+def start_ranks(args: argparse.Namespace) -> int:
+    """Measures on so many processes of this machine, forks of this one; returns 1 if one failed."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
+    ranks, context = args.ranks, multiprocessing.get_context("fork")
     places = [{"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": ranks, "MASTER_PORT": port} for r in range(ranks)]
-    running = [
-        subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {name: str(v) for name, v in place.items()})
-        for place in places
-    ]
-    codes = [process.wait() for process in running]
-    return int(any(codes))
+    running = [context.Process(target=be_rank, args=(args, place)) for place in places]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    return int(any(process.exitcode for process in running))
+
+
+def be_rank(args: argparse.Namespace, place: Mapping[str, int]) -> None:
+    """Measures as the rank that these variables say."""
+    os.environ |= {name: str(value) for name, value in place.items()}
+    report(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Measures on all ranks; the first prints a table, then JSON."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    dist.init()
+    facts = circumstances(dist.device().type)
+    if dist.rank() == 0:
+        print("\n".join(f"{name}: {fact}" for name, fact in facts.items()), flush=True)
+    found = measure(args)
+    if dist.rank() == 0:
+        print("\n".join(lines(found)))
+        print(json.dumps(facts | found), flush=True)
+    dist.shutdown()
 
 
 def main() -> None:
-    """Measures on all ranks; the first prints a table, then JSON."""
+    """Measures on ranks started here, or as the one that a launcher started."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=1, help="processes to start here; not under torchrun or srun")
     parser.add_argument("--size", choices=list(SIZES), default="toy")
@@ -159,17 +180,8 @@ def main() -> None:
     toy, full = [10_000, 100_000, 1_000_000], [50_000_000, 200_000_000, 500_000_000, 1_000_000_000]
     args.buckets = args.buckets or (toy if args.size == "toy" else full)
     if args.ranks > 1 and dist.world_size() == 1:
-        sys.exit(start_ranks(args.ranks))
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    dist.init()
-    facts = circumstances(dist.device().type)
-    if dist.rank() == 0:
-        print("\n".join(f"{name}: {fact}" for name, fact in facts.items()), flush=True)
-    found = measure(args)
-    if dist.rank() == 0:
-        print("\n".join(lines(found)))
-        print(json.dumps(facts | found), flush=True)
-    dist.shutdown()
+        sys.exit(start_ranks(args))
+    report(args)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ from eagle_train.data.stream import steps
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.assemble import load_tokenizer
-from eagle_train.train.config import build, load_config
+from eagle_train.train.config import build, load_choice
 from tests.catalogs import plan_config, read_catalog
 
 
 def tiny_encoder(data):
     """Returns an encoder of tiles of 4 tokens, with the tokenizer of a small data set."""
     return Encoder(
-        template=build(load_config(["+experiment=toy"])["chat_template"]),
+        template=build(load_choice("chat_template", "toy")),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
         videos=PyAvVideo(),

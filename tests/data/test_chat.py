@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from eagle_train.data.chat import TextRun, encode_run
-from eagle_train.train.config import build, load_config, options
+from eagle_train.train.config import build, load_choice, options
 from eagle_train.types import Message
 
 ANSWERS = ("  Two cats, I think.", "No — 12 été\nof them", "7")
@@ -52,7 +52,7 @@ def metaspace(template):
 
 
 def template_of(name):
-    return build(load_config(["+experiment=toy", f"chat_template={name}"])["chat_template"])
+    return build(load_choice("chat_template", name))
 
 
 CONVERSATION = (

@@ -9,7 +9,7 @@ from eagle_train.data.chat import ChatTemplate, TextRun
 from eagle_train.data.schemas import parse_record
 from eagle_train.data.tokenizer.load import load_tokenizer
 from eagle_train.data.tokenizer.tiktoken import LLAMA3_SPLIT
-from eagle_train.train.config import build, load_config
+from eagle_train.train.config import build, load_choice
 from tests.vocabularies import (
     TEXT,
     SlowLlama,
@@ -37,7 +37,7 @@ CAPTIONS = ["Two cats", " a picture", "  cats", "été 🦙"]
 
 
 def template_of(name: str) -> ChatTemplate:
-    return build(load_config(["+experiment=toy", f"chat_template={name}"])["chat_template"])
+    return build(load_choice("chat_template", name))
 
 
 def record_of(chat) -> dict:

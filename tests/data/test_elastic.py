@@ -24,7 +24,7 @@ from eagle_train.data.stream import Cursor, steps
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.assemble import load_tokenizer
-from eagle_train.train.config import build, load_config
+from eagle_train.train.config import build, load_choice
 from tests.catalogs import read_catalog
 
 COST = CostModel(per_token=1e6, per_token_squared=1e3, per_tile=5e6)
@@ -48,7 +48,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def stages(data):
     encoder = Encoder(
-        template=build(load_config(["+experiment=toy"])["chat_template"]),
+        template=build(load_choice("chat_template", "toy")),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
         videos=PyAvVideo(),

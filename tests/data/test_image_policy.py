@@ -18,7 +18,7 @@ from eagle_train.data.tables import read_table
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.assemble import build_encoder, build_schedule, load_tokenizer
-from eagle_train.train.config import build, load_config
+from eagle_train.train.config import build, load_choice
 from eagle_train.train.costs import ForwardFlops
 from eagle_train.train.stage_data import build_stage_data
 from eagle_train.types import Media, MediaPlan, SampleError
@@ -40,7 +40,7 @@ class OneTilePerColumn(PadToSquare):
 @pytest.fixture
 def encoder(data):
     return Encoder(
-        template=build(load_config(["+experiment=toy"])["chat_template"]),
+        template=build(load_choice("chat_template", "toy")),
         tokenizer=load_tokenizer(str(data / "tokenizer")),
         images=ImageReader(),
         videos=PyAvVideo(),

@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 
 from eagle_train.data.images import ORIENTATIONS, ImageReader, probe_image
 from eagle_train.data.media import MAX_PIXELS, MediaError
-from eagle_train.train.config import build, load_config
+from eagle_train.train.config import build
 from eagle_train.types import Media
+from tests.configs import composed
 from tests.pictures import BLUE, GREEN, GREY, RED, SIZE, WHITE, corners, quarters, saved, with_chunk
 
 READER = ImageReader()
@@ -222,7 +223,7 @@ def test_a_policy_out_of_range_is_refused(policy, said):
 
 
 def test_the_repr_of_a_policy_is_its_identity():
-    config = load_config(["+experiment=toy"])["data"]["images"]
+    config = composed("+experiment=toy")["data"]["images"]
     same = build(config)
     assert repr(same) == repr(READER) == repr(ImageReader(background=[255, 255, 255])) and same == READER
     others = [{"exif_orientation": False}, {"max_pixels": 5}, {"background": (0, 0, 0)}, {"jpeg": Shrunk()}]

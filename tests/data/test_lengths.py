@@ -16,7 +16,7 @@ from eagle_train.data.lengths import TextLayout, ensure_indexes, ensure_lengths,
 from eagle_train.data.shards import write_shards
 from eagle_train.data.tables import read_made, read_metadata, read_table
 from eagle_train.data.tokenizer.load import load_tokenizer
-from eagle_train.train.config import build, load_config
+from eagle_train.train.config import build, load_choice
 from eagle_train.types import Message
 from tests.vocabularies import TEXT, sentencepiece_bytes, sentencepiece_pieces, write_folder
 
@@ -54,7 +54,7 @@ def all_tokenizers(tmp_path_factory):
 
 
 def make_template(name):
-    return build(load_config(["+experiment=toy", f"chat_template={name}"])["chat_template"])
+    return build(load_choice("chat_template", name))
 
 
 def random_text(rng, longest):

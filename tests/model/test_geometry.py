@@ -16,6 +16,7 @@ from eagle_train.model.mixtures.mixture_adapter import MixtureAdapter
 from eagle_train.model.mixtures.sequence_append import SequenceAppend
 from eagle_train.train.assemble import build_model, meta_model
 from eagle_train.train.config import ConfigError, build, load_config
+from tests.configs import composed
 
 MIXTURES = ["toy", "toy_eagle2", "toy_move", "toy_sequence_append", "toy_mixture_adapter", "toy_deformable_attention"]
 
@@ -133,6 +134,7 @@ def test_every_reason_is_told_at_once_and_the_proposal_is_possible():
     assert meta_model(load_config(overrides + proposal)).mixture.tokens_per_tile == 31 * 31
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_a_mixture_too_long_for_a_row_is_refused_with_the_longest_that_fits(mixture):
     overrides = ["+experiment=toy", f"mixture={mixture}", "schedule.pretrain.max_length=12"]
@@ -164,7 +166,7 @@ def test_what_no_size_repairs_is_told_without_a_proposal():
 
 
 def test_a_key_that_the_config_lacks_is_proposed_with_a_plus():
-    config = load_config(["+experiment=toy", "mixture=toy_deformable_attention"])
+    config = composed("+experiment=toy", "mixture=toy_deformable_attention")
     del config["mixture"]["heads"]
     config["mixture"]["encoders"]["vit"]["hidden_size"] = 68  # the default of 8 heads does not divide it
     with pytest.raises(ConfigError, match=r"8 heads do not divide 68 channels") as error:
@@ -173,7 +175,7 @@ def test_a_key_that_the_config_lacks_is_proposed_with_a_plus():
 
 
 def test_the_check_draws_no_random_numbers():
-    config = load_config(["+experiment=toy"])
+    config = composed("+experiment=toy")
     torch.manual_seed(3)
     alone = build(config["mixture"])
     torch.manual_seed(3)
@@ -183,7 +185,7 @@ def test_the_check_draws_no_random_numbers():
 
 
 def test_an_export_without_stages_is_checked_too():
-    config = load_config(["+experiment=toy"])
+    config = composed("+experiment=toy")
     del config["schedule"]
     assert meta_model(config).mixture.tokens_per_tile == 16
     config["mixture"]["encoders"]["vit"]["image_size"] = 50

@@ -11,6 +11,7 @@ from tests.data.test_bad_samples import BAD, GOOD, add_source, corrupt, png, rec
 from tests.runs import config, losses, must_run, overrides, rows
 from tests.test_resume import run_until
 
+pytestmark = pytest.mark.slow
 BROKEN = "mine/mine-000000/broken"
 
 
@@ -35,7 +36,6 @@ def ask(capsys, *arguments, code=0):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.slow
 def test_every_step_holds_the_rows_on_record(run, capsys):
     expected = rows(run)
     assert len(expected) == 10
@@ -59,7 +59,6 @@ def test_the_loss_is_the_recorded_one_to_the_bit(run, capsys, step):
     assert found["loss"]["verdict"].startswith("equal to the bit")
 
 
-@pytest.mark.slow
 def test_the_first_step_of_a_stage_begins_with_the_weights_of_the_stage_before(data, tmp_path, capsys):
     small = config(data, tmp_path, "schedule.sft.num_steps=1", "schedule.sft.rows_per_step=3")
     assert train(small)
@@ -93,7 +92,6 @@ def test_rows_are_hashed_the_same_every_time_and_printed_for_reading(run, capsys
     assert "every sample is as it was recorded" in shown
 
 
-@pytest.mark.slow
 def test_what_changed_since_is_named_and_the_exit_code_says_so(run, capsys, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -129,7 +127,6 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert "is no run that has begun to train" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_step_of_two_ranks_is_close_in_one_process(data, tmp_path, capsys):
     must_run(overrides(data, tmp_path, "schedule.sft.rows_per_step=3", "schedule.sft.num_steps=1"), ranks=2)
     found = ask(capsys, 4, tmp_path, "--rank-rows")

@@ -4,9 +4,9 @@ import pytest
 
 from eagle_train.model.describe import describe
 from eagle_train.train.assemble import build_schedule, meta_model
-from eagle_train.train.config import load_config
 from eagle_train.train.costs import ForwardFlops, cost_model, forward_flops, is_trained
 from eagle_train.train.schedule import Stage
+from tests.configs import composed
 
 FLOPS = ForwardFlops(
     per_token=2e6, per_token_squared=50.0, encoders={"vit": 7_000_000, "convnext": 5_000_000}, fusion=11
@@ -18,7 +18,7 @@ def stage(**rates):
 
 
 def test_flops_of_the_toy_are_those_of_its_parameters():
-    config = load_config(["+experiment=toy"])
+    config = composed("+experiment=toy")
     model = meta_model(config)
     flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
     matrices = sum(p.numel() for name, p in model.llm.named_parameters() if p.dim() == 2 and "embed_tokens" not in name)
@@ -52,7 +52,7 @@ def test_the_longest_prefix_says_what_is_trained(rates, trained):
 
 @pytest.mark.slow
 def test_every_experiment_has_costs_in_every_stage():
-    config = load_config(["+experiment=toy-x4"])
+    config = composed("+experiment=toy-x4")
     model = meta_model(config)
     flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
     costs = [cost_model(flops, stage) for stage in build_schedule(config).values()]

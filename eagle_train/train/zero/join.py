@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -20,7 +21,8 @@ def import_deepspeed():
     import deepspeed
     import deepspeed.ops
 
-    deepspeed.logger.setLevel("WARNING")
+    if deepspeed.logger.level != logging.WARNING:  # to set it makes every logger forget what it knows
+        deepspeed.logger.setLevel(logging.WARNING)
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

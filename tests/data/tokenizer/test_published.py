@@ -18,7 +18,7 @@ from eagle_train.data.chat import TextRun
 from eagle_train.data.tokenizer.load import load_tokenizer
 from eagle_train.data.tokenizer.sentencepiece import read_sentencepiece
 from eagle_train.data.tokenizer.tiktoken import LLAMA3_SPLIT, byte_characters, read_tiktoken
-from eagle_train.train.config import build, load_config
+from eagle_train.train.config import build, load_choice
 from eagle_train.types import Message
 from tests.vocabularies import SlowLlama, tiktoken_split
 
@@ -101,7 +101,7 @@ def test_random_texts_are_split_as_tiktoken_splits_them(load):
 
 
 def template_of(name):
-    return build(load_config(["+experiment=toy", f"chat_template={name}"])["chat_template"])
+    return build(load_choice("chat_template", name))
 
 
 def encoded(template, messages, tokenizer):
