@@ -7,6 +7,7 @@ end token. So no length arithmetic is needed, and none can be wrong.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,10 @@ class TextRun:
     """(n,) int64."""
     is_target: np.ndarray
     """(n,) bool: the token touches learnt text."""
+
+
+TURN_TOKEN = re.compile(r"<\|[^<|>]+\|>")
+"""How all families write the special tokens around turns, where they have any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,9 +156,13 @@ class ChatTemplate:
         return found
 
     def missing_tokens(self, tokenizer) -> list[str]:
-        """Returns the special tokens of the template that the tokenizer does not have."""
+        """Returns the special tokens of the template that the tokenizer does not have, those around turns included.
+
+        It would cut them to letters in silence, and an answer would end with no token that can stop a generation.
+        """
         fillers = [token for token in (self.image_token, self.video_token) if token]
-        names = [*self.special_tokens, *self.content_tokens, *fillers]
+        turns = "".join([self.start or "", *self.prefix.values(), *self.suffix.values()])
+        names = [*TURN_TOKEN.findall(turns), *self.special_tokens, *self.content_tokens, *fillers]
         return [name for name in dict.fromkeys(names) if tokenizer.backend_tokenizer.token_to_id(name) is None]
 
     def stop_ids(self, tokenizer) -> list[int]:

@@ -140,9 +140,13 @@ def window_pieces(catalog: Catalog, config: PlanConfig, cursor: Cursor) -> Itera
     if not any(repeat and summary.num_usable for repeat, summary in zip(config.repeats, summaries, strict=True)):
         found = {
             source.name: f"{summary.num_usable} usable of {summary.num_samples} samples, repeat {repeat}"
+            + "".join(f", {count} {reason}" for reason, count in sorted(summary.dropped.items()))
             for source, summary, repeat in zip(catalog.sources, summaries, config.repeats, strict=True)
         }
-        raise ValueError(f"there is no sample to take: {found}; raise a repeat or repair the data")
+        raise ValueError(
+            f"there is no sample to take: {found}; raise a repeat, repair the data, or raise max_length where they "
+            f"are too_long"
+        )
     epochs = count(cursor.epoch) if config.num_epochs is None else range(cursor.epoch, config.num_epochs)
     for epoch in epochs:
         first = cursor.window if epoch == cursor.epoch else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from eagle_train.data.catalog import Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.layout import Layout
 from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.tokenizer.added import add_special_tokens
 from eagle_train.data.too_long import KeepTurns
 from eagle_train.model.describe import describe
 from eagle_train.train.assemble import (
@@ -103,6 +105,22 @@ def whole(values: Mapping[str, str], key: str, default: int) -> int:
     return int(text)
 
 
+def share(values: Mapping[str, str], key: str, default: float) -> float:
+    """Returns a share, from 0 to 1.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    text = values.get(key, str(default))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"{key}={text} is no share, from 0 to 1")
+    return value
+
+
 def yes(values: Mapping[str, str], key: str) -> bool:
     """Returns a switch that is `true` or `false`, by default off."""
     if (text := values.get(key, "false")) not in ("true", "false"):
@@ -123,10 +141,7 @@ def find_sources(values: Mapping[str, str]) -> list[Source]:
     if "recipe" in values:
         sources = recipe_sources(load_recipe(values["recipe"]), root_of(values))
     else:
-        pattern = Path(values["tars"])
-        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
-        if not found:
-            raise ValueError(f"no file matches tars={pattern}")
+        found = find_tars(values["tars"])
         folders = list(dict.fromkeys(path.parent for path in found))
         sources = [
             Source(name=folder.absolute().name, shards=[path for path in found if path.parent == folder])
@@ -134,6 +149,19 @@ def find_sources(values: Mapping[str, str]) -> list[Source]:
         ]
     given = {key: Path(values[key]) for key in ("index_dir", "media_root") if key in values}
     return [replace(source, **given) for source in sources]
+
+
+def find_tars(text: str) -> list[Path]:
+    """Returns the files that a glob names, in order; its folders may have wildcards too.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    pattern = Path(text)
+    found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    if not found:
+        raise ValueError(f"no file matches tars={pattern}")
+    return found
 
 
 def is_experiment(arguments: Sequence[str]) -> bool:
@@ -213,14 +241,26 @@ def stage_rows(config: Mapping[str, Any], name: str, stage: Stage, encoder: Enco
 
 
 def plain_encoder(values: Mapping[str, str]) -> Encoder:
-    """Returns an encoder of `tokenizer=` and `chat_template=`; the rest is `data/default` and `degrade/none`."""
+    """Returns an encoder of `tokenizer=` and `chat_template=`; the rest is `data/default` and `degrade/none`.
+
+    Special tokens of the template that the tokenizer lacks are one token each, as a run has them by its `new_tokens`.
+    """
     check_given = {"tokenizer", "chat_template"} - values.keys()
     if check_given:
         raise ValueError(f"{sorted(check_given)} must be given to count tokens; or give +experiment=NAME")
     data = build(load_choice("data", "default"))
+    template = build(load_choice("chat_template", values["chat_template"]))
+    tokenizer = load_tokenizer(values["tokenizer"])
+    if missing := template.missing_tokens(tokenizer):
+        print(
+            f"the tokenizer at {values['tokenizer']!r} does not have {', '.join(missing)} of the chat template; each "
+            f"is counted as one token, as in a run that lists it in new_tokens",
+            file=sys.stderr,
+        )
+        add_special_tokens(tokenizer, missing)
     return Encoder(
-        template=build(load_choice("chat_template", values["chat_template"])),
-        tokenizer=load_tokenizer(values["tokenizer"]),
+        template=template,
+        tokenizer=tokenizer,
         images=data.images,
         videos=data.videos,
         tiling=data.tiling,

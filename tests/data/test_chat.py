@@ -152,3 +152,12 @@ def test_stop_ids_hold_the_end_token():
 def test_an_empty_run_gives_nothing():
     run = encode_run([("", False), ("", True)], byte_level(template_of("toy")).backend_tokenizer)
     assert len(run.ids) == len(run.is_target) == 0
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "yi_chatml", "phi3_chat", "eagle2"])
+def test_a_tokenizer_without_the_tokens_around_turns_is_noticed(name):
+    template = template_of(name)
+    turns = special_tokens(template)
+    bare = make_tokenizer(pre_tokenizers.ByteLevel(), decoders.ByteLevel(), ["<end>"])
+    assert turns and set(turns) <= set(template.missing_tokens(bare))
+    assert not set(turns) & set(template.missing_tokens(byte_level(template)))

@@ -102,3 +102,24 @@ def test_frames_and_tiles_are_those_that_each_length_of_rows_has_room_for(data, 
     sources = [plan["sources"].values() for plan in told["plans"]]
     dropped = [sum(source["dropped"].get("too_long", 0) for source in each) for each in sources]
     assert dropped[0] > dropped[1] >= dropped[2] == 0, "those that do not fit with the fewest"
+
+
+def test_tokens_that_a_tokenizer_lacks_are_said_and_count_as_one(data, capsys):
+    """Without that each would be cut to letters, and all lengths be wrong in silence."""
+    chosen = [f"recipe={data}/small.yaml", f"data_root={data}", f"tokenizer={data}/tokenizer", "chat_template=chatml"]
+    assert data_tool.main(["stats", *chosen, "--json"]) == 0
+    said = capsys.readouterr()
+    assert "does not have <|im_start|>, <|im_end|> of the chat template; each is counted as one token" in said.err
+    told = json.loads(said.out.splitlines()[-1])["samples"][f"{data}/small.yaml"]["all"]
+    assert data_tool.main(["stats", *chosen[:3], "chat_template=toy", "--json"]) == 0
+    said = capsys.readouterr()
+    toy = json.loads(said.out.splitlines()[-1])["samples"][f"{data}/small.yaml"]["all"]
+    assert "does not have" not in said.err
+    # A question and its answer have the same tokens around them but for a role's name and two line ends, each a few.
+    assert 0 < told["text_tokens"]["min"] - toy["text_tokens"]["min"] < 40
+
+
+def test_where_all_is_too_long_the_message_says_so(data):
+    chosen = [f"recipe={data}/small.yaml", f"data_root={data}", f"tokenizer={data}/tokenizer", "chat_template=toy"]
+    with pytest.raises(ValueError, match=r"0 usable of \d+ samples, repeat .*, \d+ too_long.* raise max_length"):
+        data_tool.main(["stats", *chosen, "max_length=3"])
