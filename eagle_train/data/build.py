@@ -48,8 +48,10 @@ def build_from_annotation(
 
     Raises:
         TooManyBadSamples: if more are bad, or all are; what was built is kept for the next attempt.
-        ValueError: if `out` holds something, or the annotation has no records.
+        ValueError: if `out` holds something, or the annotation is no file or has no records.
     """
+    if not annotation.is_file():
+        raise ValueError(f"no file annotation={annotation}")
     root = annotation.parent if media_root is None else media_root
 
     def split(work: Path) -> dict[str, Part]:

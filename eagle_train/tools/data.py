@@ -22,7 +22,7 @@ from eagle_train.data.recipe import Recipe, how_to_get, load_recipe
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_made
 from eagle_train.data.work_folder import at_work, work_folder
-from eagle_train.tools.data_arguments import check_keys, parse_values, root_of, whole
+from eagle_train.tools.data_arguments import check_keys, find_tars, parse_values, root_of, share, whole
 from eagle_train.tools.data_prepare import list_recipes, prepare_recipe, show_recipe
 from eagle_train.track.console import progress
 from eagle_train.train.config import build
@@ -116,7 +116,7 @@ def prepare_word(values: dict[str, str]) -> int:
         root_of(values),
         workers=whole(values, "workers", 1),
         samples_per_shard=whole(values, "samples_per_shard", 1000),
-        max_bad_share=float(values.get("max_bad_share", 0.01)),
+        max_bad_share=share(values, "max_bad_share", 0.01),
     )
 
 
@@ -198,6 +198,8 @@ def recipe_texts(recipe: Recipe, data_root: Path) -> Iterator[str]:
 def build_own(values: dict[str, str]) -> None:
     """Builds a source from annotations or tars, and writes a recipe that holds just it."""
     name, out = values["name"], Path(values["out"])
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError(f"name={name} is to be that of one folder in out={out}; give another folder as out=DIR")
     folder, workers = out / name, workers_of(values)
     if any(folder.glob("*.tar")):
         print(f"{folder} is there already; delete it to build it again")
@@ -220,18 +222,14 @@ def build_source(values: dict[str, str], folder: Path, workers: int) -> BuildRep
     """Builds the shards of `build_own`."""
     how = {
         "samples_per_shard": whole(values, "samples_per_shard", 1000),
-        "max_bad_share": float(values.get("max_bad_share", 0.01)),
+        "max_bad_share": share(values, "max_bad_share", 0.01),
         "workers": workers,
         "progress": progress,
         "media_root": Path(values["media_root"]) if "media_root" in values else None,
     }
     if "annotation" in values:
         return build_from_annotation(folder, annotation=Path(values["annotation"]), **how)
-    pattern = Path(values["tars"])
-    tars = sorted(pattern.parent.glob(pattern.name))
-    if not tars:
-        raise ValueError(f"no file matches tars={values['tars']}")
-    return build_from_tars(folder, tars=tars, **how)
+    return build_from_tars(folder, tars=find_tars(values["tars"]), **how)
 
 
 def print_report(report: BuildReport) -> None:

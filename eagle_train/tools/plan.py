@@ -56,7 +56,9 @@ def main(arguments: list[str]) -> int:
     config = load_config(options.overrides)
     if options.sbatch:
         return print_script(options, config)
-    ranks = options.ranks or config["engine"]["sequence_parallel"]
+    ranks = config["engine"]["sequence_parallel"] if options.ranks is None else options.ranks
+    if ranks < 1:
+        raise ValueError(f"--ranks {ranks} is at least 1")
     plan = make_plan(config, ranks, activations=options.activations)
     if options.json:
         print(json.dumps(plan))

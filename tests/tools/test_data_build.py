@@ -1,0 +1,59 @@
+"""`data build` says what is wrong with its arguments, and takes the tars that the other words take."""
+
+import io
+import json
+import tarfile
+
+import pytest
+
+from eagle_train.__main__ import main
+from eagle_train.data.shards import expected_shards
+
+
+@pytest.fixture
+def annotation(tmp_path):
+    turns = [{"from": "human", "value": "how many?"}, {"from": "gpt", "value": "two"}]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"conversations": turns}] * 3))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"annotation": "{}/absent.json"}, "no file annotation={}/absent.json"),
+        ({"annotation": "{}"}, "no file annotation={}"),
+        ({"name": "../elsewhere"}, "name=../elsewhere is to be that of one folder in out={}/out"),
+        ({"name": ".."}, "name=.. is to be that of one folder"),
+        ({"name": ""}, "name= is to be that of one folder"),
+        ({"max_bad_share": "1%"}, "max_bad_share=1% is no share, from 0 to 1"),
+        ({"max_bad_share": "2"}, "max_bad_share=2 is no share, from 0 to 1"),
+        ({"max_bad_share": "nan"}, "max_bad_share=nan is no share, from 0 to 1"),
+    ],
+)
+def test_a_wrong_argument_is_named_and_nothing_is_written(annotation, tmp_path, capsys, changed, said):
+    values = {"name": "own", "annotation": str(annotation), "out": str(tmp_path / "out"), "workers": "1"}
+    values |= {key: value.format(tmp_path) for key, value in changed.items()}
+    assert main(["data", "build", *(f"{key}={value}" for key, value in values.items())]) == 1
+    assert f"error: {said.format(tmp_path)}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [annotation]
+
+
+def test_tars_of_several_folders_and_other_makers_become_one_source(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        with tarfile.open(tmp_path / "in" / name / "s.tar", "w") as tar:
+            link = tarfile.TarInfo("0.json")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(link)
+            text = json.dumps({"question": "how many?", "answer": name}).encode()
+            member = tarfile.TarInfo("1.json")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    arguments = ["data", "build", "name=own", f"tars={tmp_path}/in/*/s.tar", f"out={tmp_path}/out", "workers=1"]
+    assert main(arguments) == 1
+    assert "2 of 4 samples are bad (2 bad_record), more than max_bad_share=0.01" in capsys.readouterr().err
+    assert main([*arguments, "max_bad_share=0.5"]) == 0
+    said = capsys.readouterr()
+    assert "read 4 = written 2 + bad 2" in said.out and said.err.count("'0.json' is a symbolic link") == 2
+    assert expected_shards(tmp_path / "out" / "own") == {"own-000000.tar": 2}
