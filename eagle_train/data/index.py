@@ -23,12 +23,12 @@ from eagle_train.data.locations import Location, file_name, parent, shown, stem
 from eagle_train.data.probe import probe_medium
 from eagle_train.data.schemas import Record, anywhere, parse_members
 from eagle_train.data.shard_reader import Member, ShardReader
-from eagle_train.data.shards import repeated_member, scan_shard
+from eagle_train.data.shards import num_expected, repeated_member, scan_shard
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import DamagedTable, read_metadata, write_table
 from eagle_train.types import Media, SampleError
 
-INDEX_VERSION = "5"
+INDEX_VERSION = "6"
 TEXT_MEMBERS = frozenset({"json", "txt"})
 MEMBERS_OR_WEB = Elsewhere()
 BLOCK = 512
@@ -159,7 +159,8 @@ def index_shard(shard: Location, visit: Visit | None = None, elsewhere: Elsewher
 
     The digest covers keys, names and sizes of members, the bytes of texts, facts of the media, the identity of those
     outside, and reasons; not the bytes of members, nor where in the shard they are. Where the tar is damaged, the whole
-    samples before that are indexed, and one bad row stands for all that follow.
+    samples before that are indexed, and one bad row stands for all that follow: where a manifest beside the shard says
+    how many samples it had, a bad row for each of those that are gone.
     """
     rows: list[Row] = []
     seen: set[str] = set()
@@ -184,7 +185,7 @@ def index_shard(shard: Location, visit: Visit | None = None, elsewhere: Elsewher
 
 
 def scan_rows(reader: ShardReader) -> Iterator[Row]:
-    """Yields a row of key and members per whole sample, and a bad one for what follows them in a damaged tar."""
+    """Yields a row of key and members per whole sample, and bad ones for what follows them in a damaged tar."""
     count, end = 0, 0
     try:
         for key, members in scan_shard(reader):
@@ -194,6 +195,8 @@ def scan_rows(reader: ShardReader) -> Iterator[Row]:
         start = -(-end // BLOCK) * BLOCK
         detail = f"nothing can be read from byte {start} on, after {count} whole samples: {error}"
         yield Row(f"rest from byte {start}", reason="missing_shard", detail=detail)
+        for number in range(count + 2, num_expected(reader.location) + 1):
+            yield Row(f"rest from byte {start}, sample {number}", reason="missing_shard", detail=detail)
 
 
 def probe_sample(reader: ShardReader, row: Row, hash_text: Callable[[bytes], object], elsewhere: Elsewhere) -> Record:
@@ -260,8 +263,10 @@ def read_record(
         elsewhere: see `parse_members`.
 
     Raises:
-        SampleError: see `parse_members`; `bad_record` also for two members of one extension.
+        SampleError: see `parse_members`; `bad_record` also for two members of one extension, and refused ones.
     """
+    if refused := next((member.refused for member in members if member.refused), ""):
+        raise SampleError(key, "bad_record", refused)
     if repeated := repeated_member(members):
         raise SampleError(key, "bad_record", f"member {repeated!r} occurs twice")
     contents = {m.name: reader.read(m) if m.name in TEXT_MEMBERS else b"" for m in members}

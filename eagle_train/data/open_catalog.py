@@ -11,9 +11,9 @@ from eagle_train.data.budget import LEFT_OUT, TooManyBadSamples
 from eagle_train.data.catalog import Catalog, CatalogShard, Source
 from eagle_train.data.index import index_path, index_stem
 from eagle_train.data.layout import Summary, from_metadata, layout_path
-from eagle_train.data.locations import Location, file_name, parent, stem
+from eagle_train.data.locations import Location, stem
 from eagle_train.data.quarantine import quarantined_rows, read_quarantine, report_unmatched
-from eagle_train.data.shards import expected_shards
+from eagle_train.data.shards import num_expected
 from eagle_train.data.tables import read_metadata, read_table
 
 
@@ -72,12 +72,11 @@ def open_shard(number: int, source: Source, shard: Location, layout: str, is_los
     """Returns a shard of source `number`; one that is not there has as many bad samples as its manifest says."""
     path = layout_path(index_stem(shard, source.index_dir), layout)
     if is_lost:
-        folder = parent(shard)
-        count = expected_shards(folder).get(file_name(shard), 1) if isinstance(folder, Path) else 1
+        count = num_expected(shard) or 1
         lost = Summary(num_samples=count, dropped={"missing_shard": count})
         return CatalogShard(source=number, location=shard, index_dir=source.index_dir, summary=lost, lost=True)
     summary = from_metadata(read_metadata(path))
-    wanted = expected_shards(shard.parent).get(shard.name, 0) if isinstance(shard, Path) else 0
+    wanted = num_expected(shard)
     if summary.num_samples < wanted and "missing_shard" not in summary.dropped:
         raise ValueError(
             f"{shard} holds {summary.num_samples} samples, shards.json beside it says {wanted}: it was cut between two "

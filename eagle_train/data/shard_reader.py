@@ -26,6 +26,8 @@ class Member:
     """Bytes from the start of the tar to the first byte of the content."""
     size: int
     """Bytes."""
+    refused: str = ""
+    """Why it may not be read, if so; an index keeps that as what is wrong with the sample."""
 
 
 class MemberFile(io.RawIOBase):

@@ -10,7 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from eagle_train.data.locations import Location
+from eagle_train.data.locations import Location, file_name, parent
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tar_headers import TarFile, tar_files
@@ -106,21 +106,26 @@ def expected_shards(folder: Path) -> dict[str, int]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def num_expected(shard: Location) -> int:
+    """Returns how many samples the manifest beside a shard says it has; 0 if it says nothing."""
+    folder = parent(shard)
+    return expected_shards(folder).get(file_name(shard), 0) if isinstance(folder, Path) else 0
+
+
 def scan_shard(shard: ShardReader | Location) -> Iterator[tuple[str, list[Member]]]:
     """Yields the key and members of every sample of a tar, from its headers alone.
 
     Members of one sample stand next to each other, as WebDataset demands; a member may occur twice, see
-    `repeated_member`. Folders and hidden files (`.DS_Store`) are passed over. The shard is read from start to end;
-    who reads the members as well should give a `ShardReader.read_ahead`.
+    `repeated_member`, or be refused, see `why_refused`. Folders and hidden files (`.DS_Store`) are passed over. The
+    shard is read from start to end; who reads the members as well should give a `ShardReader.read_ahead`.
 
     Raises:
-        ValueError: at the first damage, after the samples that are surely whole; for links, path tricks, absurd sizes.
+        ValueError: at the first damage, after the samples that are surely whole.
         OSError: if the shard cannot be read.
     """
     reader = (shard if isinstance(shard, ShardReader) else open_shard(shard)).read_ahead()
     key, members = None, []
     for file in tar_files(reader):
-        check_member(reader, file)
         name, extension = split_name(file.name)
         if extension is None:
             continue
@@ -128,17 +133,23 @@ def scan_shard(shard: ShardReader | Location) -> Iterator[tuple[str, list[Member
             if members:
                 yield key, members
             key, members = name, []
-        members.append(Member(extension, file.offset, file.size))
+        members.append(Member(extension, file.offset, file.size, why_refused(file)))
     if members:
         yield key, members
 
 
-def check_member(reader: ShardReader, file: TarFile) -> None:
-    """Raises ValueError for a tar member that is not of a sane name and size."""
+def why_refused(file: TarFile) -> str:
+    """Returns why a tar member may not be read: it is no plain file, or not of a sane name and size; empty if it may.
+
+    Only its sample is lost by that: what stands behind it in the tar can be read.
+    """
+    if file.refused:
+        return f"member {file.name!r} is {file.refused}; only plain files are read"
     if file.name.startswith("/") or (".." in file.name and ".." in file.name.split("/")):
-        raise ValueError(f"{reader}: member {file.name!r} points outside the archive")
+        return f"member {file.name!r} points outside the archive"
     if file.size > MAX_MEMBER_BYTES:
-        raise ValueError(f"{reader}: member {file.name!r} claims {file.size} bytes (limit {MAX_MEMBER_BYTES})")
+        return f"member {file.name!r} has {file.size} bytes (limit {MAX_MEMBER_BYTES})"
+    return ""
 
 
 def split_name(name: str) -> tuple[str, str | None]:

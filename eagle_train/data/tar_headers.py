@@ -1,4 +1,4 @@
-"""The plain files in a tar, from its headers alone: what `tarfile` reads, without its leniency.
+"""The files in a tar, from its headers alone: what `tarfile` reads, without its leniency.
 
 `tarfile` takes a damaged header behind the first member for the end of the archive, and files after a first end
 mark are lost on it; here both are errors, for a sample that is gone must be noticed. It also makes an object of
@@ -25,14 +25,9 @@ MAX_TAIL_BYTES = 1 << 20
 FILE = frozenset({b"0", b"\0", b"7"})
 FOLDER, LONG_NAME, LONG_LINK = b"5", b"L", b"K"
 PAX, PAX_FOR_ALL = frozenset({b"x", b"X"}), b"g"
-REFUSED = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a device",
-    b"4": "a device",
-    b"6": "a fifo",
-    b"S": "a sparse file",
-}
+WITHOUT_CONTENT = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a fifo"}
+"""Whatever size their headers state."""
+SPARSE = b"S"
 PACKED = (b"\x1f\x8b\x08", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 """How gzip, xz and Zstandard files begin."""
 OCTAL = re.compile(rb"[0-7]*")
@@ -40,7 +35,7 @@ PAX_RECORD = re.compile(rb"(\d{1,8}) ([^=]+)=")
 
 
 class TarFile(NamedTuple):
-    """A plain file in a tar."""
+    """A member of a tar that is no folder."""
 
     name: str
     """As it is written; bytes that are no UTF-8 appear as `\\xff`."""
@@ -48,6 +43,8 @@ class TarFile(NamedTuple):
     """Bytes from the start of the tar to the content."""
     size: int
     """Bytes."""
+    refused: str = ""
+    """What it is instead of a plain file, for example `a symbolic link`; empty for one."""
 
 
 @dataclass(slots=True)
@@ -63,11 +60,13 @@ class _Damage(Exception):
 
 
 def tar_files(shard: ShardReader) -> Iterator[TarFile]:
-    """Yields the files of a tar in order, without its folders; each is known to be whole.
+    """Yields the members of a tar in order, without its folders; each is known to be whole.
+
+    One that is no plain file is given as such, for it hides nothing of what follows it.
 
     Raises:
         ValueError: after the files before it, for damage, an end that is cut off, data after the end mark, or a
-            member that is no plain file.
+            sparse file, whose length in the tar its header does not tell.
     """
     at, total = 0, shard.size
     for_all, extended = _Extended(), None
@@ -98,15 +97,17 @@ def tar_files(shard: ShardReader) -> Iterator[TarFile]:
                 text = name.decode("utf-8", "backslashreplace")
                 if kind == FOLDER or (kind == b"\0" and name.endswith(b"/")):  # the second of old V7 tars
                     size = 0  # what some writers state is no content
-                elif kind not in FILE:
-                    what = REFUSED.get(kind, f"of type {kind!r}")
-                    raise ValueError(f"{shard}: member {text!r} is {what}; only plain files are read")
+                elif kind in WITHOUT_CONTENT:
+                    size = 0
+                    yield TarFile(text, start, size, WITHOUT_CONTENT[kind])
+                elif kind == SPARSE:
+                    raise ValueError(f"{shard}: member {text!r} is a sparse file; only plain files are read")
                 elif start + size > total:
                     raise _Damage(f"member {text!r} has {max(0, total - start)} of {size} bytes")
                 elif not name or b"\0" in name:
                     raise _Damage(f"member {text!r} has no sane name")
                 else:
-                    yield TarFile(text, start, size)
+                    yield TarFile(text, start, size, "" if kind in FILE else f"of type {kind!r}")
             at = start + -(-size // BLOCK) * BLOCK
         if extended is not None:
             raise _Damage("the member that an extended header announces is not there")

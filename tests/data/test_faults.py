@@ -1,13 +1,14 @@
 """Shards and records that break under the loader: each is named with key and shard, and the rest comes through."""
 
 import os
+import tarfile
 
 import pytest
 
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source
 from eagle_train.data.loader import RowDataset
-from eagle_train.data.shards import write_shards
+from eagle_train.data.shards import scan_shard, write_shards
 from eagle_train.types import SampleError
 from tests.catalogs import read_catalog
 from tests.data.loads import digest, errors, jpeg, load, open_data, row_of, tiny_encoder
@@ -33,9 +34,27 @@ def test_of_a_shard_cut_before_its_index_is_built_the_whole_samples_stay(tmp_pat
     source = Source(name="s", shards=shards)
     with pytest.raises(TooManyBadSamples, match=r"rest from byte \d+: missing_shard: .*s-000002\.tar is not"):
         read_catalog([source], encoder, 64, share=0.0)
-    catalog = read_catalog([source], encoder, 64)
-    assert catalog.dropped() == {"s": {"missing_shard": 1}}
-    assert 15 < catalog.source_summaries()[0].num_usable < 20
+    with pytest.raises(TooManyBadSamples, match=r"s: 4 of 20 samples are bad \(4 missing_shard\)"):
+        read_catalog([source], encoder, 64, share=0.1)  # every sample that is gone counts, not the shard once
+    catalog = read_catalog([source], encoder, 64, share=0.2)
+    (summary,) = catalog.source_summaries()
+    assert catalog.dropped() == {"s": {"missing_shard": 4}} and (summary.num_usable, summary.num_samples) == (16, 20)
+
+
+def test_of_a_tar_with_a_link_in_it_only_that_sample_is_lost(tmp_path, encoder):
+    (shard,) = write_shards(GOOD[:4], tmp_path / "s")
+    data = shard.read_bytes()
+    member = next(members[0] for key, members in scan_shard(shard) if key == "good002")
+    link = tarfile.TarInfo("good001.0.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    at = member.offset - 512
+    shard.write_bytes(data[:at] + link.tobuf() + data[at:])
+    catalog = read_catalog([Source(name="s", shards=[shard])], encoder, 64, share=0.3)
+    ((_, error),) = catalog.errors()
+    assert (error.key, error.reason) == ("s/s-000000/good001", "bad_record")
+    assert error.detail == "member 'good001.0.png' is a symbolic link; only plain files are read"
+    read = row_of(catalog, RowDataset(catalog, encoder), [0, 2, 3])
+    assert list(read.keys) == [f"s/s-000000/good{n:03d}" for n in (0, 2, 3)] and not read.errors
 
 
 def test_a_shard_cut_after_its_index_was_built_is_noticed_at_the_next_start(found, encoder):

@@ -103,14 +103,23 @@ def test_large_images_of_other_formats_are_known_too(tmp_path, kind):
 
 
 @pytest.mark.parametrize("cut", [0.999, 0.7, 0.5, 0.21, 0.01])
-def test_whole_samples_before_the_damage_are_kept_and_the_rest_is_one_bad_row(tmp_path, cut):
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_whole_samples_before_the_damage_are_kept_and_the_rest_is_bad(tmp_path, cut, has_manifest):
+    """Each that is gone is a row of its own where a manifest tells how many there were, else one row is all of them."""
     (shard,) = write_shards(samples(), tmp_path / "s")
+    if not has_manifest:
+        (tmp_path / "s" / "shards.json").unlink()
     whole = rows(shard)
     ends = [max(m["offset"] + m["size"] for m in row["members"]) for row in whole]
     length = int(ends[-1] * cut)
     shard.write_bytes(shard.read_bytes()[:length])
-    *good, bad = rows(shard)
+    found = rows(shard)
+    good = [row for row in found if row["reason"] is None]
+    bad, *more = found[len(good) :]
     surely = sum(end <= length for end in ends)
+    assert len(more) == (len(whole) - len(good) - 1 if has_manifest else 0)
+    assert all(row == bad | {"key": row["key"]} for row in more)
+    assert [row["key"] for row in more] == [f"{bad['key']}, sample {n}" for n in range(len(good) + 2, len(found) + 1)]
     assert good == whole[: len(good)] and surely - 1 <= len(good) <= surely < 5
     assert bad["reason"] == "missing_shard" and not bad["members"] and not bad["media"]
     offset = -(-ends[len(good) - 1] // 512) * 512 if good else 0
@@ -124,8 +133,10 @@ def test_a_broken_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
     data = bytearray(shard.read_bytes())
     data[place : place + 100] = b"\xab" * 100
     shard.write_bytes(data)
-    *good, bad = rows(shard)
-    assert good == whole[: len(good)] and len(good) in (2, 3)
+    found = rows(shard)
+    good = [row for row in found if row["reason"] is None]
+    bad = found[len(good)]
+    assert good == whole[: len(good)] and len(good) in (2, 3) and len(found) == len(whole)
     assert bad["reason"] == "missing_shard" and f"at byte {place}" in bad["detail"]
 
 
