@@ -168,7 +168,7 @@ def recipe_path(name: str) -> Path:
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"no recipe {name}{hint} Known: {', '.join(known)}, or a path to a .yaml file")
+        raise ValueError(f"no recipe {name}{hint}; known are {', '.join(known)}, or a path to a .yaml file")
     return path
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -201,21 +201,37 @@ def build_own(values: dict[str, str]) -> None:
     if name in ("", ".", "..") or "/" in name:
         raise ValueError(f"name={name} is to be that of one folder in out={out}; give another folder as out=DIR")
     folder, workers = out / name, workers_of(values)
+    origin, path = values.get("annotation", values.get("tars")), out / f"{name}.yaml"
     if any(folder.glob("*.tar")):
+        made_of = yaml.safe_load(path.read_text())["datasets"][name]["origin"] if path.exists() else origin
+        if made_of != origin:
+            raise ValueError(f"{folder} was built from {made_of}, not from {origin}; delete it, or give another name")
         print(f"{folder} is there already; delete it to build it again")
-        index_all(sorted(folder.glob("*.tar")), name, workers)
     else:
         print_report(build_source(values, folder, workers))
+    shards = sorted(folder.glob("*.tar"))
+    index_all(shards, name, workers)
+    print_unusable(shards)
     card = {
-        "description": f"built from {values.get('annotation', values.get('tars'))}",
+        "description": f"built from {origin}",
         "licence": "that of its source",
-        "origin": values.get("annotation", values.get("tars")),
+        "origin": origin,
         "shards": f"{name}/*.tar",
     }
     recipe = {"name": name, "description": f"{name} alone", "sources": {name: {"repeat": 1.0}}}
-    path = out / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe | {"datasets": {name: card}}, sort_keys=False))
     print(f"recipe: {path}")
+
+
+def print_unusable(shards: Sequence[Path]) -> None:
+    """Prints how many samples of indexed shards cannot be used, by reason; says nothing where all can."""
+    tables = [read_made(partial(ensure_index, shard)) for shard in shards]
+    reasons = Counter(reason for table in tables for reason in table["reason"].to_pylist() if reason)
+    if reasons:
+        number = sum(table.num_rows for table in tables)
+        print(f"of {number} samples, {reasons.total()} cannot be used; `data lint` names them")
+    for reason, count in sorted(reasons.items()):
+        print(f"  {reason}: {count}")
 
 
 def build_source(values: dict[str, str], folder: Path, workers: int) -> BuildReport:

@@ -57,3 +57,21 @@ def test_tars_of_several_folders_and_other_makers_become_one_source(tmp_path, ca
     said = capsys.readouterr()
     assert "read 4 = written 2 + bad 2" in said.out and said.err.count("'0.json' is a symbolic link") == 2
     assert expected_shards(tmp_path / "out" / "own") == {"own-000000.tar": 2}
+
+
+def test_what_the_index_finds_bad_is_told_and_another_annotation_does_not_take_the_name(annotation, tmp_path, capsys):
+    (tmp_path / "empty.jpg").touch()
+    record = {"image": "empty.jpg", "conversations": [{"from": "human", "value": "<image>?"}]}
+    record["conversations"].append({"from": "gpt", "value": "two"})
+    annotation.write_text(json.dumps([*json.loads(annotation.read_text()), record]))
+    arguments = ["data", "build", "name=own", f"out={tmp_path}/out", "workers=1"]
+    for _ in range(2):
+        assert main([*arguments, f"annotation={annotation}"]) == 0
+        assert (
+            "of 4 samples, 1 cannot be used; `data lint` names them\n  unreadable_image: 1" in capsys.readouterr().out
+        )
+    recipe = (tmp_path / "out" / "own.yaml").read_text()
+    other = annotation.rename(tmp_path / "other.json")
+    assert main([*arguments, f"annotation={other}"]) == 1
+    assert f"own was built from {annotation}, not from {other}" in capsys.readouterr().err
+    assert (tmp_path / "out" / "own.yaml").read_text() == recipe
