@@ -12,6 +12,7 @@ from tests.runs import config, losses, must_run, overrides, rows
 from tests.test_resume import run_until
 
 pytestmark = pytest.mark.slow
+ANSWERS = ("yes", "no, 7", "red!", "a dog")
 BROKEN = "mine/mine-000000/broken"
 
 
@@ -19,7 +20,9 @@ BROKEN = "mine/mine-000000/broken"
 def run(data, tmp_path_factory):
     """A run of 1 + 9 steps, stopped after global step 6 and resumed; one sample is bad when decoded."""
     folder = tmp_path_factory.mktemp("replay")
-    samples = [*GOOD, BAD["too_long"], ("broken", record(), {"0.png": corrupt()})]
+    # Their answers differ, so that the loss tells which samples it is of.
+    good = [(key, record(answer=ANSWERS[k % len(ANSWERS)]), media) for k, (key, _, media) in enumerate(GOOD)]
+    samples = [*good, BAD["too_long"], ("broken", record(), {"0.png": corrupt()})]
     more = [*add_source(data, folder, samples), "schedule.sft.num_epochs=null", "schedule.sft.num_steps=9"]
     more += ["data.max_bad_share=0.5", "schedule.sft.rows_per_step=2", "schedule.sft.max_length=128"]
     chosen = config(data, folder / "run", *more, "save_every=3", "keep_last=2")
