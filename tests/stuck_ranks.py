@@ -1,7 +1,8 @@
 """`python -m tests.stuck_ranks CASE FOLDER [overrides]` on two ranks: rank 1 gets stuck in the third step.
 
 Case `loader` is a run of the overrides, which never gets data; `storage` is one rank whose watchdog cannot raise an
-alarm; the others are a loop of few lines with the beats of the trainer.
+alarm; `groups` is a run that prints for how many seconds each of its groups waits instead of training; the others are a
+loop of few lines with the beats of the trainer.
 """
 
 from __future__ import annotations
@@ -77,10 +78,29 @@ def stuck_loader(overrides: list[str]) -> int:
     return run(overrides)
 
 
+def print_waits(overrides: list[str]) -> None:
+    """Prints the time-outs of all groups of a run, seconds, when it is about to train."""
+    import torch
+
+    from eagle_train.__main__ import main as run
+    from eagle_train.train.trainer import Trainer
+
+    def look(self):
+        groups = torch.distributed.distributed_c10d._world.pg_map
+        waits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+        print("waits:", *(wait.total_seconds() for wait in waits))
+        sys.exit(0)
+
+    Trainer.fit = look
+    run(overrides)
+
+
 if __name__ == "__main__":
     case, folder, *overrides = sys.argv[1:]
     if case == "loader":
         sys.exit(stuck_loader(overrides))
+    if case == "groups":
+        print_waits(overrides)
     if case == "storage":
         lose_storage(Path(folder))
     loop(case, Path(folder))

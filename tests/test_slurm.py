@@ -125,6 +125,13 @@ class Job:
                 continue
         raise AssertionError(f"no process of rank {rank}")
 
+    def has_rank(self, rank):
+        """Whether a process of a rank is alive."""
+        try:
+            return self.pid(rank) > 0
+        except AssertionError:
+            return False
+
 
 def is_up(cluster):
     """Whether n2 is used again: it is idle, or planned for a job that waits."""
@@ -152,7 +159,8 @@ def test_a_run_disturbed_in_every_way_ends_like_one_that_was_not(data, cluster, 
         """Waits until the job is requeued, and lets it start at once, where SLURM waits for two minutes."""
         patient(f"restart {restarts}", lambda: job.field("Restarts") == str(restarts), run)
         patient("PENDING", lambda: job.field("JobState") == "PENDING", run)
-        time.sleep(1.2)  # a node refuses a job that it was told to kill in the same second
+        patient("the end of its ranks", lambda: not job.has_rank(1), run)  # a node that was down ends what it had late
+        time.sleep(2)  # a node refuses a job that it was told to kill in the same second
         if changes:
             job.update(**changes)
         patient(f"start {restarts}", job.hurry, run)
