@@ -229,7 +229,8 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(plain, data, tmp_path
     imported(plain, tmp_path / "ours")
     for path in (data / "tokenizer").iterdir():
         shutil.copy(path, tmp_path / "ours" / path.name)
-    with pytest.raises(ValueError, match=r"does not have <img>, </img>, .* list them in new_tokens"):
+    said = r"does not have <\|im_start\|>, <\|im_end\|>, <img>, </img>, .* list them in new_tokens"
+    with pytest.raises(ValueError, match=said):
         export_released(tmp_path / "ours", tmp_path / "back")
 
 
