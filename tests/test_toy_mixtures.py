@@ -8,7 +8,7 @@ from eagle_train.train.app import train
 from eagle_train.train.config import load_config
 from tests.runs import losses, overrides
 
-NUM_STEPS = 80
+NUM_STEPS = 110
 
 
 @pytest.mark.slow
@@ -29,4 +29,4 @@ def test_the_loss_of_a_toy_run_falls(mixture, data, tmp_path):
     assert train(load_config([*own, f"mixture={mixture}", *steps, *rates]))
     curve = losses(tmp_path / "run")[2:]
     assert len(curve) == NUM_STEPS
-    assert statistics.mean(curve[-5:]) < 0.55 * statistics.mean(curve[:5])
+    assert statistics.mean(curve[-5:]) < 0.5 * statistics.mean(curve[:5])

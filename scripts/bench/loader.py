@@ -4,17 +4,18 @@
     python scripts/bench/loader.py --photos FOLDER --tile 336 --tokens-per-tile 144 --workers 8
     pip install webdataset megatron-energon mosaicml-streaming      # peers; those not installed are left out
 
-Every loader reads samples of the same shards (mosaicml-streaming: the same samples in its own format), decodes the
-JPEG with Pillow, pads it to a square and resizes it, and tokenizes the conversation, all by the same functions.
-Each gives batches of about as many samples, laid end to end: a row of ours, for the peers as many samples as our
-rows hold on average. All have the same number of workers of one thread and prefetch alike. Energon and
-webdataset shuffle in a buffer and read shards in sequence, mosaicml-streaming shuffles blocks, ours a whole window.
+Every loader reads samples of the same shards (mosaicml-streaming: the same samples in its own format), decodes the JPEG
+with Pillow, pads it to a square and resizes it, and tokenizes the conversation, all by the same functions; ours takes
+the tokens from its index, which is made before. Each gives batches of about as many samples, laid end to end: a row of
+ours, for the peers as many samples as our rows hold on average. All have the same number of workers of one thread and
+prefetch alike. Energon and webdataset shuffle in a buffer and read shards in sequence, mosaicml-streaming shuffles
+blocks, ours a whole window.
 
 `bare` is as many processes that decode, resize and tokenize bytes they hold in memory, and nothing else. Loaders take
 turns, and the order is reversed from one round to the next; ratios are taken within a round, and their median counts.
-`blank` is a second pass in which nothing is decoded: what is left is the loader's own cost per sample, with
-tokenizing, of which `bare` has the time. CPU time is that of all processes together; it suffers less than the clock
-from others on the machine.
+`blank` is a second pass in which nothing is decoded: what is left is the loader's own cost per sample, and
+tokenizing for all but ours, of which `bare` has the time. CPU time is that of all processes together; it suffers less
+than the clock from others on the machine.
 
 At last a toy GPU consumes ours: its steps take as long as a GPU would that needs a share of the loader's rate, and
 the time each step waits for its data is noted. The last line is JSON.
