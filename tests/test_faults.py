@@ -89,7 +89,7 @@ def test_a_shard_that_is_gone_or_cut_at_the_next_start_is_named(mine, tmp_path, 
     run_until(chosen, 5, monkeypatch)
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match=r"mine-000001\.tar: 5 samples, .* -> 2 samples, 1 usable, .* Restore"):
+    with pytest.raises(ConfigError, match=r"mine-000001\.tar: 5 samples, .* -> 5 samples, 1 usable, .* Restore"):
         train(chosen)
     shard.unlink()
     with pytest.raises(ConfigError, match=r"with another plan: data\.mine\.mine-000001\.tar: 5 samples, .* Restore"):

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 
 from eagle_train.__main__ import main
@@ -142,16 +144,29 @@ def test_a_folder_that_cannot_be_written_is_named(annotation, tmp_path):
 
 
 def stop_when(process, there, number=signal.SIGKILL):
-    """Sends a signal to a process as soon as something is there; returns what it printed.
+    """Sends a signal to a process as soon as something is there; returns what it printed, once its workers are gone.
 
-    Ctrl-C goes to its workers as well, as in a terminal.
+    Ctrl-C goes to its workers as well, as in a terminal; else each ends when it has done what it is at.
     """
     deadline = time.monotonic() + 120
     while not there():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.002)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    return process.communicate(timeout=120)
+    said = process.communicate(timeout=120)
+    while lives(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return said
+
+
+def lives(group):
+    """Whether a process of a group is alive; one that is dead, and that nobody has asked for, is not."""
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 @pytest.mark.slow
