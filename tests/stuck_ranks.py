@@ -1,8 +1,8 @@
 """`python -m tests.stuck_ranks CASE FOLDER [overrides]` on two ranks: rank 1 gets stuck in the third step.
 
-Case `loader` is a run of the overrides, which never gets data; `storage` is one rank whose watchdog cannot raise an
-alarm; `groups` is a run that prints for how many seconds each of its groups waits instead of training; the others are a
-loop of few lines with the beats of the trainer.
+Case `loader` is a run of the overrides, which never gets data, and `construction` one which never gets its weights;
+`storage` is one rank whose watchdog cannot raise an alarm; `groups` is a run that prints for how many seconds each of
+its groups waits instead of training; the others are a loop of few lines with the beats of the trainer.
 """
 
 from __future__ import annotations
@@ -78,6 +78,22 @@ def stuck_loader(overrides: list[str]) -> int:
     return run(overrides)
 
 
+def stuck_construction(overrides: list[str]) -> int:
+    """Runs a run whose rank 1 never gets the weights of its model."""
+    from eagle_train.__main__ import main as run
+    from eagle_train.train.placement import Construction
+
+    finish = Construction.finish
+
+    def stuck(self, **settings):
+        if dist.rank() == 1:
+            time.sleep(FOR_EVER)
+        return finish(self, **settings)
+
+    Construction.finish = stuck
+    return run(overrides)
+
+
 def print_waits(overrides: list[str]) -> None:
     """Prints the time-outs of all groups of a run, seconds, when it is about to train."""
     import torch
@@ -99,6 +115,8 @@ if __name__ == "__main__":
     case, folder, *overrides = sys.argv[1:]
     if case == "loader":
         sys.exit(stuck_loader(overrides))
+    if case == "construction":
+        sys.exit(stuck_construction(overrides))
     if case == "groups":
         print_waits(overrides)
     if case == "storage":

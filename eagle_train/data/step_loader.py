@@ -156,13 +156,17 @@ class Workers:
         self._processes = set(multiprocessing.active_children()) - others
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
-        held: deque[list[int]] = deque()
+        held: deque[tuple[list[int], list[PackedBatch]]] = deque()
         for first in self._batches:
             made = [first, *islice(self._batches, self._loader.micro_batches - 1)]
-            yield [self._take(row) for row in made]
-            held.append([row.slot for row in made if isinstance(row, HandedOver)])
+            slots = [row.slot for row in made if isinstance(row, HandedOver)]
+            rows = [self._take(row) for row in made]
+            yield rows
+            # Who frees a tensor lets go of Python's lock: done here, it costs the one who trains no wait for it.
+            held.append((slots, rows if slots else []))
             if len(held) > HELD:
-                self._free.extend(held.popleft())
+                freed, _ = held.popleft()
+                self._free.extend(freed)
 
     def close(self) -> None:
         """Ends the processes; Python's own end would wait for them, and they pass over its signal."""

@@ -135,7 +135,9 @@ def start_watchdog(config: Mapping[str, Any], heart: Heart) -> Watchdog | ExitSt
     """Returns the watchdog of this start of the run, or something else to close where the config has none."""
     if config["watchdog"] is None:
         return ExitStack()
-    return Watchdog(new_folder(Path(config["run_dir"])), heart, build(config["watchdog"]))
+    limits = build(config["watchdog"])
+    dist.wait_at_most(limits.collective_seconds)  # of building the model too
+    return Watchdog(new_folder(Path(config["run_dir"])), heart, limits)
 
 
 def start(
@@ -152,6 +154,7 @@ def start(
     checkpoints = CheckpointDir(folder / "checkpoints", make_retention(config))
     seed_everything(config["seed"])
     placement = build_placement(config["engine"])
+    stack.callback(start_watchdog(config, heart).close)  # from here on ranks wait for each other's weights
     construction = Construction(lambda: assemble_model(config, build(config["mixture"])), placement)
     model = construction.model
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
@@ -172,7 +175,6 @@ def start(
     add_adapters(config, model)
     construction.finish(initial=latest is None)
     state.config_hash = hash_of(text)
-    stack.callback(start_watchdog(config, heart).close)
     goodput = Goodput(folder / GOODPUT if dist.rank() == 0 else None, started=started)
     stack.callback(goodput.close)
     goodput.resumed(state.global_step)

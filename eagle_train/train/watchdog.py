@@ -104,7 +104,7 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread; what it wrote is deleted, unless there was an alarm."""
+        """Ends the thread; what it wrote, and folders that are empty then, are deleted, unless there was an alarm."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -115,8 +115,8 @@ class Watchdog:
         if not (self.folder / ALARM).exists():
             for kind in ("json", "stacks"):
                 self._path(kind).unlink(missing_ok=True)
-            remove_if_empty(self.folder)
-            remove_if_empty(self.folder.parent)
+            for folder in (self.folder, self.folder.parent, self.folder.parent.parent):  # the last is the run's
+                remove_if_empty(folder)
 
     def _path(self, kind: str) -> Path:
         return self.folder / f"rank-{self.rank:05d}.{kind}"

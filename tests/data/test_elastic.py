@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eagle_train.data.balance import CostModel
-from eagle_train.data.degrade import EachByItself
+from eagle_train.data.degrade import AutomaticDegradeSampling, EachByItself
 from eagle_train.data.encode import Encoder
 from eagle_train.data.frames import FrameRate
 from eagle_train.data.images import ImageReader
@@ -21,6 +21,7 @@ from eagle_train.data.recipe import load_recipe, recipe_sources
 from eagle_train.data.row_buffers import row_bytes
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import Cursor, steps
+from eagle_train.data.tile_grids import ImageAreaPreservation
 from eagle_train.data.tiling import PadToSquare
 from eagle_train.data.video_frames import PyAvVideo
 from eagle_train.train.assemble import load_tokenizer
@@ -28,10 +29,11 @@ from eagle_train.train.config import build, load_choice
 from tests.catalogs import read_catalog
 
 COST = CostModel(per_token=1e6, per_token_squared=1e3, per_tile=5e6)
-# Two stages of one run, each another mixture in rows of another length; step counts go through several epochs.
+# Two stages of one run, each another mixture in rows of another length, the second under Automatic Degrade Sampling;
+# step counts go through several epochs.
 STAGES = (
     {"max_length": 256, "rows_per_step": 5, "window_rows": 8, "repeats": (1, 1, 2, 1, "0.5"), "num_epochs": None},
-    {"max_length": 384, "rows_per_step": 6, "window_rows": 5, "repeats": ("0.3", 1, 1, 3, 0), "num_epochs": 2},
+    {"max_length": 60, "rows_per_step": 6, "window_rows": 5, "repeats": ("0.3", 1, 1, 3, 0), "num_epochs": 2},
 )
 NUM_STEPS = (16, None)
 
@@ -58,13 +60,15 @@ def stages(data):
         tokens_per_tile=4,
         loss_weight=square_root,
     )
+    ads = AutomaticDegradeSampling(frames=FrameRate(fps=8.0, min_frames=2, max_frames=64))
+    degrading = replace(encoder, tiling=ImageAreaPreservation(tile_size=16), degrade=ads)
     sources = recipe_sources(load_recipe(str(data / "small.yaml")), data)
     made = []
-    for values, end in zip(STAGES, NUM_STEPS, strict=True):
-        catalog = read_catalog(sources, encoder, values["max_length"])
+    for values, end, encodes in zip(STAGES, NUM_STEPS, (encoder, degrading), strict=True):
+        catalog = read_catalog(sources, encodes, values["max_length"])
         repeats = tuple(Fraction(str(repeat)) for repeat in values["repeats"])
         plan = PlanConfig(**values | {"repeats": repeats, "cost": COST, "seed": 3})
-        made.append(Stage(RowDataset(catalog, encoder), plan, end))
+        made.append(Stage(RowDataset(catalog, encodes), plan, end))
     return made
 
 
@@ -116,6 +120,16 @@ def test_the_run_has_epochs_images_and_windows_enough_to_mean_something(stages, 
     assert last[0].epoch >= 1 and last[1].epoch == 1 and max(place.window for place in last) >= 1
     assert len(whole[0]) == 80 and len(whole[1]) > 12
     assert len(set(whole[0] + whole[1])) == len(whole[0] + whole[1])
+
+
+def test_the_second_stage_has_samples_that_get_less_than_they_ask_for(stages):
+    tight = stages[1].dataset.catalog
+    ample = read_catalog(tight.sources, stages[1].dataset.encoder, 4096)
+    layouts = [(tight.layout_of(number), ample.layout_of(number)) for number in range(len(tight))]
+    used = [(here, there) for here, there in layouts if here.num_tokens]
+    assert len(used) > len(layouts) / 2
+    assert sum(here.num_frames < there.num_frames for here, there in used) > 3
+    assert sum(here.num_tiles < there.num_tiles for here, there in used) > 20
 
 
 @pytest.mark.slow

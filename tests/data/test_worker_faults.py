@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,14 @@ def soon_none_but(others):
     while (left := set(multiprocessing.active_children()) - others) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not left
+
+
+@pytest.mark.slow
+def test_a_step_that_is_done_with_is_freed_by_the_thread_that_collects(found, encoder):
+    """To free it takes turns of Python's lock, for which the one who trains would wait."""
+    freed = []
+    for _, rows in load(RowDataset(found, encoder), workers=1):
+        for row in rows:
+            weakref.finalize(row.pixels, lambda: freed.append(threading.current_thread().name))
+        del rows, row
+    assert len(freed) > 8 and set(freed[:-4]) == {"ahead"}

@@ -198,3 +198,15 @@ def test_a_loader_that_hangs_ends_the_run_with_its_samples_named(data, tmp_path)
     report, _ = reports(run)
     assert "rank 1 (" in report and "rank 0 (" not in report
     assert "in phase data of step 2" in report and "samples: small_" in report
+
+
+@pytest.mark.slow
+def test_a_rank_that_gets_no_weights_ends_the_run(data, tmp_path):
+    run = tmp_path / "run"
+    limits = ["watchdog.start_seconds=15", "watchdog.answer_seconds=10", "schedule.pretrain.rows_per_step=2"]
+    ends = run_ranks(["construction", "-", *overrides(data, run, *limits)], 2, "tests.stuck_ranks")
+    assert [code for code, _ in ends] == [STALLED] * 2, ends
+    report, stacks = reports(run)
+    assert "rank 1 (" in report and "rank 0 (" not in report
+    assert "in phase start of step 0" in report
+    assert re.search("in stuck$", stacks[1], re.MULTILINE) and "torch/distributed" in stacks[0]
