@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from eagle_train.data.chat import ChatTemplate, backend_of, first_of
 from eagle_train.data.literals import MARK
-from eagle_train.data.offsets import num_begun
+from eagle_train.data.offsets import Tokens, num_begun
+from eagle_train.data.spelling import spelling_of
 from eagle_train.data.text_tokens import TextTokens
 from eagle_train.types import Message, Sample
 
@@ -66,31 +67,51 @@ class AnswerCounter:
         added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if not token.single_word}
         self._closing = frozenset(index for index, token in added.items() if not token.rstrip)
         self._opening = frozenset(index for index, token in added.items() if not token.lstrip)
-        self._start: list[int] = template.encode((), tokenizer)[0].ids.tolist()
+        self._start = template.encode((), tokenizer)[0].ids.astype(np.int32)
         self._tokenizer = tokenizer
         self._backend = backend_of(tokenizer)
+        self._spelling = spelling_of(tokenizer)
 
     def tokenize(self, conversations: Iterable[Sequence[Message]]) -> list[TokenizedText]:
         """Returns the tokens of each conversation, and the ends of all its answers."""
         marked = (self._template.mark(messages, self._tokenizer) for messages in conversations)
         laid_out = [lay_out_text(self._template, messages) for messages in marked]
-        texts = dict.fromkeys(run.text for runs in laid_out for run in runs)  # prompts are in many of them
-        encoded: dict[str, Encoding] = {}
-        for same in ([text for text in texts if MARK not in text], [text for text in texts if MARK in text]):
+        encoded = self._encode(dict.fromkeys(run.text for runs in laid_out for run in runs))  # prompts are in many
+        return [self._count(runs, encoded) for runs in laid_out]
+
+    def _encode(self, texts: Iterable[str]) -> dict[str, Tokens]:
+        """Returns the tokens of each text."""
+        encoded: dict[str, Tokens] = self._encode_spelled([text for text in texts if MARK not in text])
+        rest = [text for text in texts if text not in encoded]
+        for same in ([text for text in rest if MARK not in text], [text for text in rest if MARK in text]):
             if same:
                 encodings = self._backend_for(same[0]).encode_batch(same, add_special_tokens=False)
                 encoded |= zip(same, encodings, strict=True)
-        return [self._count(runs, encoded) for runs in laid_out]
+        return encoded
+
+    def _encode_spelled(self, texts: Sequence[str]) -> dict[str, Tokens]:
+        """Returns the tokens of those texts whose spelling tells where they stand.
+
+        A tokenizer for which it seldom does, for example one that drops spaces, is not asked again.
+        """
+        if self._spelling is None or not texts:
+            return {}
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        placed = (self._spelling.place(text, e.ids) for text, e in zip(texts, encodings, strict=True))
+        found = {text: tokens for text, tokens in zip(texts, placed, strict=True) if tokens is not None}
+        if len(found) < len(texts) / 2:
+            self._spelling = None
+        return found
 
     def _backend_for(self, text: str) -> Tokenizer:
         """Returns what tokenizes a text of `render`, with marks or without."""
         return self._template.backend_for(text, self._tokenizer) if MARK in text else self._backend
 
-    def _count(self, runs: Sequence[Run], encoded: Mapping[str, Encoding]) -> TokenizedText:
+    def _count(self, runs: Sequence[Run], encoded: Mapping[str, Tokens]) -> TokenizedText:
         """Returns the tokens of one conversation, and the ends of all its answers."""
-        ids, run_ends, stretches = [*self._start], [], []
-        ends = []
-        targets = 0
+        parts = [self._start]
+        num_tokens, targets = len(self._start), 0
+        run_ends, stretches, ends = [], [], []
         for run in runs:
             encoding = encoded[run.text]
             learnt = learnt_tokens(encoding, run.learnt, self._backend)
@@ -104,14 +125,16 @@ class AnswerCounter:
                     learnt_here = sum(end - first for first, end in learnt_tokens(alone, spans, self._backend))
                 else:
                     learnt_here = counts[sum(start < end for start, _ in run.learnt)]
-                ends.append(AnswerEnd(len(ids) + here, targets + learnt_here, run.num_media))
-            stretches += [len(ids) + place for stretch in learnt for place in stretch]
-            ids += encoding.ids
-            run_ends.append(len(ids))
+                ends.append(AnswerEnd(num_tokens + here, targets + learnt_here, run.num_media))
+            stretches += [num_tokens + place for stretch in learnt for place in stretch]
+            parts.append(np.asarray(encoding.ids, dtype=np.int32))
+            num_tokens += len(encoding)
+            run_ends.append(num_tokens)
             targets += counts[-1]
-        return TokenizedText(ends, TextTokens(*(np.array(part, dtype=np.int32) for part in (ids, run_ends, stretches))))
+        run_ends, stretches = (np.array(places, dtype=np.int32) for places in (run_ends, stretches))
+        return TokenizedText(ends, TextTokens(np.concatenate(parts), run_ends, stretches))
 
-    def _tokens_up_to(self, run: Run, end: int, encoding: Encoding) -> int | None:
+    def _tokens_up_to(self, run: Run, end: int, encoding: Tokens) -> int | None:
         """Returns how many tokens the first `end` characters give on their own; None if it takes encoding them.
 
         It is known where a token ends there and it or the next one is an added token: the text on either side of one is
@@ -149,7 +172,7 @@ def lay_out_text(template: ChatTemplate, messages: Sequence[Message]) -> list[Ru
     return runs
 
 
-def learnt_tokens(encoding: Encoding, spans: Sequence[tuple[int, int]], backend: Tokenizer) -> list[tuple[int, int]]:
+def learnt_tokens(encoding: Tokens, spans: Sequence[tuple[int, int]], backend: Tokenizer) -> list[tuple[int, int]]:
     """Returns the first token that touches each span of characters, and the one behind the last; none is in two."""
     stretches = []
     taken = 0  # tokens before this one

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from eagle_train.data.literals import MARK, literals_of
 from eagle_train.data.media_text import MediaText
-from eagle_train.data.offsets import num_begun, num_ended
+from eagle_train.data.offsets import Tokens, num_begun, num_ended
 from eagle_train.types import Message, Role
 
 
@@ -200,7 +200,7 @@ def encode_run(pieces: Sequence[tuple[str, bool]], backend: Tokenizer) -> TextRu
     return TextRun(np.array(encoding.ids, dtype=np.int64), is_target)
 
 
-def first_of(encoding: Encoding, place: int, backend: Tokenizer) -> int:
+def first_of(encoding: Tokens, place: int, backend: Tokenizer) -> int:
     """Returns the first token that covers a character from `place` on with more than the spaces it swallows.
 
     Phi-3's special tokens take the spaces and newlines behind them: of "<|assistant|>\\n  Yes", all before "Yes" is one

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from eagle_train.data.elsewhere import Elsewhere, Outside, find_files
 from eagle_train.data.locations import Location, file_name, parent, shown, stem
@@ -28,7 +29,7 @@ from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import DamagedTable, read_metadata, write_table
 from eagle_train.types import Media, SampleError
 
-INDEX_VERSION = "6"
+INDEX_VERSION = "7"
 TEXT_MEMBERS = frozenset({"json", "txt"})
 MEMBERS_OR_WEB = Elsewhere()
 BLOCK = 512
@@ -237,15 +238,27 @@ def digest_of(table: pa.Table, texts: bytes) -> bytes:
     """Returns the hash of an index's content and of the texts' hash, in hex."""
     digest = hashlib.sha256(texts)
     for name in ("key", "reason"):
-        digest.update(json.dumps(table[name].to_pylist()).encode())
+        hash_values(table[name].combine_chunks(), digest.update)
     for name, left_out in (("members", "offset"), ("media", None), ("outside", None)):
         lists = table[name].combine_chunks()
-        digest.update(json.dumps(lists.value_lengths().to_pylist()).encode())
+        hash_values(lists.value_lengths(), digest.update)
         values = lists.flatten()
         for part in values.type:
             if part.name != left_out:
-                digest.update(json.dumps(values.field(part.name).to_pylist()).encode())
+                hash_values(values.field(part.name), digest.update)
     return digest.hexdigest()[:32].encode()
+
+
+def hash_values(values: pa.Array, update: Callable[[bytes], object]) -> None:
+    """Gives a hash the values of an array of numbers, strings, or lists of them: what is equal, whatever its buffers."""
+    if pa.types.is_list(values.type):
+        hash_values(values.value_lengths(), update)
+        values = values.flatten()
+    if pa.types.is_string(values.type):
+        hash_values(pc.fill_null(pc.binary_length(values), -1), update)
+        update("".join(filter(None, values.to_pylist())).encode())
+    else:
+        update(values.to_numpy(zero_copy_only=False).tobytes())
 
 
 def read_record(

@@ -39,12 +39,16 @@ def find_members(
             f"below a media_root, which the dataset card or `data build` is given"
         )
         raise SampleError(key, "missing_media", detail)
+    if (*names,) == ref.paths:
+        return ref
     return replace(ref, refs=tuple(names)) if ref.refs else replace(ref, ref=names[0])
 
 
 def find_member(path: str, members: Mapping[str, bytes], key: str) -> str | None:
     """Returns the member that a path means: of that name, or of that file name (`<key>.jpg`)."""
+    for name in (path, path.lower()):
+        if name in members:
+            return name
     file_stem, _, file_extension = PurePosixPath(path).name.lower().partition(".")
     is_own_file = file_stem == PurePosixPath(key).name.lower()
-    names = (path, path.lower(), *([file_extension] if is_own_file else []))
-    return next((name for name in names if name in members), None)
+    return file_extension if is_own_file and file_extension in members else None

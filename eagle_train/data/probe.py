@@ -29,7 +29,8 @@ def probe_medium(key: str, ref: MediaRef, files: Sequence[MediaFile]) -> Media:
     Raises:
         SampleError: if it is unreadable, or a clip has nothing of its file.
     """
-    return replace(probe_file(key, ref, files), **dict(ref.limits))
+    media = probe_file(key, ref, files)
+    return replace(media, **dict(ref.limits)) if ref.limits else media
 
 
 def probe_file(key: str, ref: MediaRef, files: Sequence[MediaFile]) -> Media:

@@ -150,9 +150,9 @@ def test_a_text_that_many_conversations_have_is_tokenized_once(all_tokenizers, m
     counter = AnswerCounter(make_template("vicuna_v1"), all_tokenizers["llama"])
 
     class Counted:
-        def encode_batch(self, texts, **options):
+        def encode_batch_fast(self, texts, **options):
             batches.append(texts)
-            return all_tokenizers["llama"].backend_tokenizer.encode_batch(texts, **options)
+            return all_tokenizers["llama"].backend_tokenizer.encode_batch_fast(texts, **options)
 
     monkeypatch.setattr(counter, "_backend", Counted())  # any other call would fail
     one = [Message(role=role, content=(0, "cats")[role == "assistant" :]) for role in ("user", "assistant")]
