@@ -8,7 +8,6 @@ changed is named, without reading any rows. Text lengths are beside it, see `len
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -250,7 +249,7 @@ def digest_of(table: pa.Table, texts: bytes) -> bytes:
 
 
 def hash_values(values: pa.Array, update: Callable[[bytes], object]) -> None:
-    """Gives a hash the values of an array of numbers, strings, or lists of them: what is equal, whatever its buffers."""
+    """Gives a hash the values of an array of numbers, strings, or lists of them, whatever its buffers are."""
     if pa.types.is_list(values.type):
         hash_values(values.value_lengths(), update)
         values = values.flatten()

@@ -15,6 +15,7 @@ one to four answers, 50 to 600 tokens, one JPEG each, whose bytes all share. The
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import os
@@ -122,6 +123,7 @@ def compare(shards: Sequence[Path], text: TextLayout, iterations: int) -> dict[s
         "lengths": partial(plain, shards, fast),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    gc.freeze()  # as our processes do; for all alike
     for turn in range(iterations + 1):
         for name in reversed(runs) if turn % 2 else runs:
             start = time.process_time()
