@@ -14,7 +14,8 @@ from eagle_train.data.placeholders import MediaRef
 from eagle_train.data.videos import WHOLE_BYTES, probe_video
 from eagle_train.types import Media, SampleError
 
-HEAD_BYTES = 1 << 16
+HEADS_BYTES = (1 << 12, 1 << 16)
+"""Of an image: what nearly all have their size in, and what is enough for a preview among their EXIF data."""
 DEFAULT_FPS = 1.0
 """Frames per second of a video that is given as images, where nothing tells it: what caption sets mostly extract."""
 
@@ -85,13 +86,12 @@ def cut_clip(media: Media, start: float, end: float, key: str) -> Media:
 
 
 def probe_picture(file: MediaFile) -> Header:
-    """Returns what `probe_image` gives for an image file, which is read whole only if its head does not tell.
+    """Returns what `probe_image` gives for an image file, which is read whole only if no head of it tells.
 
     Raises:
         MediaError: as `probe_image`.
     """
-    if file.size > HEAD_BYTES:
-        header = read_header(file.head(HEAD_BYTES))
-        if header is not None:
+    for size in HEADS_BYTES:
+        if file.size > size and (header := read_header(file.head(size))) is not None:
             return header
     return probe_image(file.read())
