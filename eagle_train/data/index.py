@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from eagle_train.data.digests import digest_of
 from eagle_train.data.elsewhere import Elsewhere, Outside, find_files
 from eagle_train.data.locations import Location, file_name, parent, shown, stem
 from eagle_train.data.probe import probe_medium
@@ -231,33 +231,6 @@ def to_lists(groups: Sequence[Sequence], kind: pa.StructType) -> pa.ListArray:
     offsets = np.cumsum([0, *map(len, groups)], dtype=np.int32)
     values = [pa.array([getattr(item, part.name) for item in flat], part.type) for part in kind]
     return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays(values, fields=list(kind)))
-
-
-def digest_of(table: pa.Table, texts: bytes) -> bytes:
-    """Returns the hash of an index's content and of the texts' hash, in hex."""
-    digest = hashlib.sha256(texts)
-    for name in ("key", "reason"):
-        hash_values(table[name].combine_chunks(), digest.update)
-    for name, left_out in (("members", "offset"), ("media", None), ("outside", None)):
-        lists = table[name].combine_chunks()
-        hash_values(lists.value_lengths(), digest.update)
-        values = lists.flatten()
-        for part in values.type:
-            if part.name != left_out:
-                hash_values(values.field(part.name), digest.update)
-    return digest.hexdigest()[:32].encode()
-
-
-def hash_values(values: pa.Array, update: Callable[[bytes], object]) -> None:
-    """Gives a hash the values of an array of numbers, strings, or lists of them, whatever its buffers are."""
-    if pa.types.is_list(values.type):
-        hash_values(values.value_lengths(), update)
-        values = values.flatten()
-    if pa.types.is_string(values.type):
-        hash_values(pc.fill_null(pc.binary_length(values), -1), update)
-        update("".join(filter(None, values.to_pylist())).encode())
-    else:
-        update(values.to_numpy(zero_copy_only=False).tobytes())
 
 
 def read_record(

@@ -47,7 +47,8 @@ def test_losses_and_gradients_are_those_of_whole_logits(chunk, bias):
     assert losses.dtype == torch.float32 and (losses[::3] == 0).all() and (losses[1::3] > 0).all()
     torch.testing.assert_close(losses, wanted, rtol=1e-6, atol=1e-6)
     for found, right in zip(gradients(losses, counts, hidden, *head.parameters()), wanted_gradients, strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
+        # Summed in another order: what rounding leaves is of the largest terms, not of their sum.
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6 * max(1.0, right.abs().max().item()))
 
 
 @pytest.mark.slow
