@@ -14,11 +14,10 @@ import numpy as np
 
 from eagle_train.data.chat import backend_of
 from eagle_train.data.offsets import PlacedTokens
+from eagle_train.data.tokenizer.tiktoken import byte_characters
 
 UNKNOWN = b"\xff"
 """Of numbers that no token has: no text has this byte."""
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-"""Bytes that vocabularies of bytes spell as the Latin-1 character; the others are 256, 257, ... (GPT-2)."""
 PROBE = "  A probe:\tits  tokens'\n\n 12345, (end) of\r\nall été 日本🙂  \n "
 """Spaces of all kinds, at both ends too: there tokenizers differ in what they say a token covers."""
 
@@ -66,12 +65,12 @@ class Spelling:
 
 def spelled_in_bytes(vocabulary: Mapping[str, int]) -> dict[int, bytes]:
     """Returns the spelling of each token of a vocabulary in which every byte is a character."""
-    others = {256 + n: byte for n, byte in enumerate(byte for byte in range(256) if byte not in PRINTABLE)}
-    letters = {chr(letter) for letter in (*PRINTABLE, *others)}
+    letters = {letter: byte for byte, letter in enumerate(byte_characters())}
+    to_latin = str.maketrans(letters)
     return {
-        number: token.translate(others).encode("latin-1")
+        number: token.translate(to_latin).encode("latin-1")
         for token, number in vocabulary.items()
-        if letters.issuperset(token)
+        if letters.keys() >= set(token)
     }
 
 

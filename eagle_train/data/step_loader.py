@@ -165,8 +165,7 @@ class Workers:
             # Who frees a tensor lets go of Python's lock: done here, it costs the one who trains no wait for it.
             held.append((slots, rows if slots else []))
             if len(held) > HELD:
-                freed, _ = held.popleft()
-                self._free.extend(freed)
+                self._free.extend(held.popleft()[0])
 
     def close(self) -> None:
         """Ends the processes; Python's own end would wait for them, and they pass over its signal."""

@@ -143,7 +143,7 @@ def start_watchdog(config: Mapping[str, Any], heart: Heart) -> Watchdog | ExitSt
 def start(
     config: Mapping[str, Any], preempted: PreemptionFlag, heart: Heart, stack: ExitStack, started: float | None = None
 ) -> Run:
-    """Returns a run ready for its first or next stage. Nothing is written before all that it needs was found.
+    """Returns a run ready for its first or next stage; one that lacks something it needs leaves nothing behind.
 
     Args:
         stack: closes the run's watchdog and its account of time.

@@ -189,24 +189,24 @@ def test_no_group_of_a_run_gives_up_before_the_watchdog(data, tmp_path):
     assert len(found) > 1 and set(found) == {4000.0 + 2 * (6 * 30 + 2 * 30)}
 
 
+def stuck_run(data, run, case, limit):
+    """Returns the report and the stacks of a run whose rank 1 gets stuck, having seen that it is named and both end."""
+    limits = [limit, "watchdog.answer_seconds=10", "schedule.pretrain.rows_per_step=2"]
+    ends = run_ranks([case, "-", *overrides(data, run, *limits)], 2, "tests.stuck_ranks")
+    assert [code for code, _ in ends] == [STALLED] * 2, ends
+    report, stacks = reports(run)
+    assert "rank 1 (" in report and "rank 0 (" not in report
+    return report, stacks
+
+
 @pytest.mark.slow
 def test_a_loader_that_hangs_ends_the_run_with_its_samples_named(data, tmp_path):
-    run = tmp_path / "run"
-    limits = ["watchdog.step_seconds=10", "watchdog.answer_seconds=10", "schedule.pretrain.rows_per_step=2"]
-    ends = run_ranks(["loader", "-", *overrides(data, run, *limits)], 2, "tests.stuck_ranks")
-    assert [code for code, _ in ends] == [STALLED] * 2, ends
-    report, _ = reports(run)
-    assert "rank 1 (" in report and "rank 0 (" not in report
+    report, _ = stuck_run(data, tmp_path / "run", "loader", "watchdog.step_seconds=10")
     assert "in phase data of step 2" in report and "samples: small_" in report
 
 
 @pytest.mark.slow
 def test_a_rank_that_gets_no_weights_ends_the_run(data, tmp_path):
-    run = tmp_path / "run"
-    limits = ["watchdog.start_seconds=15", "watchdog.answer_seconds=10", "schedule.pretrain.rows_per_step=2"]
-    ends = run_ranks(["construction", "-", *overrides(data, run, *limits)], 2, "tests.stuck_ranks")
-    assert [code for code, _ in ends] == [STALLED] * 2, ends
-    report, stacks = reports(run)
-    assert "rank 1 (" in report and "rank 0 (" not in report
+    report, stacks = stuck_run(data, tmp_path / "run", "construction", "watchdog.start_seconds=15")
     assert "in phase start of step 0" in report
     assert re.search("in stuck$", stacks[1], re.MULTILINE) and "torch/distributed" in stacks[0]
