@@ -264,6 +264,8 @@ class PackedBatch:
     """Real tiles: N, or 0 where the only tile is the placeholder."""
     num_tokens: int
     """Tokens of samples; 0 for the empty row of a rank that has nothing to do in this step."""
+    num_targets: int
+    """Positions with a label: counted on the host, so that nobody waits for a GPU to count them."""
     keys: tuple[str, ...]
     """The K sample keys."""
     sources: tuple[str, ...]

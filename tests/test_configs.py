@@ -176,7 +176,7 @@ def test_a_fault_in_a_later_stage_is_found_at_the_start(tmp_path):
         check("schedule=prealign_toy", "~mixture.encoders.convnext")
     with pytest.raises(ValueError, match=r"learning_rates names \['lllm'\], which match nothing"):
         check("+schedule.sft.learning_rates.lllm=1")
-    with pytest.raises(ValueError, match=r"source toy_captions: no shard at .*data build recipe=toy"):
+    with pytest.raises(ValueError, match=r"source toy_captions: no shard at .*toy-pretrain`\nsources .*recipe=toy`"):
         check()
 
 

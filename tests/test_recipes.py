@@ -10,7 +10,8 @@ from eagle_train.__main__ import main
 from eagle_train.data.catalog import Source
 from eagle_train.data.layout import Summary
 from eagle_train.data.mixing import repeats, taken_in
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.split import Selector
 
 PUBLISHED = {  # samples

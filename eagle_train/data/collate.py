@@ -61,12 +61,18 @@ def pack(
         grids=grids,
         num_images=sum(len(t) for t in tiles),
         num_tokens=sum(lengths) if samples else 0,
+        num_targets=sum(count_targets(sample.labels) for sample in samples),
         keys=tuple(sample.key for sample in samples),
         sources=tuple(sample.source for sample in samples),
         errors=tuple(errors),
         row=row,
         uses=tuple(uses),
     )
+
+
+def count_targets(labels: torch.Tensor) -> int:
+    """Returns how many positions have a label, of (T,) int64."""
+    return int(torch.count_nonzero(labels != IGNORE_INDEX))
 
 
 def join(tensors: Sequence[torch.Tensor], allocate: Allocate = torch.empty, dim: int = 0) -> torch.Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from eagle_train.data.catalog import Source
 from eagle_train.data.locations import Location, join
 from eagle_train.data.shards import MANIFEST, expected_shards
 from eagle_train.data.storage import Storage, glob
@@ -233,48 +232,6 @@ def read_source(name: str, how: Any, path: Path) -> dict[str, float | Fraction |
             raise ValueError(f"{path}: source {name} has {key}={value!r}; it is a share, from 0 to 1")
         read[key] = value
     return read
-
-
-def recipe_sources(recipe: Recipe, data_root: Path) -> list[Source]:
-    """Returns the sources of a recipe whose shards lie under `data_root`, less those that were built and have none.
-
-    Raises:
-        ValueError: for a source that was not built, with what builds or says how to get it, or if none has a sample.
-    """
-    sources = []
-    for name, how in recipe.sources.items():
-        card = recipe.cards[name]
-        if card.find_shards(data_root) or not card.is_there(data_root):
-            sources.append(card_source(recipe, name, data_root, **how))
-    if not sources:
-        raise ValueError(f"no source of recipe {recipe.name} under {data_root} has a sample; build it again")
-    return sources
-
-
-def card_source(recipe: Recipe, name: str, data_root: Path, **how: float | Fraction | None) -> Source:
-    """Returns one source of a recipe, see `recipe_sources`.
-
-    Args:
-        how: what the recipe says of it, see `SOURCE_KEYS`.
-    """
-    card = recipe.cards[name]
-    shards = card.find_shards(data_root)
-    if not shards:
-        raise ValueError(f"source {name}: no shard at {data_root / card.shards}; {how_to_get(recipe, card)}")
-    index_dir = data_root / card.index_dir if card.index_dir else None
-    if index_dir is None and isinstance(shards[0], str):
-        index_dir = data_root / "index" / name
-    media_root = data_root / card.media_root if card.media_root else None
-    return Source(name=name, shards=shards, index_dir=index_dir, media_root=media_root, **how)
-
-
-def how_to_get(recipe: Recipe, card: DatasetCard) -> str:
-    """Returns what makes a source of a recipe, or where it comes from."""
-    if card.build:
-        return f"run `python -m eagle_train data build recipe={recipe.name}`"
-    if recipe.published and card.name in recipe.sources:
-        return f"run `python -m eagle_train data prepare recipe={recipe.name} from=FOLDER`"
-    return card.origin
 
 
 def read_yaml(path: Path) -> dict:

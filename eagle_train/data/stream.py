@@ -6,7 +6,7 @@ windows and epochs of a stage; step s holds the rows s * R to s * R + R - 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -108,6 +108,24 @@ def count_steps(catalog: Catalog, config: PlanConfig, num_steps: int) -> PlanTot
         tokens += step.num_tokens
         tiles += step.num_tiles
     return PlanTotals(rows=rows, samples=samples, tokens=tokens, tiles=tiles)
+
+
+def find_row(
+    catalog: Catalog, config: PlanConfig, row: int, progress: Callable[[int], None] = lambda _: None
+) -> Cursor:
+    """Returns where the window stands that holds a row of the stage, or the last one if there is no such row.
+
+    How many rows windows have is known when they are made, so all before it are made.
+
+    Args:
+        progress: called with the number of rows of each window that was passed.
+    """
+    at = Cursor()
+    for at, window in windows(catalog, config, Cursor()):
+        if row < at.first_row + len(window):
+            break
+        progress(len(window))
+    return at
 
 
 def windows(catalog: Catalog, config: PlanConfig, cursor: Cursor) -> Iterator[tuple[Cursor, Window]]:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 from eagle_train.types import PackedBatch
 
 
-def activation_bytes(model: nn.Module, row: PackedBatch, *, num_targets: int) -> int:
+def activation_bytes(model: nn.Module, row: PackedBatch) -> int:
     """Returns the bytes at the peak of a forward and backward pass, without parameters and their gradients.
 
     A gradient of a parameter counts while it is made, then no more: an engine reduces or adds it elsewhere. What a
@@ -27,10 +27,9 @@ def activation_bytes(model: nn.Module, row: PackedBatch, *, num_targets: int) ->
     Args:
         model: on the meta device.
         row: see `meta_row`; counts too.
-        num_targets: positions with loss.
     """
     hooks = [p.register_post_accumulate_grad_hook(forget_gradient) for p in model.parameters() if p.requires_grad]
-    with GpuKernels(num_targets), LiveBytes("meta", known=[*model.parameters(), *model.buffers()]) as live:
+    with GpuKernels(), LiveBytes("meta", known=[*model.parameters(), *model.buffers()]) as live:
         loss = model(row).sum()
         # `loss.backward()` and `torch.autograd.backward` are functions of torch too: while they run, `GpuKernels` would
         # be suspended, and layers would be recomputed with other kernels than they were run with. Entered in a hook of
@@ -47,6 +46,7 @@ def meta_row(
     num_tokens: int,
     *,
     num_tiles: int,
+    num_targets: int,
     tokens_per_tile: int,
     tile_size: int,
     example: Callable[[int, int], Mapping[str, Any]] | None = None,
@@ -56,6 +56,7 @@ def meta_row(
     Args:
         num_tokens: T.
         num_tiles: N; with none, the row has the placeholder tile.
+        num_targets: positions with a label.
         tokens_per_tile: visual tokens of a tile.
         tile_size: S in pixels.
         example: a mixture's: S and N -> its pixels and, of native resolution, their grids; None: flat tiles.
@@ -82,6 +83,7 @@ def meta_row(
         **seen,
         num_images=num_tiles,
         num_tokens=num_tokens,
+        num_targets=num_targets,
         keys=("meta",),
         sources=("meta",),
     )
@@ -136,24 +138,14 @@ class LiveBytes(TorchDispatchMode):
 class GpuKernels(TorchFunctionMode):
     """Lets meta tensors take the memory that a GPU's kernels take.
 
-    Attention of meta tensors would be composed of matrices (T, T), which no GPU holds; and where a count depends
-    on values, which meta tensors do not have, it must be told.
-
-    Args:
-        num_targets: how many of a row's positions have a loss.
+    Attention of meta tensors would be composed of matrices (T, T), which no GPU holds.
     """
-
-    def __init__(self, num_targets: int) -> None:
-        super().__init__()
-        self.num_targets = num_targets
 
     def __torch_function__(self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Runs a function of torch, or what stands for it."""
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
             return fused_attention(*args, **kwargs)
-        if function is torch.nonzero:
-            return args[0].new_empty(self.num_targets, args[0].dim(), dtype=torch.int64)
         return function(*args, **kwargs)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from eagle_train.model.flop_counter import FlopCounter
 from eagle_train.model.loss import ChunkedCrossEntropy, LigerCrossEntropy
 from eagle_train.model.memory import GpuKernels, forget_gradient, meta_row
-from eagle_train.types import IGNORE_INDEX, PackedBatch
+from eagle_train.types import PackedBatch
 
 TEXT = 64
 """Tokens beside those of a tile in the shortest row that is counted."""
@@ -94,7 +94,7 @@ def row_counts(row: PackedBatch) -> RowCounts:
     return RowCounts(
         tokens=row.num_tokens,
         squares=int((lengths * lengths).sum()) // ranks,
-        targets=int((row.labels != IGNORE_INDEX).sum()),
+        targets=row.num_targets,
         tiles=row.num_images,
     )
 
@@ -148,6 +148,7 @@ class Passes:
             meta_row(
                 tokens,
                 num_tiles=tiles,
+                num_targets=TARGETS,
                 tokens_per_tile=tokens_per_tile,
                 tile_size=tile_size,
                 example=model.mixture.example,
@@ -185,7 +186,7 @@ def count_head(model: nn.Module, seen: dict[Hashable, Any], asked: bool) -> floa
     head = model.llm.get_output_embeddings()
     hidden = torch.zeros(TARGETS, head.in_features, device="meta", requires_grad=asked)
     labels = torch.zeros(TARGETS, dtype=torch.int64, device="meta")
-    return sum(count_pass(model, partial(head, hidden, labels), seen).values()) / TARGETS
+    return sum(count_pass(model, partial(head, hidden, labels, TARGETS), seen).values()) / TARGETS
 
 
 def count_pass(model: nn.Module, run: Callable[[], torch.Tensor], seen: dict[Hashable, Any]) -> Counter[str]:
@@ -198,7 +199,7 @@ def count_pass(model: nn.Module, run: Callable[[], torch.Tensor], seen: dict[Has
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hooks = [parameter.register_post_accumulate_grad_hook(forget_gradient) for parameter in trained]
-    with GpuKernels(TARGETS), FlopCounter(seen) as counter:
+    with GpuKernels(), FlopCounter(seen) as counter:
         loss = run().sum()
         # Not `loss.backward()`, under which recomputed layers would take other kernels; see `activation_bytes`.
         engine = torch.autograd.Variable._execution_engine

@@ -115,7 +115,7 @@ def packed_losses(
     """
     with saved_on_host(embeddings.device) if offload else nullcontext():
         hidden = packed_hidden(llm.model, embeddings, batch, attention)
-    return llm.get_output_embeddings()(hidden, batch.labels)
+    return llm.get_output_embeddings()(hidden, batch.labels, batch.num_targets)
 
 
 def visual_tokens(

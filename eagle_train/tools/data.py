@@ -18,7 +18,8 @@ from eagle_train.data.build_sources import BuildReport, SourcePlan, build_source
 from eagle_train.data.index import ensure_index
 from eagle_train.data.indexed_samples import read_sample
 from eagle_train.data.lengths import ensure_indexes
-from eagle_train.data.recipe import Recipe, how_to_get, load_recipe
+from eagle_train.data.recipe import Recipe, load_recipe
+from eagle_train.data.recipe_sources import how_to_get
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_made
 from eagle_train.data.work_folder import at_work, work_folder

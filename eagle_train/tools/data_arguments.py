@@ -12,16 +12,12 @@ from eagle_train.data.balance import CostModel
 from eagle_train.data.catalog import Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.layout import Layout
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.tokenizer.added import add_special_tokens
 from eagle_train.data.too_long import KeepTurns
 from eagle_train.model.describe import describe
-from eagle_train.train.assemble import (
-    build_encoder,
-    build_schedule,
-    load_tokenizer,
-    meta_model,
-)
+from eagle_train.train.assemble import build_encoder, build_schedule, load_tokenizer, trained_meta_model
 from eagle_train.train.config import build, load_choice, load_config
 from eagle_train.train.costs import cost_model, forward_flops
 from eagle_train.train.schedule import Stage
@@ -190,7 +186,7 @@ def experiment_rows(
         ValueError: for an unknown stage.
     """
     config = load_config(overrides)
-    model = meta_model(config)
+    model = trained_meta_model(config)
     flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     found = []

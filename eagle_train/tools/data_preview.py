@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import Path
 
 from eagle_train.data.loader import RowDataset
-from eagle_train.data.stream import steps
+from eagle_train.data.stream import find_row, steps
 from eagle_train.model.describe import describe
 from eagle_train.tools.data_arguments import pick_stages
 from eagle_train.tools.pages import write_page
 from eagle_train.tools.preview_rows import RowView, view_rows
 from eagle_train.track.console import progress
-from eagle_train.train.assemble import build_encoder, build_schedule, meta_model
+from eagle_train.train.assemble import build_encoder, build_schedule, trained_meta_model
 from eagle_train.train.config import build, load_config
 from eagle_train.train.costs import forward_flops
 from eagle_train.train.stage_data import StageData, build_stage_data, fingerprint
@@ -63,7 +63,7 @@ def write_preview(overrides: Sequence[str], stage: str | None, first: int, count
     """
     shown = ["data.max_bad_share=1.0", "data.max_too_long_share=1.0"]  # what is left out stops nothing here
     config = load_config([*overrides, *shown])
-    model = meta_model(config)
+    model = trained_meta_model(config)
     flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
     name, chosen = list(pick_stages(build_schedule(config), stage).items())[-1]
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
@@ -72,7 +72,10 @@ def write_preview(overrides: Sequence[str], stage: str | None, first: int, count
     data = build_stage_data(config, endless, encoder, flops)
     dataset = RowDataset(data.catalog, data.encoder, build(config["data"]).storage)
     plan = replace(data.plan, num_epochs=chosen.num_epochs)
-    stream = steps(data.catalog, plan, first=first // plan.rows_per_step)
+    number = first // plan.rows_per_step
+    with progress("planning rows", number * plan.rows_per_step) as advance:
+        cursor = find_row(data.catalog, plan, number * plan.rows_per_step, advance)
+    stream = steps(data.catalog, plan, first=number, cursor=cursor)
     rows = []
     with progress("decoding rows", count) as advance:
         for row in view_rows(dataset, stream, first, count, plan.max_length):

@@ -21,7 +21,7 @@ from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.tools.sbatch import add_arguments, print_script
 from eagle_train.tools.stdout import stdout
-from eagle_train.train.assemble import adapters, add_adapters, build_encoder, build_schedule, meta_model, stage_model
+from eagle_train.train.assemble import adapters, build_encoder, build_schedule, stage_model, trained_meta_model
 from eagle_train.train.config import constructor, load_config
 from eagle_train.train.costs import ForwardFlops, forward_flops
 from eagle_train.train.optim import FreezeRow, freeze, freeze_table, freeze_table_view
@@ -77,9 +77,7 @@ def make_plan(config: Mapping[str, Any], ranks: int, *, activations: bool = Fals
     Raises:
         ValueError: if ranks cannot share rows as the engine is to make them.
     """
-    model = meta_model(config)
-    with torch.device("meta"):
-        add_adapters(config, model)
+    model = trained_meta_model(config)
     groups = RowGroups(rank=0, world_size=ranks, size=config["engine"]["sequence_parallel"])
     check_group(model, groups.size)
     geometry = describe(model.mixture, config["data"]["tile_size"])

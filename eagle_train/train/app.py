@@ -13,7 +13,8 @@ from rich.console import Console
 
 from eagle_train import dist
 from eagle_train.data.loader import RowDataset
-from eagle_train.data.recipe import card_source, load_recipe
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import card_source
 from eagle_train.data.too_long import DropTooLong
 from eagle_train.model.describe import describe
 from eagle_train.model.vlm import VisionLanguageModel
@@ -32,7 +33,7 @@ from eagle_train.train.assemble import (
     build_placement,
     build_schedule,
     check_stages,
-    meta_model,
+    trained_meta_model,
 )
 from eagle_train.train.checkpoint import (
     CheckpointDir,
@@ -204,8 +205,7 @@ def start(
 
 def checked(config: Mapping[str, Any]) -> tuple[dict[str, Stage], VisionLanguageModel]:
     """Returns the stages, which could all begin, and the model on the meta device."""
-    schedule, meta = build_schedule(config), meta_model(config)
-    add_adapters(config, meta)
+    schedule, meta = build_schedule(config), trained_meta_model(config)
     check_stages(config, meta, schedule)
     return schedule, meta
 

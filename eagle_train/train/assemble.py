@@ -15,7 +15,8 @@ from eagle_train.data.encode import Encoder
 from eagle_train.data.images import ImageReader
 from eagle_train.data.loss_weights import LossWeight
 from eagle_train.data.positions import Positions
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.storage import Storage
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.tokenizer import load
@@ -96,6 +97,18 @@ def meta_model(config: Mapping[str, Any]) -> VisionLanguageModel:
         return assemble_model(config, mixture)
 
 
+def trained_meta_model(config: Mapping[str, Any]) -> VisionLanguageModel:
+    """Returns the model as the stages train it, with the config's adapters, on the meta device.
+
+    Raises:
+        ConfigError, ValueError: as `build_model` and `add_adapters`.
+    """
+    model = meta_model(config)
+    with torch.device("meta"):
+        add_adapters(config, model)
+    return model
+
+
 def assemble_model(config: Mapping[str, Any], mixture: Mixture) -> VisionLanguageModel:
     """Returns the model of a mixture and, on the current default device, its LLM and projector."""
     llm = build(config["llm"])
@@ -168,8 +181,14 @@ def check_stages(config: Mapping[str, Any], model: VisionLanguageModel, schedule
             trained = stage_model(config, model, stage)
             freeze(trained, stage.learning_rates, adapters(config))
             parameter_groups(trained, stage)
-    for stage in schedule.values():
-        recipe_sources(load_recipe(stage.recipe), Path(config["data_root"]))
+    missing = []
+    for name in dict.fromkeys(stage.recipe for stage in schedule.values()):
+        try:
+            recipe_sources(load_recipe(name), Path(config["data_root"]))
+        except ValueError as error:
+            missing.append(str(error))
+    if missing:
+        raise ValueError("\n".join(missing))
 
 
 def build_schedule(config: Mapping[str, Any]) -> dict[str, Stage]:

@@ -10,6 +10,7 @@ import torch
 from eagle_train.data.balance import CostModel
 from eagle_train.model.describe import MixtureGeometry
 from eagle_train.model.flops import count_flops, llm_flops
+from eagle_train.model.lora import is_adapter
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.schedule import Stage
 
@@ -32,6 +33,8 @@ class ForwardFlops:
     """Per tile, mixture and projector."""
     encoder_pairs: Mapping[str, int] = field(default_factory=dict)
     """Per two tiles of one picture or step in time, of encoders of native resolution."""
+    adapted: frozenset[str] = frozenset()
+    """The LLM and encoders, as `llm` and `mixture.encoders.NAME`, whose own weights are frozen below adapters."""
 
 
 def forward_flops(model: VisionLanguageModel, geometry: MixtureGeometry) -> ForwardFlops:
@@ -50,6 +53,11 @@ def forward_flops(model: VisionLanguageModel, geometry: MixtureGeometry) -> Forw
         encoders={name: encoder.flops for name, encoder in geometry.encoders.items()},
         fusion=geometry.fusion_flops + count_flops(model.projector, tokens),
         encoder_pairs={name: encoder.flops_per_pair for name, encoder in geometry.encoders.items()},
+        adapted=frozenset(
+            module
+            for module in ["llm", *(f"mixture.encoders.{name}" for name in geometry.encoders)]
+            if any(is_adapter(name) for name, _ in model.get_submodule(module).named_parameters())
+        ),
     )
 
 
@@ -57,20 +65,31 @@ def cost_model(flops: ForwardFlops, stage: Stage) -> CostModel:
     """Returns what samples cost in a stage, forward and backward.
 
     The backward pass takes twice the forward one where weights are trained, once where gradients only pass through
-    (a frozen LLM behind a projector that learns), and nothing for a frozen encoder.
+    them (a frozen LLM behind a projector that learns, weights below adapters), and nothing for a frozen encoder.
+    Attention scores have no weights: wherever gradients pass, their backward pass takes twice the forward one.
     """
-    llm = 3 if is_trained(stage, "llm") else 2
 
-    def of_encoders(each: Mapping[str, int]) -> int:
-        seen = {name: n for name, n in each.items() if stage.align in (None, name)}
-        return sum(n * (3 if is_trained(stage, f"mixture.encoders.{name}") else 1) for name, n in seen.items())
+    def of_encoders(each: Mapping[str, int], weights: bool) -> int:
+        names = {name: f"mixture.encoders.{name}" for name in each if stage.align in (None, name)}
+        return sum(each[name] * passes(flops, stage, module, weights=weights) for name, module in names.items())
 
     return CostModel(
-        per_token=rounded(llm * flops.per_token),
-        per_token_squared=rounded(llm * flops.per_token_squared),
-        per_tile=rounded(of_encoders(flops.encoders) + 3 * flops.fusion),
-        per_tile_pair=rounded(of_encoders(flops.encoder_pairs)),
+        per_token=rounded(max(2, passes(flops, stage, "llm", weights=True)) * flops.per_token),
+        per_token_squared=rounded(3 * flops.per_token_squared),
+        per_tile=rounded(of_encoders(flops.encoders, weights=True) + 3 * flops.fusion),
+        per_tile_pair=rounded(of_encoders(flops.encoder_pairs, weights=False)),
     )
+
+
+def passes(flops: ForwardFlops, stage: Stage, module: str, *, weights: bool) -> int:
+    """Returns what a module's forward and backward pass take, in forward passes, where no gradient need pass it.
+
+    Args:
+        weights: whether of its products with weights, or of those of attention.
+    """
+    if not is_trained(stage, module):
+        return 1
+    return 2 if weights and module in flops.adapted else 3
 
 
 def is_trained(stage: Stage, module: str) -> bool:

@@ -13,7 +13,8 @@ import torch
 
 from eagle_train.data.ledger_read import LedgerFile, open_files
 from eagle_train.data.loader import RowDataset
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.replay import RebuiltRow, last_step
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.assemble import (

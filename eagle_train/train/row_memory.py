@@ -47,30 +47,36 @@ def row_bytes(
     tokens_per_tile = model.mixture.tokens_per_tile
     num_tiles = int(visual * length) // tokens_per_tile
     tile_size = config["data"]["tile_size"]
+    num_targets = max(1, int(targets * length / size))
     if size == 1:
         row = meta_row(
             length,
             num_tiles=num_tiles,
+            num_targets=num_targets,
             tokens_per_tile=tokens_per_tile,
             tile_size=tile_size,
             example=model.mixture.example,
         )
     else:
         share_rows(model, SequenceGroup(index=0, size=size, processes=None))
-        row = meta_part(length, num_tiles, tokens_per_tile=tokens_per_tile, tile_size=tile_size, size=size)
-    return activation_bytes(model, row, num_targets=max(1, int(targets * length / size)))
+        row = meta_part(length, num_tiles, num_targets, tokens_per_tile=tokens_per_tile, tile_size=tile_size, size=size)
+    return activation_bytes(model, row)
 
 
-def meta_part(length: int, num_tiles: int, *, tokens_per_tile: int, tile_size: int, size: int) -> PackedBatch:
+def meta_part(
+    length: int, num_tiles: int, num_targets: int, *, tokens_per_tile: int, tile_size: int, size: int
+) -> PackedBatch:
     """Returns the largest part of a row that `size` ranks share, on the meta device; see `meta_row`.
 
-    Visual tokens stand evenly in it.
+    Visual tokens stand evenly in it, and `num_targets` labels.
     """
     tokens, tiles = -(-length // size), -(-num_tiles // size)
     num_visual = tiles * tokens_per_tile
     evenly = [num_visual * rank for rank in range(size + 1)]
     room = max(tokens, num_visual)  # of ceilings, so that the tiles fit into the part
-    part = meta_row(room, num_tiles=tiles, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
+    part = meta_row(
+        room, num_tiles=tiles, num_targets=num_targets, tokens_per_tile=tokens_per_tile, tile_size=tile_size
+    )
     total = room * size
     return replace(
         part,

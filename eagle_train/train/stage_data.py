@@ -24,7 +24,8 @@ from eagle_train.data.media_text import MediaText
 from eagle_train.data.mixing import asked_shares, repeats
 from eagle_train.data.open_catalog import open_catalog
 from eagle_train.data.plan import PLAN_VERSION, PlanConfig, PlanTotals, count_rows
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.tables import read_table
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.too_long import TooLong

@@ -57,9 +57,9 @@ def mean_row(task: Task) -> int:
     return round(statistics.mean(counts))
 
 
-def simulate_ours(task: Task, *settings: Any) -> Wait:
+def simulate_ours(task: Task, rows_per_step: int, *settings: Any) -> Wait:
     """Returns how long the steps of a toy GPU wait for ours, see `simulate`."""
-    return simulate(ours(task), *settings)
+    return simulate(ours(task, rows_per_step), *settings)
 
 
 def run_bare(task: Task, warm_up: float, seconds: float) -> Rate:
@@ -148,7 +148,7 @@ def waits(task: Task, rate: float, args: argparse.Namespace) -> list[Wait]:
         skip = 2 * task.workers  # steps
         gpu, seconds, rows = utilisation * rate, args.wait_seconds, args.rows_per_step
         # The loader is made in the process that consumes it, and is gone when `simulate` is done.
-        wait = apart(partial(simulate_ours, task, gpu, utilisation, seconds, rows, skip))
+        wait = apart(partial(simulate_ours, task, rows, gpu, utilisation, seconds, skip))
         found.append(wait)
         print(
             f"wait at {utilisation:.0%} utilisation: mean {wait.mean:.2%}, p99 {wait.p99:.2%}, max {wait.maximum:.2%} "

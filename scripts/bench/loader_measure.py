@@ -83,21 +83,21 @@ def measure(batches: Iterator[int], warm_up_seconds: float, seconds: float) -> R
 
 
 def simulate(
-    batches: Iterator[int], gpu_samples_per_second: float, utilisation: float, seconds: float, per_step: int, skip: int
+    steps: Iterator[int], gpu_samples_per_second: float, utilisation: float, seconds: float, skip: int
 ) -> Wait:
     """Returns the waits of a toy GPU that trains on so many samples per second, asleep meanwhile.
 
     A step takes as long as its samples need.
 
     Args:
-        per_step: batches of a step.
+        steps: samples of each.
         skip: first steps, which wait for the workers to start, are left out.
     """
     shares, times = [], []
     end = None
     while end is None or time.perf_counter() < end:
         start = time.perf_counter()
-        samples = sum(next(batches) for _ in range(per_step))
+        samples = next(steps)
         wait = time.perf_counter() - start
         step = samples / gpu_samples_per_second
         time.sleep(step)

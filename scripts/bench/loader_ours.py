@@ -23,8 +23,8 @@ from eagle_train.train.stage_data import make_layout
 COST = CostModel(per_token=1e9)
 
 
-def ours(task: Task) -> Iterator[int]:
-    """Yields the samples of each row of one rank."""
+def ours(task: Task, rows_per_step: int = 1) -> Iterator[int]:
+    """Yields the samples of each step of one rank."""
     encoder = task.make_encoder()
     source = Source(name="bench", shards=Paths(task.root).tars())
     layout = make_layout(encoder, task.max_length, DropTooLong())
@@ -33,7 +33,7 @@ def ours(task: Task) -> Iterator[int]:
     catalog = open_catalog([source], layout.fingerprint)
     plan = PlanConfig(
         max_length=task.max_length,
-        rows_per_step=1,
+        rows_per_step=rows_per_step,
         window_rows=4096,
         repeats=(Fraction(1),),
         num_epochs=-(-task.num_samples // len(catalog)),
@@ -45,12 +45,13 @@ def ours(task: Task) -> Iterator[int]:
         steps=steps(catalog, plan),
         rank=0,
         world_size=1,
-        micro_batches=1,
+        micro_batches=rows_per_step,
         num_workers=task.workers,
         prefetch=task.prefetch,
         row_bytes=row_bytes(task.max_length, encoder.tokens_per_tile, encoder.tile_size),
     )
-    for _, (row,) in loader:
-        if row.errors:
-            raise row.errors[0][1]
-        yield len(row.keys)
+    for _, rows in loader:
+        for row in rows:
+            if row.errors:
+                raise row.errors[0][1]
+        yield sum(len(row.keys) for row in rows)

@@ -21,6 +21,7 @@ import gc
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,12 +78,12 @@ def state_bytes(model: nn.Module, config: Mapping[str, Any], ranks: int) -> dict
     return constructor(config["engine"]).state_bytes(total, trainable, ranks, **engine)
 
 
-def real(row: PackedBatch, num_targets: int, vocabulary: int, device: str) -> PackedBatch:
+def real(row: PackedBatch, vocabulary: int, device: str) -> PackedBatch:
     """Returns a row like that of the meta device, with values, on a device: the first tokens are visual."""
     length = row.num_tokens
     ids = torch.arange(length) % vocabulary
     labels = torch.full((length,), IGNORE_INDEX)
-    labels[-num_targets:] = ids[-num_targets:]
+    labels[-row.num_targets :] = ids[-row.num_targets :]
     values = {
         "input_ids": ids,
         "labels": labels,
@@ -122,21 +123,22 @@ def run_way(config: Mapping[str, Any], way: Way, args: argparse.Namespace) -> li
     state = state_bytes(model, config, args.ranks)
     on_device = sum(size for part, size in state.items() if part != "host")
     tokens_per_tile, tile_size = model.mixture.tokens_per_tile, config["data"]["tile_size"]
+    row_of = partial(meta_row, tokens_per_tile=tokens_per_tile, tile_size=tile_size, example=model.mixture.example)
     there = None
     if args.measure:
         there = prepared(build_model(config), config, way).to(args.measure)
-        small = meta_row(tokens_per_tile + 64, num_tiles=1, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
-        measured_bytes(there, real(small, 32, model.llm.config.vocab_size, args.measure))  # libraries warm up
+        small = row_of(tokens_per_tile + 64, num_tiles=1, num_targets=32)
+        measured_bytes(there, real(small, model.llm.config.vocab_size, args.measure))  # libraries warm up
     results = []
     for length in (1024 * thousands for thousands in args.lengths):
         tiles = int(args.visual * length) // tokens_per_tile
         targets = int(args.targets * length)
-        row = meta_row(length, num_tiles=tiles, tokens_per_tile=tokens_per_tile, tile_size=tile_size)
+        row = row_of(length, num_tiles=tiles, num_targets=targets)
         with LiveBytes("cpu") as host:
-            activations = activation_bytes(model, row, num_targets=targets)
+            activations = activation_bytes(model, row)
         result = {"tokens": length, "tiles": tiles, "activations": activations, "offloaded": host.peak}
         if there is not None:
-            result["measured"] = measured_bytes(there, real(row, targets, model.llm.config.vocab_size, args.measure))
+            result["measured"] = measured_bytes(there, real(row, model.llm.config.vocab_size, args.measure))
             seen = activations + (host.peak if args.measure == "cpu" else 0)
             result["estimate_over_measured"] = seen / result["measured"]
         results.append(result | state | {"total": result["activations"] + on_device})

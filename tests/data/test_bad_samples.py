@@ -13,7 +13,8 @@ from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.catalog import Source
 from eagle_train.data.index import ensure_index, index_path
 from eagle_train.data.loader import RowDataset, RowTask
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.row_buffers import row_bytes
 from eagle_train.data.shards import scan_shard, write_shards
 from eagle_train.data.step_loader import StepLoader
@@ -242,6 +243,16 @@ def test_a_shard_lost_while_training_is_counted(tmp_path, encoder):
 def test_a_missing_shard_says_what_makes_it(tmp_path):
     with pytest.raises(ValueError, match=r"no shard at .*toy/captions.*data build recipe=toy-pretrain"):
         recipe_sources(load_recipe("toy-pretrain"), tmp_path)
+
+
+def test_all_that_is_missing_is_said_at_once(tmp_path):
+    recipe = load_recipe("toy")
+    missing = list(recipe.sources)
+    assert len(missing) > 1
+    with pytest.raises(ValueError) as error:
+        recipe_sources(recipe, tmp_path)
+    assert str(error.value).startswith(f"sources {', '.join(missing)}: no shard at {tmp_path}")
+    assert f"and {len(missing) - 1} other places; run `python -m eagle_train data build" in str(error.value)
 
 
 def test_an_unknown_recipe_names_the_nearest():

@@ -8,7 +8,8 @@ from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
 from eagle_train.data.build_layouts import ensure_layouts
 from eagle_train.data.catalog import Source
 from eagle_train.data.open_catalog import open_catalog
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.shards import write_shards
 from eagle_train.data.too_long import DropTooLong
 from eagle_train.train.stage_data import make_layout

@@ -12,7 +12,8 @@ from eagle_train.data.images import ImageReader
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.loss_weights import per_token
 from eagle_train.data.media_text import MediaText
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.shards import write_shards
 from eagle_train.data.tile_grids import ImageAreaPreservation
 from eagle_train.data.video_frames import PyAvVideo

@@ -17,7 +17,8 @@ from eagle_train.data.images import ImageReader
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.loss_weights import square_root
 from eagle_train.data.plan import PlanConfig
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.row_buffers import row_bytes
 from eagle_train.data.step_loader import StepLoader
 from eagle_train.data.stream import Cursor, steps

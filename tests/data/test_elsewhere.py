@@ -16,7 +16,8 @@ from eagle_train.data.lint import TextChecks
 from eagle_train.data.lint_files import Checks, ShardWork, lint_shard
 from eagle_train.data.loader import RowDataset
 from eagle_train.data.media_content import read_content
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.retries import Retries, StorageError
 from eagle_train.data.storage import Storage, open_shard
 from eagle_train.data.tables import read_metadata, read_table

@@ -10,7 +10,7 @@ from eagle_train.data.index import index_stem
 from eagle_train.data.layout import layout_path
 from eagle_train.data.mixing import asked_shares, epoch_pieces, piece_rows, repeats
 from eagle_train.data.plan import count_rows, epoch_windows, plan_window
-from eagle_train.data.stream import Cursor, count_steps, steps
+from eagle_train.data.stream import Cursor, count_steps, find_row, steps
 from tests.catalogs import made_up_catalog, plan_config
 
 
@@ -98,6 +98,22 @@ def test_any_step_follows_from_its_cursor_alone(tmp_path):
     rest = steps(catalog, config, first=half, cursor=whole[half - 1].after)
     assert rows_of(rest) == rows_of(whole[half:])
     assert rows_of(steps(catalog, config, first=7)) == rows_of(whole[7:]), "without a cursor, from the beginning"
+
+
+def test_the_window_of_a_row_is_found(tmp_path):
+    catalog = made_up_catalog(tmp_path)
+    config = plan_config(catalog, num_epochs=2)
+    whole = list(steps(catalog, config))
+    firsts = sorted({step.after.first_row for step in whole})
+    assert len(firsts) > 3
+    for row in (0, firsts[1] - 1, firsts[1], firsts[-1], 10**6):
+        passed = []
+        cursor = find_row(catalog, config, row, passed.append)
+        assert cursor.first_row == max(first for first in firsts if first <= row)
+        assert sum(passed) == cursor.first_row or row == 10**6
+    number = firsts[2] // config.rows_per_step
+    cursor = find_row(catalog, config, number * config.rows_per_step)
+    assert rows_of(steps(catalog, config, first=number, cursor=cursor)) == rows_of(whole[number:])
 
 
 def test_a_cursor_makes_no_earlier_window(tmp_path):

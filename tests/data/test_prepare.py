@@ -8,7 +8,8 @@ import yaml
 
 from eagle_train.__main__ import main
 from eagle_train.data.prepare import prepare
-from eagle_train.data.recipe import load_recipe, recipe_sources
+from eagle_train.data.recipe import load_recipe
+from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.schemas import parse_members
 from eagle_train.data.shards import scan_shard
 from eagle_train.data.split import Selector, image_of

@@ -51,6 +51,12 @@ def test_losses_and_gradients_are_those_of_whole_logits(chunk, bias):
         torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6 * max(1.0, right.abs().max().item()))
 
 
+def test_labels_that_were_counted_need_no_counting():
+    hidden, labels, head, _ = problem()
+    ours = LossHead(head, ChunkedCrossEntropy(7))
+    assert torch.equal(ours(hidden, labels, int((labels >= 0).sum())), ours(hidden, labels))
+
+
 @pytest.mark.slow
 def test_in_bfloat16_the_weights_gradient_is_summed_in_float32():
     """Summed in bfloat16 over 1000 chunks, it would stand still when a chunk is below 1/256 of the sum."""

@@ -48,6 +48,13 @@ def row(kind, length):
     return pack([sample(i, *shape) for i, shape in enumerate(shapes)], [], filler_id=0, tile_size=TILE)
 
 
+def blank_row(length, *, num_tiles, num_targets):
+    """Returns a row on the meta device."""
+    return meta_row(
+        length, num_tiles=num_tiles, num_targets=num_targets, tokens_per_tile=TOKENS_PER_TILE, tile_size=TILE
+    )
+
+
 def model_in(way, device="cpu"):
     with torch.device(device):
         model = tiny_model().train()
@@ -87,8 +94,8 @@ def test_so_it_does_on_the_meta_device(way, tiles):
     model = model_in(way, "meta")
     found = []
     for length in LENGTHS:
-        batch = meta_row(length, num_tiles=tiles * length // 16, tokens_per_tile=TOKENS_PER_TILE, tile_size=TILE)
-        found.append(activation_bytes(model, batch, num_targets=length // 2))
+        batch = blank_row(length, num_tiles=tiles * length // 16, num_targets=length // 2)
+        found.append(activation_bytes(model, batch))
     first, second = slopes(found)
     assert first > 0 and second == pytest.approx(first, rel=0.05)
 
@@ -100,18 +107,17 @@ def test_the_estimate_is_what_the_cpu_holds(way, kind):
     batch = row(kind, length)
     on_cpu = held(model_in(way), batch)
     tiles = batch.num_images
-    blank = meta_row(length, num_tiles=tiles, tokens_per_tile=TOKENS_PER_TILE, tile_size=TILE)
+    blank = blank_row(length, num_tiles=tiles, num_targets=batch.num_targets)
     given = sum(t.nbytes for t in (blank.input_ids, blank.labels, blank.loss_weights, blank.position_ids))
     given += blank.pixels.nbytes + blank.image_positions.nbytes + blank.cu_seqlens.nbytes
-    estimate = activation_bytes(model_in(way, "meta"), blank, num_targets=int((batch.labels >= 0).sum()))
+    estimate = activation_bytes(model_in(way, "meta"), blank)
     assert estimate - given == pytest.approx(on_cpu, rel=0.03)
 
 
 def estimate(way, micro_batch, *, length, tiles):
     model = model_in(way, "meta")
     model.mixture.micro_batch = micro_batch
-    batch = meta_row(length, num_tiles=tiles, tokens_per_tile=TOKENS_PER_TILE, tile_size=TILE)
-    return activation_bytes(model, batch, num_targets=7)
+    return activation_bytes(model, blank_row(length, num_tiles=tiles, num_targets=7))
 
 
 @pytest.mark.slow
@@ -169,4 +175,4 @@ def test_storages_count_once_and_while_they_live():
 
 def test_more_tiles_than_tokens_are_refused():
     with pytest.raises(ValueError, match="3 tiles of 4 tokens do not fit into a row of 11"):
-        meta_row(11, num_tiles=3, tokens_per_tile=4, tile_size=TILE)
+        blank_row(11, num_tiles=3, num_targets=1)

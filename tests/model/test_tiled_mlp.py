@@ -123,6 +123,6 @@ def test_memory_inside_an_mlp_does_not_grow_with_the_row_and_the_estimate_knows(
             model = tiny_model(intermediate_size=32 * 50).train()
         model.set_activation_checkpointing()
         tile_mlps(model.llm, tile)
-        row = meta_row(256, num_tiles=1, tokens_per_tile=TOKENS_PER_TILE, tile_size=TILE)
-        estimates.append(activation_bytes(model, row, num_targets=7))
+        row = meta_row(256, num_tiles=1, num_targets=7, tokens_per_tile=TOKENS_PER_TILE, tile_size=TILE)
+        estimates.append(activation_bytes(model, row))
     assert estimates[1] < estimates[0] / 4

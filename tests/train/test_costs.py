@@ -1,9 +1,11 @@
 """Costs of rows: from counted FLOPs, and from what a stage trains."""
 
+from dataclasses import replace
+
 import pytest
 
 from eagle_train.model.describe import describe
-from eagle_train.train.assemble import build_schedule, meta_model
+from eagle_train.train.assemble import build_schedule, trained_meta_model
 from eagle_train.train.costs import ForwardFlops, cost_model, forward_flops, is_trained
 from eagle_train.train.schedule import Stage
 from tests.configs import composed
@@ -19,7 +21,7 @@ def stage(**rates):
 
 def test_flops_of_the_toy_are_those_of_its_parameters():
     config = composed("+experiment=toy")
-    model = meta_model(config)
+    model = trained_meta_model(config)
     flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
     matrices = sum(p.numel() for name, p in model.llm.named_parameters() if p.dim() == 2 and "embed_tokens" not in name)
     assert flops.per_token == pytest.approx(2 * matrices, rel=0.01)
@@ -32,9 +34,21 @@ def test_what_is_frozen_has_no_backward_pass_and_what_is_passed_through_half_of_
     full = cost_model(FLOPS, stage(mixture=1.0, projector=1.0, llm=1.0))
     assert (full.per_token, full.per_token_squared, full.per_tile) == (6e6, 150.0, 3.6e7)
     first = cost_model(FLOPS, stage(mixture=None, projector=1.0, llm=None))
-    assert (first.per_token, first.per_tile) == (4e6, 1.2e7)
+    assert (first.per_token, first.per_token_squared, first.per_tile) == (4e6, 150.0, 1.2e7)
     part = cost_model(FLOPS, stage(**{"mixture": 1.0, "mixture.encoders.vit": None, "projector": 1.0, "llm": 1.0}))
     assert part.per_tile == 2.2e7
+
+
+def test_weights_below_adapters_have_no_gradients():
+    config = composed("+experiment=toy", "lora=qwen", "lora.llm.rank=1")
+    model = trained_meta_model(config)
+    flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
+    assert flops.adapted == {"llm"}
+    cost = cost_model(flops, stage(mixture=None, projector=1.0, llm=1.0))
+    assert cost.per_token == pytest.approx(2 * flops.per_token, rel=1e-3)
+    assert cost.per_token_squared == pytest.approx(3 * flops.per_token_squared, rel=1e-3)
+    adapted = replace(FLOPS, adapted=frozenset({"mixture.encoders.vit"}))
+    assert cost_model(adapted, stage(mixture=1.0, projector=1.0, llm=1.0)).per_tile == 2.9e7
 
 
 @pytest.mark.parametrize(
@@ -53,7 +67,7 @@ def test_the_longest_prefix_says_what_is_trained(rates, trained):
 @pytest.mark.slow
 def test_every_experiment_has_costs_in_every_stage():
     config = composed("+experiment=toy-x4")
-    model = meta_model(config)
+    model = trained_meta_model(config)
     flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
     costs = [cost_model(flops, stage) for stage in build_schedule(config).values()]
     assert costs[0].per_token < costs[-1].per_token and costs[0].per_tile < costs[-1].per_tile

@@ -36,6 +36,7 @@ def test_the_parts_of_a_row_are_the_row(samples, size):
     assert row.num_images == 0 or torch.equal(torch.cat(seen), row.pixels)
     assert all(len(part.pixels) == max(part.num_images, 1) for part in parts)
     assert sum(part.num_tokens for part in parts) == row.num_tokens
+    assert sum(part.num_targets for part in parts) == row.num_targets == int((row.labels >= 0).sum())
     assert all(part.segment_lengths == row.segment_lengths and part.keys == row.keys for part in parts)
     assert [part.part.num_made for part in parts] == [4 * part.num_images for part in parts]
 

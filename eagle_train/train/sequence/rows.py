@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from eagle_train.data.collate import count_targets
 from eagle_train.data.stream import Step
 from eagle_train.types import IGNORE_INDEX, Grid, PackedBatch, RowPart
 
@@ -89,6 +90,7 @@ def own_part(row: PackedBatch, index: int, size: int) -> PackedBatch:
         grids=grids_within(row.grids, *seen),
         num_images=tiles[index + 1] - tiles[index],
         num_tokens=max(0, min(end, num_tokens) - begin),
+        num_targets=count_targets(row.labels[begin:end]),
         errors=row.errors if index == 0 else (),
         part=RowPart(
             index=index,
