@@ -9,10 +9,25 @@ from collections import deque
 from pathlib import Path
 
 from eagle_train.data.locations import Location
-from eagle_train.data.retries import Retries
+from eagle_train.data.retries import Retries, StorageError
 
-NFS_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
-"""What a network file system answers for a moment when a server restarts or a file was renamed over."""
+PASSING = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.ESHUTDOWN,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ECONNRESET,
+        errno.EREMOTEIO,
+        errno.EAGAIN,
+    }
+)
+"""What a network file system answers for a while when a server restarts, a client was cut off or a file was renamed."""
+NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""What is said of a path that leads to no file. Other errors (no right, no descriptor left) are not about the file."""
 LOCAL_GAP_BYTES = 1 << 15
 MAX_READ_BYTES = 1 << 30
 """One Linux `pread` returns at most 2 GiB - 4 KiB."""
@@ -55,7 +70,7 @@ class LocalFile(RangeFile):
 
     Args:
         path: of the file.
-        retries: for `NFS_ERRORS`.
+        retries: for errors of `PASSING`.
     """
 
     gap_bytes = LOCAL_GAP_BYTES
@@ -99,9 +114,18 @@ class LocalFile(RangeFile):
                 raise
 
         def is_passing(error: Exception) -> bool:
-            return isinstance(error, OSError) and error.errno in NFS_ERRORS
+            return isinstance(error, OSError) and error.errno in PASSING
 
-        return self._retries.run(attempt, is_passing, self.location)
+        try:
+            return self._retries.run(attempt, is_passing, self.location)
+        except StorageError:
+            raise
+        except OSError as error:
+            if error.errno is None or error.errno in NOT_THERE:
+                raise
+            raise StorageError(
+                f"{self.location}: {error}; make it readable for this process, and start again"
+            ) from error
 
 
 class _Descriptor:

@@ -6,6 +6,7 @@ but files that all ranks and workers of a node share through the page cache.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -234,7 +235,8 @@ class Catalog:
         for shard in self.shards:
             s = shard.summary
             text = f"{s.num_samples} samples, {s.num_usable} usable, {s.num_tokens} tokens"
-            text += f", {len(shard.quarantined)} quarantined" if shard.quarantined else ""
+            if out := shard.quarantined:
+                text += f", {len(out)} quarantined ({hashlib.sha256(repr(out).encode()).hexdigest()[:8]})"
             parts[self.sources[shard.source].name][file_name(shard.location)] = f"{text}, {s.digest}"
         return parts
 

@@ -24,11 +24,11 @@ from eagle_train.data.probe import probe_medium
 from eagle_train.data.schemas import Record, anywhere, parse_members
 from eagle_train.data.shard_reader import Member, ShardReader
 from eagle_train.data.shards import num_expected, repeated_member, scan_shard
-from eagle_train.data.storage import open_shard
+from eagle_train.data.storage import Storage, open_shard
 from eagle_train.data.tables import DamagedTable, read_metadata, write_table
 from eagle_train.types import Media, SampleError
 
-INDEX_VERSION = "7"
+INDEX_VERSION = "8"
 TEXT_MEMBERS = frozenset({"json", "txt"})
 MEMBERS_OR_WEB = Elsewhere()
 BLOCK = 512
@@ -104,9 +104,9 @@ def index_stem(shard: Location, index_dir: Path | None) -> Path:
     raise ValueError(f"the index of {shown(shard)} cannot be beside it; set index_dir to a folder")
 
 
-def shard_identity(shard: Location) -> bytes:
+def shard_identity(shard: Location, storage: Storage | None = None) -> bytes:
     """Returns what tells a shard from a rebuilt one, from its size and a hash of its ends."""
-    reader = open_shard(shard)
+    reader = open_shard(shard, storage)
     try:
         return reader.identity().encode()
     finally:
@@ -114,31 +114,40 @@ def shard_identity(shard: Location) -> bytes:
 
 
 def ensure_index(
-    shard: Location, index_dir: Path | None = None, visit: Visit | None = None, media_root: Path | None = None
+    shard: Location,
+    index_dir: Path | None = None,
+    visit: Visit | None = None,
+    media_root: Path | None = None,
+    storage: Storage | None = None,
 ) -> Path:
     """Builds the index of `shard` unless it has one that is whole and fits the shard; returns its path.
 
     Args:
         visit: is called while the index is built, so not at all if there is one.
         media_root: folder of files that its records may name, see `Elsewhere`.
+        storage: how the shard is read; None: as by default.
     """
     path = index_path(shard, index_dir)
-    if not has_index(shard, index_dir, media_root):
-        made_of = identity(shard, media_root)  # before it is read: should it change meanwhile, it is indexed again
-        table = index_shard(shard, visit, Elsewhere(media_root))
+    if not has_index(shard, index_dir, media_root, storage):
+        # Before it is read: should it change meanwhile, it is indexed again.
+        made_of = identity(shard, media_root, storage)
+        elsewhere = Elsewhere(media_root, (storage or Storage()).retries())
+        table = index_shard(shard, visit, elsewhere, storage)
         write_table(table.replace_schema_metadata(made_of | table.schema.metadata), path)
     return path
 
 
-def has_index(shard: Location, index_dir: Path | None, media_root: Path | None = None) -> bool:
+def has_index(
+    shard: Location, index_dir: Path | None, media_root: Path | None = None, storage: Storage | None = None
+) -> bool:
     """Returns whether `shard` has an index that fits it as it is now."""
-    return is_current(index_path(shard, index_dir), partial(identity, shard, media_root))
+    return is_current(index_path(shard, index_dir), partial(identity, shard, media_root, storage))
 
 
-def identity(shard: Location, media_root: Path | None) -> dict[bytes, bytes]:
+def identity(shard: Location, media_root: Path | None, storage: Storage | None = None) -> dict[bytes, bytes]:
     """Returns the metadata that tie an index to its shard, and to the folder where else its media may be."""
     root = "" if media_root is None else str(media_root.absolute())
-    return {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard), b"media_root": root.encode()}
+    return {b"version": INDEX_VERSION.encode(), b"shard": shard_identity(shard, storage), b"media_root": root.encode()}
 
 
 def is_current(path: Path, made_of: Callable[[], dict[bytes, bytes]]) -> bool:
@@ -154,7 +163,12 @@ def is_current(path: Path, made_of: Callable[[], dict[bytes, bytes]]) -> bool:
     return all(metadata.get(name) == value for name, value in made_of().items())
 
 
-def index_shard(shard: Location, visit: Visit | None = None, elsewhere: Elsewhere = MEMBERS_OR_WEB) -> pa.Table:
+def index_shard(
+    shard: Location,
+    visit: Visit | None = None,
+    elsewhere: Elsewhere = MEMBERS_OR_WEB,
+    storage: Storage | None = None,
+) -> pa.Table:
     """Returns the index of `shard`, see `SCHEMA`, with a `digest` of its content in the metadata.
 
     The digest covers keys, names and sizes of members, the bytes of texts, facts of the media, the identity of those
@@ -165,7 +179,7 @@ def index_shard(shard: Location, visit: Visit | None = None, elsewhere: Elsewher
     rows: list[Row] = []
     seen: set[str] = set()
     texts = hashlib.sha256()
-    reader = open_shard(shard).read_ahead()
+    reader = open_shard(shard, storage).read_ahead()
     for row in scan_rows(reader):
         record = None
         try:
@@ -260,9 +274,9 @@ def read_record(
     return parse_members(contents, key=key, elsewhere=elsewhere)
 
 
-def read_records(shard: Location, index: pa.Table) -> Iterator[Record | None]:
+def read_records(shard: Location, index: pa.Table, storage: Storage | None = None) -> Iterator[Record | None]:
     """Yields the records of an indexed shard in the order of its rows, None for a bad one."""
-    reader = open_shard(shard)
+    reader = open_shard(shard, storage)
     for row in index.select(["key", "members", "reason"]).to_pylist():
         members = [Member(**member) for member in row["members"]]
         yield None if row["reason"] else read_record(reader, row["key"], members)

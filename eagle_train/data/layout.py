@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,11 @@ import pyarrow as pa
 
 from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.encode import Encoder
-from eagle_train.data.index import ensure_index, has_index, index_path, index_stem, is_current, sample_key
-from eagle_train.data.lengths import TextLayout, ensure_lengths, lengths_path, read_lengths
+from eagle_train.data.index import ensure_index, identity, index_path, index_stem, is_current, sample_key
+from eagle_train.data.lengths import TextLayout, ensure_lengths, lengths_path, of_lengths, read_lengths
 from eagle_train.data.locations import Location
 from eagle_train.data.media import MediaError
+from eagle_train.data.storage import Storage
 from eagle_train.data.tables import read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
@@ -210,19 +211,24 @@ def layout_path(stem: Path, fingerprint: str) -> Path:
 
 
 def ensure_layout(
-    shard: Location, index_dir: Path | None, source: str, layout: Layout, media_root: Path | None = None
+    shard: Location,
+    index_dir: Path | None,
+    source: str,
+    layout: Layout,
+    media_root: Path | None = None,
+    storage: Storage | None = None,
 ) -> Path:
     """Builds the layout of a shard, and what it needs, unless it has one; returns its path.
 
     Args:
         source: name of the shard's source, for errors.
-        media_root: see `ensure_index`.
+        media_root, storage: see `ensure_index`.
     """
     path = layout_path(index_stem(shard, index_dir), layout.fingerprint)
-    if has_layout(shard, index_dir, layout.fingerprint, media_root):
+    if has_layout(shard, index_dir, layout.fingerprint, media_root, storage):
         return path
-    ends = read_lengths(read_made(partial(ensure_lengths, shard, index_dir, layout.text, media_root)))
-    index = read_made(partial(ensure_index, shard, index_dir, media_root=media_root))
+    ends = read_lengths(read_made(partial(ensure_lengths, shard, index_dir, layout.text, media_root, storage)))
+    index = read_made(partial(ensure_index, shard, index_dir, media_root=media_root, storage=storage))
     columns = [index[name].to_pylist() for name in ("key", "media", "reason", "detail")]
     rows = []
     for end, key, media, reason, detail in zip(ends, *columns, strict=True):
@@ -242,13 +248,22 @@ def ensure_layout(
     return path
 
 
-def has_layout(shard: Location, index_dir: Path | None, fingerprint: str, media_root: Path | None = None) -> bool:
+def has_layout(
+    shard: Location,
+    index_dir: Path | None,
+    fingerprint: str,
+    media_root: Path | None = None,
+    storage: Storage | None = None,
+) -> bool:
     """Returns whether a shard has a layout that fits it as it is now, and the texts that it was made from."""
-    if not has_index(shard, index_dir, media_root):
+    made_of = cache(partial(identity, shard, media_root, storage))
+    if not is_current(index_path(shard, index_dir), made_of):
         return False
     made_from = {b"index": read_metadata(index_path(shard, index_dir))[b"digest"]}
     path = layout_path(index_stem(shard, index_dir), fingerprint)
-    return is_current(path, lambda: made_from) and texts_path(shard, index_dir, fingerprint).exists()
+    if not is_current(path, lambda: made_from):
+        return False
+    return is_current(texts_path(shard, index_dir, fingerprint), lambda: of_lengths(made_of()))
 
 
 def texts_path(shard: Location, index_dir: Path | None, fingerprint: str) -> Path:

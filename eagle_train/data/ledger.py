@@ -18,10 +18,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import FileIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
+from eagle_train.data.locations import as_location, stem
 from eagle_train.types import REASONS, PackedBatch, SampleUse
 
 VERSION = 1
@@ -59,7 +60,7 @@ class LedgerShard:
     @property
     def prefix(self) -> str:
         """What the keys of its samples begin with: `<source>/<shard stem>/`."""
-        return f"{self.source}/{PurePosixPath(self.location).stem}/"
+        return f"{self.source}/{stem(as_location(self.location))}/"
 
 
 class LedgerError(OSError, ValueError):

@@ -7,9 +7,9 @@ shard makes both.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,15 +20,16 @@ from eagle_train.data.index import (
     INDEX_VERSION,
     ensure_index,
     has_index,
+    identity,
     index_path,
     index_stem,
     is_current,
     read_records,
 )
-from eagle_train.data.index import identity as index_identity
 from eagle_train.data.locations import Location
 from eagle_train.data.schemas import Record
 from eagle_train.data.share_work import share_work
+from eagle_train.data.storage import Storage
 from eagle_train.data.tables import read_made, write_table
 from eagle_train.data.text_tokens import NO_TOKENS, to_columns
 from eagle_train.types import Message
@@ -59,7 +60,13 @@ def lengths_path(shard: Location, index_dir: Path | None, fingerprint: str) -> P
     return Path(f"{index_stem(shard, index_dir)}.text-{fingerprint}.arrow")
 
 
-def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout, media_root: Path | None = None) -> Path:
+def ensure_lengths(
+    shard: Location,
+    index_dir: Path | None,
+    text: TextLayout,
+    media_root: Path | None = None,
+    storage: Storage | None = None,
+) -> Path:
     """Builds the text lengths of `shard`, and its index, unless they are there; returns the path of the lengths.
 
     The table has a row per row of the index, and list<int32> columns, an entry per answer: `num_tokens`,
@@ -67,32 +74,39 @@ def ensure_lengths(shard: Location, index_dir: Path | None, text: TextLayout, me
     metadata hold a `digest` of it all.
 
     Args:
-        media_root: see `ensure_index`.
+        media_root, storage: see `ensure_index`.
     """
     path = lengths_path(shard, index_dir, text.fingerprint)
-    if has_lengths(shard, index_dir, text.fingerprint, media_root):
+    if has_lengths(shard, index_dir, text.fingerprint, media_root, storage):
         return path
-    made_of = identity(shard, media_root)
+    made_of = of_lengths(identity(shard, media_root, storage))
     collected = Lengths(text)
-    ensure_index(shard, index_dir, collected.add, media_root)
+    ensure_index(shard, index_dir, collected.add, media_root, storage)
     if not collected.rows:  # the index was there
-        make = partial(ensure_index, shard, index_dir, media_root=media_root)
-        for record in read_records(shard, read_made(make)):
+        make = partial(ensure_index, shard, index_dir, media_root=media_root, storage=storage)
+        for record in read_records(shard, read_made(make), storage):
             collected.add(record)
     table = collected.table()
     write_table(table.replace_schema_metadata(made_of | table.schema.metadata), path)
     return path
 
 
-def has_lengths(shard: Location, index_dir: Path | None, fingerprint: str, media_root: Path | None = None) -> bool:
+def has_lengths(
+    shard: Location,
+    index_dir: Path | None,
+    fingerprint: str,
+    media_root: Path | None = None,
+    storage: Storage | None = None,
+) -> bool:
     """Returns whether index and text lengths of `shard` are there and fit it as it is now."""
+    made_of = cache(partial(identity, shard, media_root, storage))
     path = lengths_path(shard, index_dir, fingerprint)
-    return has_index(shard, index_dir, media_root) and is_current(path, partial(identity, shard, media_root))
+    return is_current(index_path(shard, index_dir), made_of) and is_current(path, lambda: of_lengths(made_of()))
 
 
-def identity(shard: Location, media_root: Path | None) -> dict[bytes, bytes]:
-    """Returns the metadata that tie text lengths to their shard, as `index.identity`: a row is a row of the index."""
-    return index_identity(shard, media_root) | {b"version": LENGTHS_VERSION.encode()}
+def of_lengths(made_of: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Returns the metadata that tie text lengths to their shard, from those of its index: rows are the index's."""
+    return {**made_of, b"version": LENGTHS_VERSION.encode()}
 
 
 def ensure_indexes(

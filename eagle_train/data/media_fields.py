@@ -10,7 +10,7 @@ from typing import Any
 
 from eagle_train.data.json_fields import bad_record, objects, text
 from eagle_train.data.media_sources import inline
-from eagle_train.data.placeholders import Listed, MediaRef, media_kind
+from eagle_train.data.placeholders import Listed, MediaRef, file_suffix, media_kind
 from eagle_train.types import MediaKind
 
 MEDIA_KEYS: Mapping[str, MediaKind] = {
@@ -78,9 +78,16 @@ def read_media(value: Any, kind: MediaKind, key: str, name: str) -> list[MediaRe
         return []  # NaN is the one JSON value that differs from itself
     if not isinstance(value, list):
         return [read_medium(value, kind, key, name)]
-    if kind != "image" and value and all(isinstance(item, str) and media_kind(item) == "image" for item in value):
+    if kind != "image" and value and all(is_picture(item, kind) for item in value):
         return [read_medium(value, kind, key, name)]
     return [read_medium(item, kind, key, name) for item in value]
+
+
+def is_picture(item: Any, kind: MediaKind) -> bool:
+    """Returns whether an entry of a list is a frame of a video or a page: a picture, but a GIF is a video itself."""
+    if not isinstance(item, str) or media_kind(item) != "image":
+        return False
+    return kind != "video" or file_suffix(item) != "gif"
 
 
 def read_medium(value: Any, kind: MediaKind, key: str, name: str) -> MediaRef:

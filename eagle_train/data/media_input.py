@@ -12,7 +12,7 @@ from eagle_train.data.media import MediaError
 from eagle_train.data.media_content import Content
 from eagle_train.data.media_files import read_media_file
 from eagle_train.data.placeholders import MediaRef
-from eagle_train.data.probe import DEFAULT_FPS, cut_clip
+from eagle_train.data.probe import DEFAULT_FPS, cut_clip, largest
 from eagle_train.data.videos import probe_video
 from eagle_train.types import Media, MediaPlan, SampleError
 
@@ -47,14 +47,11 @@ def facts_of(ref: MediaRef, contents: Sequence[bytes], key: str) -> Media:
         return cut_clip(Media(kind="video", member="0", **probe_video(contents[0])._asdict()), ref.start, ref.end, key)
     headers = [probe_image(data) for data in contents]
     if not ref.refs:
-        width, height, orientation = headers[0]
-        return Media(kind="image", member="0", width=width, height=height, orientation=orientation)
-    width, height = max(((header[0], header[1]) for header in headers), key=lambda size: size[0] * size[1])
+        return Media(kind="image", member="0", **largest(headers))
     return Media(
         kind=ref.kind,
         members=tuple(str(index) for index in range(len(contents))),
-        width=width,
-        height=height,
+        **largest(headers),
         duration=len(contents) / (ref.fps or DEFAULT_FPS) if ref.kind == "video" else 0.0,
         num_frames=len(contents),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 from eagle_train.data.budget import LEFT_OUT, TooManyBadSamples
@@ -13,7 +14,7 @@ from eagle_train.data.index import index_path, index_stem
 from eagle_train.data.layout import Summary, from_metadata, layout_path
 from eagle_train.data.locations import Location, stem
 from eagle_train.data.quarantine import quarantined_rows, read_quarantine, report_unmatched
-from eagle_train.data.shards import num_expected
+from eagle_train.data.shards import expected_shards, num_expected
 from eagle_train.data.tables import read_metadata, read_table
 
 
@@ -39,8 +40,9 @@ def open_catalog(
         TooManyBadSamples: with the list.
         ValueError: if more is too long, or a shard is not the one that was laid out.
     """
+    manifest = cache(expected_shards)
     shards = [
-        open_shard(number, source, shard, layout, shard in lost)
+        open_shard(number, source, shard, layout, shard in lost, partial(num_expected, shard, manifest))
         for number, source in enumerate(sources)
         for shard in source.shards
     ]
@@ -68,15 +70,17 @@ def check_too_long(source: str, summary: Summary, max_share: float) -> None:
         )
 
 
-def open_shard(number: int, source: Source, shard: Location, layout: str, is_lost: bool) -> CatalogShard:
+def open_shard(
+    number: int, source: Source, shard: Location, layout: str, is_lost: bool, expected: Callable[[], int]
+) -> CatalogShard:
     """Returns a shard of source `number`; one that is not there has as many bad samples as its manifest says."""
     path = layout_path(index_stem(shard, source.index_dir), layout)
     if is_lost:
-        count = num_expected(shard) or 1
+        count = expected() or 1
         lost = Summary(num_samples=count, dropped={"missing_shard": count})
         return CatalogShard(source=number, location=shard, index_dir=source.index_dir, summary=lost, lost=True)
     summary = from_metadata(read_metadata(path))
-    wanted = num_expected(shard)
+    wanted = expected()
     if summary.num_samples < wanted and "missing_shard" not in summary.dropped:
         raise ValueError(
             f"{shard} holds {summary.num_samples} samples, shards.json beside it says {wanted}: it was cut between two "

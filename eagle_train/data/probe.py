@@ -52,21 +52,24 @@ def probe_file(key: str, ref: MediaRef, files: Sequence[MediaFile]) -> Media:
 
 def probe_list(key: str, ref: MediaRef, files: Sequence[MediaFile]) -> Media:
     """Returns the header facts of frames or pages that are images; see `probe_medium`."""
-    sizes = []
+    headers = []
     for file in files:
         try:
-            sizes.append(probe_picture(file)[:2])
+            headers.append(probe_picture(file))
         except MediaError as error:
             raise SampleError(key, error.reason, f"{file.name}: {error}") from error
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
     return Media(
         kind=ref.kind,
         members=tuple(file.name for file in files),
-        width=width,
-        height=height,
+        **largest(headers),
         duration=len(files) / (ref.fps or DEFAULT_FPS) if ref.kind == "video" else 0.0,
         num_frames=len(files),
     )
+
+
+def largest(headers: Sequence[Header]) -> dict[str, int]:
+    """Returns width, height and orientation of the picture with the most pixels, the first of several."""
+    return dict(zip(("width", "height", "orientation"), max(headers, key=lambda h: h[0] * h[1]), strict=True))
 
 
 def cut_clip(media: Media, start: float, end: float, key: str) -> Media:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from eagle_train.data.ledger_read import LedgerFile
 from eagle_train.data.loader import RowDataset, RowTask
 from eagle_train.types import REASONS, PackedBatch
 
+QUARANTINED = 1 + REASONS.index("quarantined")
 COUNTS = ("num_tokens", "num_targets", "num_tiles", "num_frames")
 
 
@@ -104,6 +105,9 @@ def rebuild_row(row: RecordedRow, dataset: RowDataset, found: Mapping[int, int])
     places = [(found[shard], index) for shard, index in row.records[["shard", "index"]].tolist()]
     usable = [not catalog.shards[shard].lost and catalog.sizes(shard).num_tokens[index] > 0 for shard, index in places]
     samples = [int(catalog.starts[shard]) + index for (shard, index), use in zip(places, usable, strict=True) if use]
+    # The run read the row without those that it had put into quarantine itself.
+    left_out = {place for place, status in zip(places, row.records["status"], strict=True) if status == QUARANTINED}
+    dataset = replace(dataset, left_out=frozenset(left_out))
     batch = dataset[RowTask(row.row, np.array(samples, dtype=np.int64))]
     uses = iter(batch.uses)
     differences = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,14 @@ def expected_shards(folder: Path) -> dict[str, int]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def num_expected(shard: Location) -> int:
-    """Returns how many samples the manifest beside a shard says it has; 0 if it says nothing."""
+def num_expected(shard: Location, read: Callable[[Path], Mapping[str, int]] = expected_shards) -> int:
+    """Returns how many samples the manifest beside a shard says it has; 0 if it says nothing.
+
+    Args:
+        read: gives the manifest of a folder; one that remembers, for many shards.
+    """
     folder = parent(shard)
-    return expected_shards(folder).get(file_name(shard), 0) if isinstance(folder, Path) else 0
+    return read(folder).get(file_name(shard), 0) if isinstance(folder, Path) else 0
 
 
 def scan_shard(shard: ShardReader | Location) -> Iterator[tuple[str, list[Member]]]:

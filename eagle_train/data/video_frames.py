@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from eagle_train.data.media import MAX_PIXELS, check_size, reported_as
-from eagle_train.data.videos import open_video, quarter_turns, video_stream
+from eagle_train.data.videos import UNTIMED, open_video, quarter_turns, video_stream
 
 QUARTER_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 """Display matrix of a video, in quarter turns counterclockwise."""
@@ -172,7 +172,7 @@ class Playback:
         for frame in self._frames:
             check_size(frame.width, frame.height, self._max_pixels)
             if frame.pts is None:
-                raise ValueError("frames without timestamps; put the stream into a container, for example mp4")
+                raise ValueError(UNTIMED)
             if frame.pts > after:
                 return frame
         return None

@@ -16,6 +16,7 @@ files and addresses, named by the bytes."""
 WHOLE_BYTES = 1 << 22
 """A video file up to this size is read at once: that costs less than the requests for its parts."""
 
+UNTIMED = "frames without timestamps; put the stream into a container, for example mp4"
 COUNTED_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2"
 """The demuxer whose frame count is exact: that of a table with an entry per frame. Others guess, or say nothing."""
 
@@ -50,6 +51,8 @@ def probe_video(file: BinaryIO | bytes, *, max_pixels: int = MAX_PIXELS) -> Vide
             frame = next(container.decode(stream), None)
             if frame is None:
                 raise ValueError("no frame can be decoded")
+            if frame.pts is None:
+                raise ValueError(UNTIMED)
             width, height = frame.width, frame.height
             if quarter_turns(frame) % 2:
                 width, height = height, width

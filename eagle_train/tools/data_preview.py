@@ -61,15 +61,14 @@ def write_preview(overrides: Sequence[str], stage: str | None, first: int, count
     Raises:
         ValueError: if the stage has no such row.
     """
-    shown = ["data.max_bad_share=1.0", "data.max_too_long_share=1.0"]  # what is left out stops nothing here
-    config = load_config([*overrides, *shown])
+    config = load_config(overrides)
     model = trained_meta_model(config)
     flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
     name, chosen = list(pick_stages(build_schedule(config), stage).items())[-1]
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     # Rows do not depend on the number of steps, and need not be counted.
     endless = replace(chosen, num_steps=1, num_epochs=None, tokens_per_step=None)
-    data = build_stage_data(config, endless, encoder, flops)
+    data = build_stage_data(config, endless, encoder, flops, any_share=True)
     dataset = RowDataset(data.catalog, data.encoder, build(config["data"]).storage)
     plan = replace(data.plan, num_epochs=chosen.num_epochs)
     number = first // plan.rows_per_step

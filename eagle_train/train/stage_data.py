@@ -59,17 +59,27 @@ class StageData:
 
 
 def build_stage_data(
-    config: Mapping[str, Any], stage: Stage, encoder: Encoder, flops: ForwardFlops, cache: Path | None = None
+    config: Mapping[str, Any],
+    stage: Stage,
+    encoder: Encoder,
+    flops: ForwardFlops,
+    cache: Path | None = None,
+    *,
+    any_share: bool = False,
 ) -> StageData:
     """Returns the samples and the plan of a stage; ranks share the building of what is missing on disk.
 
     Args:
         encoder: of the run; a stage may have another template, tiling and policy for frames and tiles.
         cache: folder that keeps the totals of plans; None: they are counted.
+        any_share: whether any share of samples may be bad or too long, as for a look at the data.
     """
     settings = build(config["data"])
     recipe = load_recipe(stage.recipe)
     sources = recipe_sources(recipe, Path(config["data_root"]))
+    if any_share:
+        settings = replace(settings, max_bad_share=1.0, max_too_long_share=1.0)
+        sources = [replace(source, max_bad_share=None) for source in sources]
     encoder = of_stage(encoder, stage)
     layout = make_layout(encoder, stage.max_length, settings.too_long)
     catalog = read_sources(sources, layout, settings)

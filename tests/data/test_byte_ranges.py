@@ -48,9 +48,11 @@ def test_other_errors_of_a_disk_are_not_tried_again(tmp_path, monkeypatch):
     (tmp_path / "a.tar").write_bytes(CONTENT)
     faults = [OSError(errno.EACCES, "denied"), OSError(errno.EIO, "?")]
     failing_pread(monkeypatch, faults)
-    with pytest.raises(PermissionError):
+    with pytest.raises(StorageError, match=r"a\.tar: .*denied; make it readable"):
         open_shard(tmp_path / "a.tar", QUICK).read_range(0, 1)
     assert len(faults) == 1
+    with pytest.raises(FileNotFoundError):
+        open_shard(tmp_path / "b.tar", QUICK).read_range(0, 1)
 
 
 def test_short_answers_of_a_disk_are_completed(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from eagle_train.data.ledger import HEADER, RECORD, Ledger, records_path
+from eagle_train.data.ledger import HEADER, RECORD, Ledger, LedgerShard, records_path
 from eagle_train.data.ledger_read import read_bad, read_ledger
 from eagle_train.types import REASONS
 from tests.data.ledgers import SHARDS, cut, random_use, row, use, write
@@ -62,6 +62,11 @@ def test_any_ranks_and_attempts_merge_as_a_plain_model_says(seed, tmp_path):
     marked = list(zip(facts(whole), whole.superseded.tolist(), strict=True))
     assert sorted(fact for fact, gone in marked if gone) == sorted(lost)
     assert sorted(fact for fact, gone in marked if not gone) == sorted(kept)
+
+
+def test_keys_of_shards_behind_urls_begin_as_they_are_printed():
+    url = "http://host/x/train-0000.tar?token=abc/1.2"
+    assert LedgerShard(source="s", location=url, num_samples=1).prefix == "s/train-0000/"
 
 
 def test_a_lost_future_does_not_count_even_before_it_is_reached_again(tmp_path):

@@ -55,6 +55,7 @@ FORMS = {
     ),
     "frames": (llava("<video>Why?", video=list(FRAMES.refs)), FRAMES),
     "list of frames": (llava("<video>Why?", video_list=[list(FRAMES.refs)]), FRAMES),
+    "a list of one GIF, a video itself": (llava("<video>Why?", videos=["v.gif"]), MediaRef("video", "v.gif")),
     "frames with a rate": (llava("<video>Why?", video={"frames": list(FRAMES.refs), "fps": 2}), RATED),
     "typed frames": (typed({"type": "video", "video": list(FRAMES.refs), "fps": 2.0}), RATED),
     "frames called images": (llava("<image>Why?", video=list(FRAMES.refs)), FRAMES),

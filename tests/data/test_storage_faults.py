@@ -64,13 +64,13 @@ def test_storage_that_fails_is_named_and_counted_and_what_comes_after_is_whole(f
 
     def fail(path):
         if path.stem == "s-000003":
-            raise OSError(errno.EACCES, "Permission denied", str(path))
+            raise OSError(errno.ENOENT, "No such file", str(path))
 
     storage.before = fail
     left = list(load(RowDataset(found, encoder), workers))
     bad = errors(left)
     assert {error.key for error in bad} == {f"s/s-000003/good{n:03d}" for n in range(15, 20)}
-    assert all("s-000003.tar" in error.detail and "Permission denied" in error.detail for error in bad)
+    assert all("s-000003.tar" in error.detail and "No such file" in error.detail for error in bad)
     used = [len(use.keys) for _, rows in left for use in rows]
     planned = [len(use.keys) for _, rows in expected for use in rows]
     assert sum(planned) == sum(used) + len(bad) == 40
@@ -90,13 +90,25 @@ def test_storage_that_fails_for_a_moment_changes_nothing(found, encoder, storage
     assert digests(load(RowDataset(found, encoder))) == expected and len(failures) == 3
 
 
-def test_storage_that_fails_for_ever_stops_the_run_and_names_the_shard(found, encoder, storage, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.EIO, "6 attempts .*Input/output error"),
+        (errno.ENOTCONN, "6 attempts .*not connected"),
+        (errno.EACCES, ".*Permission denied.*; make it readable"),
+        (errno.EMFILE, ".*Too many open files.*; make it readable"),
+    ],
+)
+def test_storage_that_fails_for_ever_stops_the_run_and_names_the_shard(
+    found, encoder, storage, monkeypatch, code, message
+):
+    """A disk that is away, or a right that this process lacks, must not pass for bad samples."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
     def fail(path):
         if path.stem == "s-000003":
-            raise OSError(errno.EIO, "Input/output error", str(path))
+            raise OSError(code, os.strerror(code), str(path))
 
     storage.before = fail
-    with pytest.raises(StorageError, match=r"s-000003\.tar: 6 attempts .*Input/output error"):
+    with pytest.raises(StorageError, match=rf"s-000003\.tar: {message}"):
         list(load(RowDataset(found, encoder)))
