@@ -12,6 +12,7 @@ from eagle_train.train.zero.engine import ZeroEngine
 from tests.engine_facts import ALL, SHARDED
 from tests.toys import tiny_model, tiny_row, tiny_sample
 
+OFFLOADED = {"offload_optimizer": True, "pin_memory": False, "cpu_adam": False}
 ENGINES = {
     "plain": None,
     "zero1": {"zero_stage": 1, "bf16": False},
@@ -19,6 +20,10 @@ ENGINES = {
     "zero3": SHARDED | {"bf16": False},
     "zero2-bf16": {"zero_stage": 2, "bf16": True},
     "zero3-bf16": SHARDED | {"bf16": True},
+    "zero2-offload": {"zero_stage": 2, "bf16": False} | OFFLOADED,
+    "zero1-bf16-offload": {"zero_stage": 1, "bf16": True} | OFFLOADED,
+    "zero2-bf16-offload": {"zero_stage": 2, "bf16": True} | OFFLOADED,
+    "zero3-bf16-offload": SHARDED | {"bf16": True} | OFFLOADED,
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 from eagle_train.track.jsonl import read_metrics
 from eagle_train.train.anomalies import NonFiniteLossError, read_anomalies
 from eagle_train.train.app import train
+from eagle_train.train.preemption import PreemptionFlag
 from tests.runs import accounts, config, losses, rows
 from tests.test_resume import run_until
 
@@ -40,6 +41,30 @@ def test_a_step_is_skipped_and_a_resumed_run_skips_it_too(data, tmp_path, monkey
     assert train(config(data, tmp_path / "cut", *settings))
     again = {r["step"]: r.get("train/loss") for r in read_metrics(tmp_path / "cut" / "metrics.jsonl")}
     assert again == {r["step"]: r.get("train/loss") for r in read_metrics(tmp_path / "whole" / "metrics.jsonl")}
+
+
+@pytest.mark.slow
+def test_the_first_step_of_a_run_may_be_skipped_too(data, tmp_path):
+    settings = ("engine._target_=tests.poisoned.plain", "+engine.row=0", "anomalies.skips=2", "prove_freeze=true")
+    assert train(config(data, tmp_path, *settings))
+    found = [(anomaly.stage, anomaly.step, anomaly.action) for anomaly in read_anomalies(tmp_path)]
+    assert found == [("pretrain", 0, "skip"), ("sft", 0, "skip")]
+
+
+@pytest.mark.slow
+def test_losses_between_a_record_and_a_stop_are_in_the_next_record(data, tmp_path, monkeypatch):
+    settings = ("log_every=4", "save_every=100")
+    assert train(config(data, tmp_path / "whole", *settings))
+    calls = []
+    with monkeypatch.context() as patch:
+        patch.setattr(PreemptionFlag, "asked", lambda self: calls.append(self) or len(calls) == 6)
+        assert not train(config(data, tmp_path / "cut", *settings))
+    assert train(config(data, tmp_path / "cut", *settings))
+    records = [
+        {r["step"]: r["train/loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if "train/loss" in r}
+        for name in ("whole", "cut")
+    ]
+    assert records[0] == records[1] and len(records[0]) < 9
 
 
 @pytest.mark.slow

@@ -92,13 +92,16 @@ def run_stages(run: Run) -> bool:
         while place < len(names):
             name = names[place]
             if run.state.stage != name:
-                run.state = replace(run.state, stage=name, step=0, plan="", cursor={}, read={}, recent_losses=[])
+                run.state = replace(
+                    run.state, stage=name, step=0, plan="", cursor={}, read={}, recent_losses=[], loss_sums={}
+                )
             try:
                 if not run_stage(run, run.schedule[name]):
                     log.warning("preempted at step %d; %s", run.state.global_step, after_preemption(run))
                     return False
                 place += 1
             except RollBack:
+                run.heart.beat("save", run.state.global_step)
                 roll_back(run)
         run.preempted.close()  # a signal now ends the process at once: there is nothing left to save
         run.heart.beat("evaluate", run.state.global_step)

@@ -55,6 +55,8 @@ class TrainState:
     """Samples of the rows so far in this stage, by source, as the plan counts them."""
     recent_losses: list[float] = field(default_factory=list)
     """Of the last steps of this stage, as far as `anomalies` needs them."""
+    loss_sums: dict[str, list[float]] = field(default_factory=dict)
+    """By source, weighted losses and weights of the steps since the last log."""
     run_id: str = ""
     """Of the tracker (W&B)."""
     config_hash: str = ""

@@ -108,19 +108,25 @@ def evaluate(
     order = [number for number in np.argsort(lengths, kind="stable").tolist() if lengths[number] > 0]
     mine = order[dist.rank() :: dist.world_size()]
     most = -(-len(order) // dist.world_size())  # of any rank: all take part in every batch, see `Access`
-    outcomes: list[Outcome] = []
+    facts: list[tuple[str, str, int | None, dict[str, str]]] = []
+    shown: list[Outcome] = []  # the only ones whose tiles stay in memory
+    taken: Counter[str] = Counter()
     training = model.training
     model.eval()
     with progress("evaluating held-out questions", len(mine)) as advance:
         for start in range(0, most, evaluation.batch_size):  # of like length: little padding
             numbers = mine[start : start + evaluation.batch_size]
-            outcomes += ask(model, dataset, numbers, evaluation, access)
+            for outcome in ask(model, dataset, numbers, evaluation, access):
+                question = outcome.question
+                facts.append((question.type, question.answer, options(question), outcome.said))
+                taken[question.type] += 1
+                if dist.rank() == 0 and taken[question.type] <= evaluation.gallery_per_type:
+                    shown.append(outcome)
             advance(len(numbers))
     model.train(training)
     dataset.close()
     if dist.rank() == 0:
-        write_gallery(outcomes, dataset.encoder, gallery, evaluation.gallery_per_type)
-    facts = [(o.question.type, o.question.answer, options(o.question), o.said) for o in outcomes]
+        write_gallery(shown, dataset.encoder, gallery)
     facts = [fact for of_rank in dist.gather_objects(facts) for fact in of_rank]
     found = scores(chance([fact[:3] for fact in facts]), evaluation.simple_types, "eval_chance/exact_match")
     for view in sorted({view for *_, said in facts for view in said}):
@@ -263,15 +269,12 @@ def options(question: Question) -> int | None:
     return question.sample.meta.get("num_options")
 
 
-def write_gallery(outcomes: Sequence[Outcome], encoder: Encoder, folder: Path, per_type: int) -> None:
-    """Writes `gallery.json` and what the first `per_type` questions of each type show as PNGs."""
+def write_gallery(outcomes: Sequence[Outcome], encoder: Encoder, folder: Path) -> None:
+    """Writes `gallery.json` and what questions show as PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
-    entries, taken = [], Counter()
+    entries = []
     for number, outcome in enumerate(outcomes):
         question = outcome.question
-        taken[question.type] += 1
-        if taken[question.type] > per_type:
-            continue
         names = []
         pieces = question.prompt.pixels.split([plan.num_tiles for plan in question.plans])
         seen = (encoder.tiling.views(piece.numpy(), plan) for piece, plan in zip(pieces, question.plans, strict=True))

@@ -66,14 +66,22 @@ class FreezeProof:
         facts = torch.stack([~gradient.isfinite().all(), gradient.any()])
         self.seen[name] = self.seen[name] | facts if name in self.seen else facts
 
+    def forget(self) -> None:
+        """Forgets gradients that no update was made of."""
+        self.seen.clear()
+
+    def close(self) -> None:
+        """Watches no longer."""
+        for hook in self.hooks:
+            hook.remove()
+
     def check(self) -> Proven:
         """Returns what was found, after the update; all ranks call it.
 
         Raises:
             FreezeError: naming the parameters, and what to do.
         """
-        for hook in self.hooks:
-            hook.remove()
+        self.close()
         after = self.checksums()
         changed = [float(not torch.equal(self.before[name], after[name])) for name in self.frozen]
         facts = [[1.0, *self.seen[name].tolist()] if name in self.seen else [0.0] * 3 for name in self.trained]

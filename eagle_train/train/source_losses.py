@@ -19,8 +19,10 @@ def sums_by_source(row: PackedBatch, losses: torch.Tensor, sources: list[str]) -
     before = F.pad(torch.stack([losses, weights]).double().cumsum(1), (1, 0))
     begin = 0 if row.part is None else row.part.begin
     bounds = (row.cu_seqlens.long() - begin).clamp(0, len(losses))  # samples may begin and end on other ranks
-    sums = before[:, bounds].diff(dim=1).T
-    places = torch.tensor([sources.index(source) for source in row.sources], dtype=torch.int64, device=losses.device)
+    places = torch.tensor([sources.index(source) for source in row.sources], dtype=torch.int64)
+    # No device is waited for: an index on the host, or a tensor made on the device, would do so.
+    bounds, places = (index.to(losses.device, non_blocking=True) for index in (bounds, places))
+    sums = before.index_select(1, bounds).diff(dim=1).T
     return losses.new_zeros(len(sources), 2, dtype=torch.float64).index_add(0, places, sums[: len(places)])
 
 

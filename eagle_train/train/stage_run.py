@@ -120,6 +120,8 @@ def run_stage(run: Run, stage: Stage) -> bool:
         engine.close()
         raise
     finally:
+        if trainer.proof is not None:  # there was no update
+            trainer.proof.close()
         rows.close()  # ends the workers, also where an error keeps them from being forgotten
         ledger.close()
         dataset.close()

@@ -98,7 +98,7 @@ class Trainer:
             self.guard = AnomalyGuard(policy=AnomalyPolicy(), stage=self.state.stage, losses=[])
         self.passed_over = self.guard.passed_over()
         # (number of sources, 2): weighted loss sums and weight sums since the last log
-        self.sums = torch.zeros(len(self.sources), 2, dtype=torch.float64)
+        self.sums = torch.tensor([self.state.loss_sums.get(s, (0, 0)) for s in self.sources], dtype=torch.float64)
 
     def fit(self) -> bool:
         """Trains to the end of the stage; returns False if a signal came, state saved.
@@ -213,12 +213,14 @@ class Trainer:
             if dist.rank() == 0:
                 log.warning("stage %s: %s", self.state.stage, proven)
         self.sums += sums
+        self.state.loss_sums = dict(zip(self.sources, self.sums.tolist(), strict=True))
         return {"train/grad_norm": grad_norm} | {f"lr/{name}": rate for name, rate in rates.items()}
 
     def flush_losses(self) -> dict[str, float]:
         """Returns the mean loss since the last log, of all and by source, and begins anew."""
         means = mean_losses(self.sums, self.sources)
         self.sums.zero_()
+        self.state.loss_sums = {}
         return means
 
     def run_row(self, row: PackedBatch, weight: float, losses: list[torch.Tensor], *, last: bool) -> torch.Tensor:
@@ -253,6 +255,7 @@ class Trainer:
         if not found:  # a gradient, whose sample cannot be told
             mine = [each for row in rows for each in samples_of(row)]
             found = [each for of_rank in dist.gather_objects(mine) for each in of_rank]
+        self.heart.beat("save", self.state.global_step)  # what comes may write or read a checkpoint
         anomaly = Anomaly(
             stage=self.state.stage,
             step=self.state.step,
@@ -267,6 +270,8 @@ class Trainer:
         self.guard.past.append(anomaly)
         if grad_norm is None:
             self.engine.step(0.0, discard=True)
+        if self.proof is not None:
+            self.proof.forget()
         if anomaly.action == "stop":
             self.save()
             self.record(anomaly)
@@ -283,6 +288,7 @@ class Trainer:
         try:
             self.budget.check()
         except TooManyBadSamples:
+            self.heart.beat("save", self.state.global_step)
             self.save()
             raise
 

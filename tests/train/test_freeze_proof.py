@@ -52,6 +52,19 @@ def test_a_gradient_that_is_not_finite_is_found(engine):
         proof.check()
 
 
+def test_a_step_that_was_left_out_proves_nothing(engine):
+    freeze(engine.model, RATES | {"llm": None})
+    proof = FreezeProof(engine.model, engine.placement)
+    row = tiny_row([tiny_sample(0, tiles=1)])
+    engine.backward(engine.forward(row).sum() * float("nan"), last=True)
+    engine.step(1.0, discard=True)
+    proof.forget()
+    step(engine)
+    assert proof.check().trained == 4
+    hooks = [parameter._backward_hooks for parameter in engine.model.parameters()]
+    assert not any(hooks), "nothing watches any longer"
+
+
 def test_zero_gradients_are_told_but_no_fault(engine):
     freeze(engine.model, RATES | {"llm": None})
     proof = FreezeProof(engine.model, engine.placement)

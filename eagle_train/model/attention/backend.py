@@ -27,7 +27,7 @@ class Segments:
     def of(cls, lengths: Sequence[int], device: torch.device | str) -> Segments:
         """Returns the segments of consecutive samples of `lengths` tokens."""
         ends = torch.tensor([0, *lengths]).cumsum(0)
-        return cls(ends.to(device, torch.int32), tuple(lengths), max(lengths))
+        return cls(ends.to(device, torch.int32, non_blocking=True), tuple(lengths), max(lengths))
 
 
 class AttentionBackend(Protocol):

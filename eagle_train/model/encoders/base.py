@@ -81,8 +81,7 @@ class VisionEncoder(nn.Module, ABC):
 
     def normalize(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
         """Returns the input (N, 3, size, size), in the encoder's dtype, that tiles (N, 3, S, S) uint8 make."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        mean, std = (per_channel(values, pixels) for values in (self.mean, self.std))
         images = (pixels.float() / 255.0 - mean) / std
         if images.shape[-1] != size:
             images = self.resize(images, size)
@@ -110,6 +109,11 @@ class VisionEncoder(nn.Module, ABC):
         """Returns those of `tensors` that this module has and that are not `fresh`."""
         names = self.state_dict().keys()
         return {n: tensor for n, tensor in tensors.items() if n in names and not n.startswith(self.fresh)}
+
+
+def per_channel(values: Sequence[float], pixels: torch.Tensor) -> torch.Tensor:
+    """Returns (3, 1, ...) float32 beside pixels (N, 3, ...); a GPU is not waited for."""
+    return torch.tensor(values).to(pixels.device, non_blocking=True).view(3, *[1] * (pixels.dim() - 2))
 
 
 def below(state: Mapping[str, torch.Tensor], prefix: str, *, landmark: str) -> dict[str, torch.Tensor]:

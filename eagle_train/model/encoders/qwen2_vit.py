@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from eagle_train.model.attention.backend import AttentionBackend, Segments
 from eagle_train.model.attention.segments import SegmentAttention
-from eagle_train.model.encoders.base import VisionEncoder, below, init_from_fan_in
+from eagle_train.model.encoders.base import VisionEncoder, below, init_from_fan_in, per_channel
 from eagle_train.types import Grid
 
 ROTARY_THETA = 10_000.0
@@ -105,8 +105,7 @@ class Qwen2Vit(VisionEncoder):
     def normalize(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
         """Returns patches (4 N, 3, D, s, s) of tiles (N, 3, D, S, S) uint8, tile by tile and row-major in each."""
         del size
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1, 1)
+        mean, std = (per_channel(values, pixels) for values in (self.mean, self.std))
         images = ((pixels.float() / 255.0 - mean) / std).to(self.patch_embed.weight.dtype)
         side = (self.merge, self.patch_size)
         patches = images.unflatten(4, side).unflatten(3, side)  # (N, 3, D, a, s, b, s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -126,7 +127,9 @@ class ZeroEngine:
             model=self.model, optimizer=optimizer, config=config, dist_init_required=False
         )
         self.discarding = False
+        self.left_out: list[tuple[torch.nn.Parameter, torch.Tensor | None]] = []
         optimizer.register_step_pre_hook(self.leave_out)
+        optimizer.register_step_post_hook(self.give_back)
         if self.bf16:
             give_masters(self.model, self.placement.masters)
 
@@ -189,7 +192,11 @@ class ZeroEngine:
         rates = set_learning_rates(self.optimizer, lr_scale)
         self.discarding = discard
         self.engine.step()
-        return rates, true_norm(self.engine.get_global_grad_norm())
+        norm = true_norm(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm) and not self.sharded and self.optimizer.cpu_offload:
+            # DeepSpeed forgets gradients that are not finite unless it offloads; the next would be added to them.
+            self.optimizer.averaged_gradients = dict.fromkeys(self.optimizer.averaged_gradients)
+        return rates, norm
 
     def leave_out(self, optimizer: torch.optim.Optimizer, *arguments: object) -> None:
         """Takes the gradients from an update that is not to be: an optimizer passes over what has none.
@@ -201,7 +208,15 @@ class ZeroEngine:
         if self.discarding or not math.isfinite(true_norm(self.optimizer._global_grad_norm)):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
+                    self.left_out.append((parameter, parameter.grad))
                     parameter.grad = None
+
+    def give_back(self, optimizer: torch.optim.Optimizer, *arguments: object) -> None:
+        """Gives masters the gradients again that they were left without: offloaded ones are made once and filled."""
+        del optimizer, arguments
+        for parameter, gradient in self.left_out:
+            parameter.grad = gradient
+        self.left_out.clear()
 
     def pieces(self) -> Iterator[Piece]:
         """Yields what this rank holds of masters, moments and frozen weights."""
@@ -235,6 +250,9 @@ class ZeroEngine:
                 delattr(owner, name)
         for module in self.model.modules():
             module._parameters = dict(module._parameters)  # DeepSpeed's own kind of dict holds on to its engine
+        gc.collect()  # masters and moments hang in cycles: the next engine's would be made beside them
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def true_norm(norm: torch.Tensor | float) -> float:
