@@ -19,7 +19,8 @@ from eagle_train.model.describe import describe
 from eagle_train.model.flops import count_flops, llm_flops
 from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.tools.sbatch import add_arguments, print_script
+from eagle_train.tools.given import given
+from eagle_train.tools.sbatch import SCRIPT_OPTIONS, add_arguments, print_script
 from eagle_train.tools.stdout import stdout
 from eagle_train.train.assemble import adapters, build_encoder, build_schedule, stage_model, trained_meta_model
 from eagle_train.train.config import constructor, load_config
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
     )
     add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
+    check_together(parser, options)
     config = load_config(options.overrides)
     if options.sbatch:
         return print_script(options, config)
@@ -65,6 +67,15 @@ def main(arguments: list[str]) -> int:
     else:
         show(plan, stdout())
     return 0
+
+
+def check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program with a message if an option would do nothing beside the others."""
+    alone = given(parser, options, ["json", "ranks", "activations"])
+    if options.sbatch and alone:
+        parser.error(f"{', '.join(alone)}: not with --sbatch, which prints the script alone")
+    if not options.sbatch and (of_script := given(parser, options, SCRIPT_OPTIONS)):
+        parser.error(f"{', '.join(of_script)}: for --sbatch alone")
 
 
 def make_plan(config: Mapping[str, Any], ranks: int, *, activations: bool = False) -> dict[str, Any]:
