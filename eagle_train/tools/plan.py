@@ -171,7 +171,9 @@ def plan_data(
     root = Path(config["data_root"])
     missing = [name for name in recipe.sources if not recipe.cards[name].is_there(root)]
     if missing:
-        return {"missing_sources": missing, "num_steps": stage.num_steps}
+        word = "build" if all(recipe.cards[name].build for name in missing) else "show"
+        remedy = f"data {word} recipe={stage.recipe}"
+        return {"missing_sources": missing, "remedy": remedy, "num_steps": stage.num_steps}
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     data = build_stage_data(config, stage, encoder, flops)
     totals = data.totals or count_steps(data.catalog, data.plan, data.num_steps)
@@ -242,7 +244,7 @@ def show_data(data: Mapping[str, Any], console: Console) -> None:
     if "missing_sources" in data:
         missing = data["missing_sources"]
         more = f" and {len(missing) - MAX_NAMES} more" if len(missing) > MAX_NAMES else ""
-        console.print(f"not on this machine: {', '.join(missing[:MAX_NAMES])}{more}")
+        console.print(f"not on this machine: {', '.join(missing[:MAX_NAMES])}{more}; see `{data['remedy']}`")
         return
     console.print(
         f"{data['num_samples']:,} samples, {data['num_tiles']:,} tiles, {data['num_tokens']:,} tokens in "
