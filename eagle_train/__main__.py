@@ -20,8 +20,8 @@ TOOLS = {
     "trace": "when a run saw a sample and what became of it; what a step held; which samples were bad",
     "replay": "make a step of a run again from its ledger, and compare rows and loss with the records",
     "report": "write one self-contained HTML file about a run",
-    "chat": "ask a run or an export about an image",
-    "import": "turn a released Eagle 1, 2 or 2.5 checkpoint into a folder for chat and training",
+    "chat": "ask a run or an export about images, videos and documents",
+    "import": "turn a released Eagle, InternVL2 or Qwen2-VL checkpoint into a folder for chat and training",
     "export": "write a run's weights, config and tokenizer, in this package's layout or a released one",
 }
 

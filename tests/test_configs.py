@@ -8,8 +8,18 @@ import yaml
 
 from eagle_train.data.recipe import load_recipe
 from eagle_train.resources import resource_dir
+from eagle_train.tools.train import main
 from eagle_train.train.assemble import build_schedule, check_stages, meta_model
-from eagle_train.train.config import ConfigError, build, constructor, load_choice, load_config, options, to_yaml
+from eagle_train.train.config import (
+    ConfigError,
+    build,
+    constructor,
+    load_choice,
+    load_config,
+    options,
+    to_yaml,
+    without_effect,
+)
 from eagle_train.train.optim import freeze, freeze_table
 from tests.configs import composed
 
@@ -139,13 +149,42 @@ def test_config_survives_a_round_trip_through_yaml():
         (["+experiment=toy", "max_lenght=3"], "did you mean 'schedule.sft.max_length'"),
         (["+experiment=toy", "llm=vicunna"], "no llm 'vicunna'"),
         (["+experiment=toy", "run_dir"], "write key=value"),
+        (["+experiment=toy", "encoder=toy_vit"], "Did you mean to override one of encoder@mixture.encoders.convnext,"),
+        (["+experiment=toy", "encoder@mixture.encoders.vitt=toy_vit"], "encoder@mixture.encoders.vit? To append"),
+        (["+experiment=toy", "stage=full"], "one of stage@schedule.pretrain, stage@schedule.sft?"),
+        (["+experiment=toy", "preset=better"], "No match in the defaults list. To append"),
+        (["+experiment=toy", "+lora=qwen"], "write it without the +"),
+        (["+experiment=toy", "+run_dir=x"], "Or add a second + to add or override"),
+        (["+experiment=toy", "projector.slope=2"], "an argument that it leaves out is given as +key=value"),
+        (
+            ["+experiment=toy", "schedule.sft.learning_rates={llm: 1, llm.lm_head: 2}"],
+            "use +schedule.sft",
+        ),
         ([], "+experiment=NAME (known: "),
     ],
 )
 def test_a_wrong_override_names_the_nearest_right_one(overrides, said):
     with pytest.raises(ConfigError) as error:
         load_config(overrides)
-    assert said in str(error.value)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        (["+experiment=eagle2.5-8b", "degrade=release", "log_every=1"], ["degrade=release"]),
+        (["+experiment=qwen2-vl-2b", "data.tiling.max_pixels=784"], ["data.tiling.max_pixels=784"]),
+        (["+experiment=qwen2-vl-2b", "schedule.finetune.tiling.max_pixels=784", "chat_template=qwen2_vl_ids"], []),
+        (["+experiment=eagle-x5-7b", "chat_template=llama3"], []),  # stage 2 follows it
+    ],
+)
+def test_a_value_that_every_stage_has_of_its_own_is_known_to_be_without_effect(overrides, idle):
+    assert without_effect(overrides, composed(*overrides)) == idle
+
+
+def test_a_run_says_which_overrides_do_not_reach_training(caplog):
+    assert main(["+experiment=qwen2-vl-2b", "degrade.frames.max_frames=3", "--cfg"]) == 0
+    assert "degrade.frames.max_frames=3 does not reach training" in caplog.text
 
 
 def test_a_wrong_argument_names_the_constructor():
@@ -176,6 +215,10 @@ def test_a_fault_in_a_later_stage_is_found_at_the_start(tmp_path):
         check("schedule=prealign_toy", "~mixture.encoders.convnext")
     with pytest.raises(ValueError, match=r"learning_rates names \['lllm'\], which match nothing"):
         check("+schedule.sft.learning_rates.lllm=1")
+    with pytest.raises(ValueError, match=r"asks for mine, which recipe toy of the last stage .* set evaluation=none"):
+        check("evaluation.sources=[mine,toy_heldout]")
+    with pytest.raises(ValueError, match=r"\nsource toy_heldout: no shard at .*recipe=toy`$"):
+        check()
     with pytest.raises(ValueError, match=r"source toy_captions: no shard at .*toy-pretrain`\nsources .*recipe=toy`"):
         check()
 

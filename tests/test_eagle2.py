@@ -165,6 +165,7 @@ def test_eagle2_5_can_be_looked_at_without_its_data(tmp_path):
     plan = make_plan(composed("+experiment=eagle2.5-8b") | {"data_root": str(tmp_path)}, ranks=128)
     assert (plan["tokens_per_tile"], plan["channels"], plan["published_parameters"]) == (256, 4608, 8_073_558_464)
     assert [stage["micro_batches"] for stage in plan["stages"]] == [8, 8, 2, 1, 1]
+    assert {stage["data"]["remedy"] for stage in plan["stages"][2:]} == {"data show recipe=eagle2.5-long"}
     assert [len(stage["data"]["missing_sources"]) for stage in plan["stages"]] == [1, 163, 162, 162, 162]
     console = Console(record=True, width=200)
     show(plan, console)

@@ -127,6 +127,7 @@ def test_plan_without_data_says_what_is_missing(tmp_path, capsys):
     assert main(["plan", "+experiment=toy", f"data_root={tmp_path}", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["stages"][0]["data"]["missing_sources"] == ["toy_captions"]
+    assert plan["stages"][0]["data"]["remedy"] == "data build recipe=toy-pretrain"
 
 
 @pytest.mark.slow

@@ -246,6 +246,20 @@ def test_stages_are_the_published_ones():
     assert finetune.degrade.max_tiles == 6 and finetune.rows_per_step == 128
 
 
+def test_larger_models_have_a_stage_between_the_two():
+    made = stages("internvl2_5_large", "internvl2-8b")
+    assert list(made) == ["stage1", "stage1_5", "stage2"]
+    assert {name: stage.learning_rates for name, stage in made.items()} == {
+        "stage1": {"mixture": None, "projector": 2e-4, "llm": None},
+        "stage1_5": {"mixture": 1e-5, "projector": 1e-5, "llm": None},
+        "stage2": {"mixture": 4e-5, "projector": 4e-5, "llm": 4e-5},
+    }
+    assert [stage.rows_per_step for stage in made.values()] == [512, 1024, 512]
+    assert [stage.warmup_steps for stage in made.values()] == [100, 100, None]
+    assert {(stage.max_length, stage.weight_decay) for stage in made.values()} == {(16384, 0.05)}
+    assert made["stage2"].num_steps == 5500
+
+
 @pytest.mark.slow
 def test_fine_tuning_by_adapters_is_the_published_one():
     config = composed("+experiment=internvl2-1b-lora")

@@ -80,7 +80,10 @@ def prepare(
     """
     published = recipe.published
     if published is None:
-        raise ValueError(f"recipe {recipe.name} names no download; `data build recipe={recipe.name}` may make it")
+        raise ValueError(
+            f"recipe {recipe.name} names no download; `data show recipe={recipe.name}` says where "
+            "each source comes from"
+        )
     if not 0 <= max_bad_share <= 1 or workers < 1 or samples_per_shard < 1:
         raise ValueError(
             f"max_bad_share={max_bad_share} is a share, from 0 to 1; workers={workers} and "

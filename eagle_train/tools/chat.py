@@ -76,6 +76,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     given = options.image or options.video or options.frames or options.document or options.question
     if options.messages and given:
         parser.error("--messages holds the question and its media; give neither beside it")
+    if options.fps is not None and not options.frames:
+        parser.error("--fps is the rate of --frames; a video is looked at as the model's `degrade` says")
     return options
 
 

@@ -41,9 +41,11 @@ HELP = """usage: python -m eagle_train data WORD key=value ...
   data build recipe=toy [data_root=data] [workers=N]
       builds every source of a recipe under data_root, and its tokenizer if the recipe trains one
   data build name=NAME annotation=FILE [media_root=DIR] out=DIR [max_bad_share=0.01] [workers=N] ...
-      a JSON list or JSONL (LLaVA, ShareGPT messages, typed content, Eagle 2.5, alpaca) with its media
+      a JSON list or JSONL (LLaVA, ShareGPT messages, typed content, Eagle 2.5, alpaca, questions and answers) with its
+      media
   data build name=NAME tars=GLOB [media_root=DIR] out=DIR [max_bad_share=0.01] [workers=N] ...
-      WebDataset tars: images with txt or json; media_root: folder of files that the json names beside the members
+      WebDataset tars: media with txt, or json of a caption or a conversation; media_root: folder of the files that the
+      json names beside the members
 
 The last two take samples_per_shard=1000, and also write DIR/NAME.yaml, a recipe to train on:
 schedule.sft.recipe=DIR/NAME.yaml. `build` has as many workers as there are cores, unless it is told otherwise; stopped,

@@ -79,9 +79,11 @@ def make_checks(values: Mapping[str, str]) -> Checks:
     """Returns what to check samples against.
 
     Raises:
-        ValueError: if tokens are to be counted without a template.
+        ValueError: if tokens are to be counted without a template, or a template is given for nothing.
     """
     counts = "max_length" in values
+    if "chat_template" in values and not counts:
+        raise ValueError(f"chat_template={values['chat_template']} is for counting tokens; give max_length= too")
     if counts and not {"tokenizer", "chat_template"} <= values.keys():
         raise ValueError(f"max_length={values['max_length']} counts tokens; give tokenizer= and chat_template= too")
     encoder = plain_encoder(values) if counts else None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from eagle_train.tools.given import given
 from eagle_train.train import export_eagle2, export_internvl, released_eagle1, released_qwen2_vl
 from eagle_train.train.load import (
     CARRIED,
@@ -34,6 +35,10 @@ LAYOUTS: dict[str, Export | None] = {
 }
 
 
+SPECIAL = ("pooling_head", "imagenet_pixels")
+"""Options of the layout eagle2."""
+
+
 def through_native(run: Path, out: Path, export: Export, step: int | None, check: bool | None) -> list[str]:
     """Writes a run in a released layout: from weights on disk, so that they need not all be in memory.
 
@@ -50,6 +55,20 @@ def through_native(run: Path, out: Path, export: Export, step: int | None, check
         return export(native, out)
     finally:
         shutil.rmtree(native, ignore_errors=True)
+
+
+def check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program with a message if an option would do nothing beside the others."""
+    if options.layout != "eagle2" and (special := given(parser, options, SPECIAL)):
+        parser.error(f"{special[0]} is for --layout eagle2")
+    if options.check is not None and options.layout == "adapter":
+        parser.error("--check compares the logits of a whole model; --layout adapter writes adapters alone")
+    if not is_export(options.run):
+        return
+    if options.checkpoint is not None:
+        parser.error("--checkpoint is for runs; an export holds one model")
+    if options.check is not None and options.layout != "native":
+        parser.error(f"--check compares a run with its export; of an export, --layout {options.layout} has no check")
 
 
 def main(arguments: list[str]) -> int:
@@ -90,17 +109,13 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     name = "export" if options.layout == "native" else f"export-{options.layout}"
     out = options.out or options.run / name
+    check_together(parser, options)
     if options.layout == "adapter":
         print(export_adapter(options.run, out, step=options.checkpoint))
         return 0
     export = LAYOUTS[options.layout]
-    special = {name: True for name in ("pooling_head", "imagenet_pixels") if getattr(options, name)}
-    if special:
-        if options.layout != "eagle2":
-            parser.error(f"--{next(iter(special)).replace('_', '-')} is for --layout eagle2")
+    if special := {name: True for name in SPECIAL if getattr(options, name)}:
         export = partial(export, **special)
-    if options.checkpoint is not None and is_export(options.run):
-        parser.error("--checkpoint is for runs; an export holds one model")
     differences = []
     if export is None:
         export_run(options.run, out, step=options.checkpoint, check=options.check)

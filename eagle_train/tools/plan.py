@@ -19,7 +19,8 @@ from eagle_train.model.describe import describe
 from eagle_train.model.flops import count_flops, llm_flops
 from eagle_train.model.geometry import leading_encoder
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.tools.sbatch import add_arguments, print_script
+from eagle_train.tools.given import given
+from eagle_train.tools.sbatch import SCRIPT_OPTIONS, add_arguments, print_script
 from eagle_train.tools.stdout import stdout
 from eagle_train.train.assemble import adapters, build_encoder, build_schedule, stage_model, trained_meta_model
 from eagle_train.train.config import constructor, load_config
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
     )
     add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
+    check_together(parser, options)
     config = load_config(options.overrides)
     if options.sbatch:
         return print_script(options, config)
@@ -65,6 +67,15 @@ def main(arguments: list[str]) -> int:
     else:
         show(plan, stdout())
     return 0
+
+
+def check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program with a message if an option would do nothing beside the others."""
+    alone = given(parser, options, ["json", "ranks", "activations"])
+    if options.sbatch and alone:
+        parser.error(f"{', '.join(alone)}: not with --sbatch, which prints the script alone")
+    if not options.sbatch and (of_script := given(parser, options, SCRIPT_OPTIONS)):
+        parser.error(f"{', '.join(of_script)}: for --sbatch alone")
 
 
 def make_plan(config: Mapping[str, Any], ranks: int, *, activations: bool = False) -> dict[str, Any]:
@@ -160,7 +171,9 @@ def plan_data(
     root = Path(config["data_root"])
     missing = [name for name in recipe.sources if not recipe.cards[name].is_there(root)]
     if missing:
-        return {"missing_sources": missing, "num_steps": stage.num_steps}
+        word = "build" if all(recipe.cards[name].build for name in missing) else "show"
+        remedy = f"data {word} recipe={stage.recipe}"
+        return {"missing_sources": missing, "remedy": remedy, "num_steps": stage.num_steps}
     encoder = build_encoder(config, model.mixture.tokens_per_tile, model.llm.config.vocab_size)
     data = build_stage_data(config, stage, encoder, flops)
     totals = data.totals or count_steps(data.catalog, data.plan, data.num_steps)
@@ -231,7 +244,7 @@ def show_data(data: Mapping[str, Any], console: Console) -> None:
     if "missing_sources" in data:
         missing = data["missing_sources"]
         more = f" and {len(missing) - MAX_NAMES} more" if len(missing) > MAX_NAMES else ""
-        console.print(f"not on this machine: {', '.join(missing[:MAX_NAMES])}{more}")
+        console.print(f"not on this machine: {', '.join(missing[:MAX_NAMES])}{more}; see `{data['remedy']}`")
         return
     console.print(
         f"{data['num_samples']:,} samples, {data['num_tiles']:,} tiles, {data['num_tokens']:,} tokens in "

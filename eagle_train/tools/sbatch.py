@@ -18,6 +18,11 @@ CPUS_BESIDE_WORKERS = 2
 """Of each rank: its main thread, and what plans rows, tracks and watches."""
 SETTINGS = {"venv": "VENV", "container": "CONTAINER", "apptainer": "APPTAINER", "mounts": "MOUNTS", "logs": "LOGS"}
 """Option -> variable of the script."""
+SCRIPT_OPTIONS = (
+    *("nodes", "gpus_per_node", "time", "signal_seconds", "job_name", "partition", "account", "qos"),
+    *SETTINGS,
+)
+"""Options that change the script alone."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

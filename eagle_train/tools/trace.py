@@ -152,6 +152,8 @@ def main(argv: list[str]) -> int:
     lists = [options.step is not None, options.global_step is not None, options.bad]
     if sum(lists) > 1 or len(options.names) != (1 if any(lists) else 2) or (options.keys and not options.bad):
         parser.error("give KEY and RUN, or RUN with one of --step, --global-step and --bad; --keys goes with --bad")
+    if options.keys and options.json:
+        parser.error("--keys and --json are two ways to print; give one of them")
     stages = open_stages(Path(options.names[-1]), options.stage)
     if options.bad:
         show_bad(stages, keys_alone=options.keys, as_json=options.json)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from eagle_train.importing import kept, no_garbage
-from eagle_train.train.config import load_config, options, to_yaml
+from eagle_train.train.config import load_config, options, to_yaml, without_effect
 from eagle_train.train.exit_codes import PREEMPTED, STALLED
+
+log = logging.getLogger(__name__)
 
 HELP = """usage: python -m eagle_train [train] +experiment=NAME [key=value ...] [--cfg]
 
@@ -23,7 +27,10 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(HELP.format(preempted=PREEMPTED, stalled=STALLED, experiments=", ".join(options("experiment"))))
         return 0
-    config = load_config([a for a in arguments if a != "--cfg"])
+    overrides = [a for a in arguments if a != "--cfg"]
+    config = load_config(overrides)
+    for override in without_effect(overrides, config):
+        log.warning("%s does not reach training: every stage has its own; see `schedule` in --cfg", override)
     if "--cfg" in arguments:
         print(to_yaml(config), end="")
         return 0

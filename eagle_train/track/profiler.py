@@ -2,7 +2,7 @@
 
     python -m eagle_train +experiment=... profiler=window profiler.start_step=20
 
-`profile/steps-20-22-rank-00000.trace.json.gz` opens in https://ui.perfetto.dev or chrome://tracing, `.operations.txt`
+`profile/steps-21-23-rank-00000.trace.json.gz` opens in https://ui.perfetto.dev or chrome://tracing, `.operations.txt`
 holds the costliest operations, `.memory.pickle` opens in https://pytorch.org/memory_viz.
 """
 

@@ -16,7 +16,7 @@ from eagle_train.data.images import ImageReader
 from eagle_train.data.loss_weights import LossWeight
 from eagle_train.data.positions import Positions
 from eagle_train.data.recipe import load_recipe
-from eagle_train.data.recipe_sources import recipe_sources
+from eagle_train.data.recipe_sources import card_source, recipe_sources
 from eagle_train.data.storage import Storage
 from eagle_train.data.tiling import Tiling
 from eagle_train.data.tokenizer import load
@@ -170,7 +170,7 @@ def check_stages(config: Mapping[str, Any], model: VisionLanguageModel, schedule
     """Raises ValueError, before anything is trained, if a stage could not begin.
 
     That is for an encoder to align that is not there, learning rates or weight decays that match nothing, sources
-    without shards, or ranks that cannot share this LLM's rows.
+    without shards, ranks that cannot share this LLM's rows, or an evaluation of sources that the recipe lacks.
 
     Args:
         model: on the meta device.
@@ -187,8 +187,32 @@ def check_stages(config: Mapping[str, Any], model: VisionLanguageModel, schedule
             recipe_sources(load_recipe(name), Path(config["data_root"]))
         except ValueError as error:
             missing.append(str(error))
+    try:
+        check_evaluation(config, list(schedule.values())[-1].recipe)
+    except ValueError as error:
+        missing.append(str(error))
     if missing:
-        raise ValueError("\n".join(missing))
+        raise ValueError("\n".join(dict.fromkeys(missing)))
+
+
+def check_evaluation(config: Mapping[str, Any], last: str) -> None:
+    """Raises ValueError if the evaluation at the end of a run asks for sources that it could not read.
+
+    They are those that the last stage's recipe does not have, or that have no shards.
+
+    Args:
+        last: the last stage's recipe.
+    """
+    if not config["evaluation"]:
+        return
+    recipe, sources = load_recipe(last), build(config["evaluation"]).sources
+    if lacking := [name for name in sources if name not in recipe.cards]:
+        raise ValueError(
+            f"evaluation asks for {', '.join(lacking)}, which recipe {recipe.name} of the last stage does not have; "
+            f"set evaluation=none, or evaluation.sources=[...] to held-out sources that the recipe names"
+        )
+    for name in sources:
+        card_source(recipe, name, Path(config["data_root"]))
 
 
 def build_schedule(config: Mapping[str, Any]) -> dict[str, Stage]:

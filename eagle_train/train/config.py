@@ -6,7 +6,7 @@ Everything outside this file sees plain dicts and constructor arguments.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -17,6 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eagle_train.resources import resource_dir
+
+OF_STAGES = (("", "chat_template"), ("data.", "tiling"), ("", "degrade"))
+"""Where the run has what a stage may have of its own, and its name."""
 
 
 class ConfigError(ValueError):
@@ -103,12 +106,38 @@ def explain(message: str, overrides: Sequence[str]) -> str:
             return f"no {group} {value!r}{nearest(value, known)} (known: {', '.join(known)})"
     if message.startswith("You must specify"):
         return f"choose an experiment with +experiment=NAME (known: {', '.join(options('experiment'))})"
-    valid = valid_keys(overrides)
+    if message.startswith("Multiple values for"):  # of `+lora=qwen`
+        return f"{in_one_line(message)}; on the command line write it without the +"
+    try:
+        valid = valid_keys(overrides)
+    except (HydraException, OmegaConfBaseException) as error:  # a group that is not at that place of the config
+        return in_one_line(str(error))
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if "@" not in key and key not in valid and not options(key):
-            return f"no config key {key!r}{nearest(key, valid)} (`--cfg` prints the composed config)"
-    return message.splitlines()[0]
+            near = nearest(key, [name for name in valid if not name.rpartition(".")[2].startswith("_")])
+            nested = "." in key and not override.startswith(("+", "~"))
+            add = "; an argument that it leaves out is given as +key=value" if nested else ""
+            return f"no config key {key!r}{near} (`--cfg` prints the composed config{add})"
+    return in_one_line(message)
+
+
+def in_one_line(message: str) -> str:
+    """Returns all lines of a message of Hydra or OmegaConf as one, remedies too, less the types of the nodes."""
+    lines = (line.strip() for line in message.splitlines())
+    return " ".join(line for line in lines if line and not line.startswith(("object_type=", "reference_type=")))
+
+
+def without_effect(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """Returns the overrides of a run's template, tiling or degrading that no stage follows: each has its own.
+
+    Args:
+        config: what they compose.
+    """
+    stages = config["schedule"].values()
+    own = {f"{group}{name}": name for group, name in OF_STAGES if all(stage.get(name) for stage in stages)}
+    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    return [override for override, key in keys.items() if any(key == o or key.startswith(f"{o}.") for o in own)]
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -129,6 +129,17 @@ def render_text(items, more):
     return "".join("<media>" if isinstance(i, int) else "".join(text for text, _ in i) for i in items) + more
 
 
+def test_a_masked_template_has_the_same_text_and_learns_no_newline_behind_an_answer():
+    def rendered(name):
+        runs = [item for item in template_of(name).render(CONVERSATION) if not isinstance(item, int)]
+        pieces = [piece for run in runs for piece in run]
+        return "".join(text for text, _ in pieces), "".join(text for text, is_learnt in pieces if is_learnt)
+
+    (text, learnt), (masked_text, masked) = rendered("qwen2_vl"), rendered("qwen2_vl_masked")
+    assert masked_text == text
+    assert learnt == masked.replace("<|im_end|>", "<|im_end|>\n") and masked.count("<|im_end|>") == len(ANSWERS)
+
+
 def test_plain_drops_questions_but_keeps_media():
     template = template_of("plain")
     items = template.render(CONVERSATION[:2])

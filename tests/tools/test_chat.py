@@ -127,3 +127,9 @@ def test_messages_stand_alone(model, capsys):
     with pytest.raises(SystemExit):
         main(["chat", str(model), "Why?", "--messages", "m.json"])
     assert "--messages holds the question" in capsys.readouterr().err
+
+
+def test_a_rate_without_frames_is_refused(model, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["chat", str(model), "Why?", "--video", "v.mp4", "--fps", "3"])
+    assert "--fps is the rate of --frames" in capsys.readouterr().err

@@ -175,6 +175,8 @@ def test_sound_data_has_no_finding_and_text_longer_than_a_row_is_an_error(data, 
     assert counts(lint(capsys, f"tars={data}/small_text/*.tar", *tokens, "max_length=500")) == {}
     with pytest.raises(ValueError, match="tokenizer= and chat_template="):
         data_tool.main(["lint", f"tars={data}/small_text/*.tar", "max_length=50"])
+    with pytest.raises(ValueError, match="chat_template=nonsense is for counting tokens; give max_length= too"):
+        data_tool.main(["lint", f"tars={data}/small_text/*.tar", "chat_template=nonsense"])
 
 
 def test_it_reads_well_without_json(shard, capsys):

@@ -1,5 +1,6 @@
 """The batch script of an experiment."""
 
+import argparse
 import inspect
 import subprocess
 
@@ -7,7 +8,7 @@ import pytest
 
 from eagle_train.resources import resource_dir
 from eagle_train.tools import plan
-from eagle_train.tools.sbatch import check, with_directive
+from eagle_train.tools.sbatch import SCRIPT_OPTIONS, add_arguments, check, with_directive
 from eagle_train.train import app
 
 ASKED = ["+experiment=toy", "engine=zero3", "name=my toy", "data.num_workers=6"]
@@ -54,6 +55,26 @@ def test_an_experiment_is_filled_in(render):
     )
     assert "account" not in found
     assert "\nVENV='/a b'\n" in script
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--nodes", "4", "--gpus-per-node=2"], "--nodes, --gpus-per-node: for --sbatch alone"),
+        (["--time=1:00:00", "--venv=/a"], "--time, --venv: for --sbatch alone"),
+        (["--sbatch", "--json", "--ranks=7", "--activations"], "--json, --ranks, --activations: not with --sbatch"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        plan.main(["+experiment=toy", *options])
+    assert said in capsys.readouterr().err
+
+
+def test_every_option_of_the_script_is_known_to_be_one():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert {*vars(parser.parse_args([]))} == {"sbatch", *SCRIPT_OPTIONS}
 
 
 def test_without_gpus_there_is_one_rank_per_node_and_nodes_are_shared(render):

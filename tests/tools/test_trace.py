@@ -148,6 +148,9 @@ def test_a_folder_without_a_ledger_and_wrong_words_are_refused(tmp_path, capsys)
         with pytest.raises(SystemExit, match="2"):
             main(["trace", *arguments])
         assert "give KEY and RUN" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["trace", "--bad", "--keys", "--json", "run"])
+    assert "--keys and --json are two ways to print" in capsys.readouterr().err
 
 
 def test_samples_of_a_shard_whose_index_is_gone_are_numbered(run, capsys, caplog):
