@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.build import build_from_annotation, build_from_tars
 from eagle_train.data.build_sources import BuildReport, SourcePlan, build_sources
 from eagle_train.data.index import ensure_index
@@ -158,7 +159,11 @@ def build_recipe(recipe: Recipe, data_root: Path, workers: int) -> None:
 
 
 def build_cards(recipe: Recipe, data_root: Path, workers: int) -> None:
-    """Builds the sources of a recipe that are not there, all at the same time."""
+    """Builds the sources of a recipe that are not there, all at the same time.
+
+    Raises:
+        ValueError: as `build_recipe`, and for sources with a bad sample, after the others are built.
+    """
     missing = [card for card in recipe.cards.values() if not card.is_there(data_root)]
     for card in missing:
         if card.build is None:
@@ -175,8 +180,10 @@ def build_cards(recipe: Recipe, data_root: Path, workers: int) -> None:
                 records = build(card.build)
                 count = sum(map(len, records))
                 plans.append(SourcePlan(name=card.name, out=card.folder(data_root), records=records, num_records=count))
-        build_sources(plans, work, workers=workers, max_bad_share=0.0, progress=progress)
-        shutil.rmtree(work)
+        built = build_sources(plans, work, workers=workers, max_bad_share=0.0, progress=progress)
+        shutil.rmtree(work)  # of a refused source too: nothing tells when what makes its samples is repaired
+    if refused := [str(result) for result in built.values() if isinstance(result, TooManyBadSamples)]:
+        raise ValueError("\n".join(refused))
 
 
 def index_all(shards: list[Path], name: str, workers: int) -> None:
