@@ -80,13 +80,22 @@ def make_works(groups: Sequence[Sequence[Source]], *, laid_out: bool = True) -> 
     Args:
         groups: the sources of each layout.
         laid_out: False: there is no layout.
+
+    Raises:
+        ValueError: for two shards that would have the same index.
     """
     users: dict[tuple[str, Location, Path | None, Path | None], list[int]] = {}
     for number, sources in enumerate(groups):
         for source in sources:
             for shard in source.shards:
                 users.setdefault((source.name, shard, source.index_dir, source.media_root), []).append(number)
-    return [Work(*key, tuple(numbers) if laid_out else ()) for key, numbers in users.items()]
+    works = [Work(*key, tuple(numbers) if laid_out else ()) for key, numbers in users.items()]
+    owners: dict[Path, Work] = {}
+    for work in works:
+        path = index_path(work.shard, work.index_dir)
+        if (owner := owners.setdefault(path, work)).shard != work.shard:
+            raise ValueError(f"{owner} and {work} would have one index {path}; give one of both another index_dir")
+    return works
 
 
 def build_shard(wanted: Wanted, work: Work) -> Report:
