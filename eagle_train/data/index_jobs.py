@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eagle_train.data.build_layouts import refuse_shared_stems
 from eagle_train.data.catalog import Source
 from eagle_train.data.index import ensure_index, has_index, index_path
 from eagle_train.data.layout import Layout, ensure_layout
@@ -90,11 +91,7 @@ def make_works(groups: Sequence[Sequence[Source]], *, laid_out: bool = True) -> 
             for shard in source.shards:
                 users.setdefault((source.name, shard, source.index_dir, source.media_root), []).append(number)
     works = [Work(*key, tuple(numbers) if laid_out else ()) for key, numbers in users.items()]
-    owners: dict[Path, Work] = {}
-    for work in works:
-        path = index_path(work.shard, work.index_dir)
-        if (owner := owners.setdefault(path, work)).shard != work.shard:
-            raise ValueError(f"{owner} and {work} would have one index {path}; give one of both another index_dir")
+    refuse_shared_stems((work.shard, work.index_dir) for work in works)
     return works
 
 

@@ -145,5 +145,7 @@ def test_folders_of_one_name_are_sources_of_their_own(data, tmp_path, capsys):
     for number, path in enumerate(sorted(tmp_path.rglob("*.tar"))):  # equal names of files too
         path.rename(path.with_name(f"shard-{number % 2}.tar"))
     shutil.rmtree(tmp_path / "c")
-    with pytest.raises(ValueError, match=r"a/train/.* and .*b/train/.* would have one index .*another index_dir"):
+    with pytest.raises(
+        ValueError, match=r"a/train/.* and .*b/train/.* would both have the index .*an index_dir of its own"
+    ):
         stats(capsys, *given, f"index_dir={tmp_path}/idx")
