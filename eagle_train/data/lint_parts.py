@@ -15,10 +15,13 @@ from typing import Any
 
 from eagle_train.data.lint import Finding
 from eagle_train.data.lint_files import Checks, Chunk, Part, ShardWork
+from eagle_train.data.media import OF_FILES
 from eagle_train.data.work_pool import run_all
 
 LINT_VERSION = 2
 """Raised when the same part gets other findings, so that none of an older version are taken."""
+ODD_FILES = frozenset({"unreadable_file", "changed_media", "empty_clip", "odd_size"})
+"""Findings that go with the file, beside those that make a sample bad."""
 Look = Callable[[Checks, Any], Part]
 """`lint_shard` or `lint_records`."""
 
@@ -55,12 +58,12 @@ def lint_parts(
 def look_once(look: Look, checks: Checks, folder: Path, work: ShardWork | Chunk) -> Part:
     """Returns the findings of a part, from the disk if they are there.
 
-    Missing media may have been added since, so a part that lacked some is looked at again.
+    Files may have been added or replaced since, so a part is looked at again that has a finding about one.
     """
     path = folder / f"{hashlib.sha256(work.identity().encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.json"
     if path.is_file():
         part = from_json(path.read_text())
-        if all(finding.kind != "missing_media" for _, finding in part.findings):
+        if all(finding.kind not in OF_FILES | ODD_FILES for _, finding in part.findings):
             return part
     part = look(checks, work)
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
