@@ -5,6 +5,7 @@ import yaml
 
 from eagle_train.data.recipe import load_recipe
 from eagle_train.data.recipe_sources import recipe_sources
+from eagle_train.tools import data as data_tool
 
 
 def recipe_of(folder, *shards):
@@ -31,3 +32,9 @@ def test_a_pattern_of_urls_that_names_no_shard_is_said(tmp_path):
     recipe = recipe_of(tmp_path, "https://h/0.tar", "memory://nothing/here/*.tar")
     with pytest.raises(ValueError, match=r"source b: no shard at memory://nothing/here/\*\.tar; ask its makers"):
         recipe_sources(recipe, tmp_path)
+
+
+def test_a_source_at_urls_is_shown_as_such(tmp_path, capsys):
+    recipe_of(tmp_path, "https://h/0.tar?key=s")
+    assert data_tool.main(["show", f"recipe={tmp_path}/r.yaml", f"data_root={tmp_path}"]) == 0
+    assert "samples published; at URLs: https://h/0.tar\n" in capsys.readouterr().out

@@ -56,6 +56,7 @@ def test_indexes_of_urls_are_made_where_a_run_looks_for_them(roots, capsys):
     assert not list(local.rglob("*.arrow"))
 
 
+@pytest.mark.slow
 def test_lint_finds_in_urls_what_it_finds_in_files(roots, capsys, monkeypatch, tmp_path):
     local, remote, server = roots
     monkeypatch.chdir(tmp_path)
@@ -67,6 +68,7 @@ def test_lint_finds_in_urls_what_it_finds_in_files(roots, capsys, monkeypatch, t
     assert code == 1 and example["key"] == "small_text/small_text-000000" and "key=" not in example["excerpt"]
 
 
+@pytest.mark.slow
 def test_stats_of_urls_are_those_of_files(roots, data, capsys):
     local, remote, _ = roots
     arguments = (f"tokenizer={data}/tokenizer", "chat_template=toy", "--json")
@@ -74,6 +76,7 @@ def test_stats_of_urls_are_those_of_files(roots, data, capsys):
     assert found[0] == found[1] and found[0]["plans"][0]["num_samples"] == KINDS["text"] + KINDS["shapes"]
 
 
+@pytest.mark.slow
 def test_build_of_a_recipe_indexes_its_urls_and_reads_their_text(roots, capsys):
     local, remote, _ = roots
     text = {
