@@ -49,7 +49,8 @@ class Archive:
 
     def identity(self) -> str:
         """Returns what tells it from one that was changed or completed since."""
-        return ";".join(f"{part.name}:{part.stat().st_size}" for part in self.parts)
+        stats = {part.name: part.stat() for part in self.parts}
+        return ";".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats.items())
 
 
 def find_archives(folder: Path, patterns: Sequence[str]) -> list[Archive]:

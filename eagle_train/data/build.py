@@ -14,12 +14,11 @@ from typing import Any
 
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.build_sources import BuildReport, Progress, SourcePlan, build_sources
-from eagle_train.data.index import shard_identity
 from eagle_train.data.media_store import MediaFolder
 from eagle_train.data.pieces import AnnotationRecords, Records
 from eagle_train.data.split import RECORDS, Part, Selector, ensure_split, read_pieces, split_annotation
 from eagle_train.data.tar_records import TarRecords, split_tars
-from eagle_train.data.work_folder import TARS, at_work, work_folder
+from eagle_train.data.work_folder import TARS, at_work, content_hash, file_version, work_folder
 
 
 def build_from_annotation(
@@ -65,7 +64,7 @@ def build_from_annotation(
         out.absolute(),
         split,
         lambda path: AnnotationRecords(path, MediaFolder(root)),
-        inputs=[shard_identity(annotation).decode(), str(root.absolute()), samples_per_shard],
+        inputs=[content_hash(annotation), str(root.absolute()), samples_per_shard],
         origin=annotation.name,
         max_bad_share=max_bad_share,
         workers=workers,
@@ -112,7 +111,7 @@ def build_from_tars(
         split,
         lambda path: TarRecords(path, media_root),
         inputs=[
-            [(str(tar), shard_identity(tar).decode()) for tar in tars],
+            [(str(tar), file_version(tar)) for tar in tars],
             samples_per_shard,
             *([] if media_root is None else [str(media_root.absolute())]),
         ],

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eagle_train.data.build_layouts import refuse_shared_stems
 from eagle_train.data.catalog import Source
-from eagle_train.data.index import ensure_index, index_path
+from eagle_train.data.index import ensure_index, has_index, index_path
 from eagle_train.data.layout import Layout, ensure_layout
-from eagle_train.data.shards import expected_shards
+from eagle_train.data.locations import Location, shown
+from eagle_train.data.shards import num_expected
+from eagle_train.data.share_work import share_work
 from eagle_train.data.stats import Stats, shard_stats, text_lengths
+from eagle_train.data.storage import exists
 from eagle_train.data.tables import read_table
 
 
@@ -21,14 +25,14 @@ class Work:
     """One shard of a source."""
 
     source: str
-    shard: Path
+    shard: Location
     index_dir: Path | None
     media_root: Path | None
     layouts: tuple[int, ...] = ()
     """Numbers of its layouts among those that the processes share."""
 
     def __str__(self) -> str:
-        return str(self.shard)
+        return shown(self.shard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +81,18 @@ def make_works(groups: Sequence[Sequence[Source]], *, laid_out: bool = True) -> 
     Args:
         groups: the sources of each layout.
         laid_out: False: there is no layout.
+
+    Raises:
+        ValueError: for two shards that would have the same index.
     """
-    users: dict[tuple[str, Path, Path | None, Path | None], list[int]] = {}
+    users: dict[tuple[str, Location, Path | None, Path | None], list[int]] = {}
     for number, sources in enumerate(groups):
         for source in sources:
             for shard in source.shards:
                 users.setdefault((source.name, shard, source.index_dir, source.media_root), []).append(number)
-    return [Work(*key, tuple(numbers) if laid_out else ()) for key, numbers in users.items()]
+    works = [Work(*key, tuple(numbers) if laid_out else ()) for key, numbers in users.items()]
+    refuse_shared_stems((work.shard, work.index_dir) for work in works)
+    return works
 
 
 def build_shard(wanted: Wanted, work: Work) -> Report:
@@ -96,9 +105,9 @@ def build_shard(wanted: Wanted, work: Work) -> Report:
     path, root = index_path(work.shard, work.index_dir), work.media_root
     before = path.stat().st_mtime_ns if path.is_file() else None
     try:
-        if not work.shard.exists():
-            count = expected_shards(work.shard.parent).get(work.shard.name, 1)
-            return Report(1, 0, count, Counter(missing_shard=count), problems=[f"{work.shard} is not there"])
+        if not exists(work.shard):
+            count = num_expected(work.shard) or 1
+            return Report(1, 0, count, Counter(missing_shard=count), problems=[f"{work} is not there"])
         reasons = read_table(ensure_index(work.shard, work.index_dir, media_root=root))["reason"].to_pylist()
         made = path.stat().st_mtime_ns != before
         stats = {}
@@ -114,6 +123,31 @@ def build_shard(wanted: Wanted, work: Work) -> Report:
     except PermissionError as error:
         raise ValueError(f"{path} cannot be written ({error}); give index_dir=DIR") from error
     except (ValueError, OSError) as error:
-        return Report(1, problems=[f"{work.shard}: {error}"])
+        return Report(1, problems=[f"{work}: {error}"])
     bad = Counter(reason for reason in reasons if reason is not None)
     return Report(1, int(made), len(reasons), bad, time.perf_counter() - started, stats=stats)
+
+
+def ensure_all(works: Sequence[Work], *, workers: int, progress: Callable[[int], None]) -> None:
+    """Builds the indexes that are missing, together with other processes that do the same.
+
+    Args:
+        workers: processes.
+        progress: is called with the number of shards that are newly known to be ready.
+
+    Raises:
+        ValueError: names the shard that it failed for.
+    """
+    items = {index_path(work.shard, work.index_dir): work for work in works}
+    share_work(items, build_index, is_indexed, workers=workers, progress=progress)
+
+
+def build_index(work: Work) -> None:
+    """Builds the index of one shard; can be sent to other processes."""
+    ensure_index(work.shard, work.index_dir, media_root=work.media_root)
+
+
+def is_indexed(path: Path, work: Work) -> bool:
+    """Returns whether the index of a shard is there and fits it."""
+    del path
+    return has_index(work.shard, work.index_dir, work.media_root)

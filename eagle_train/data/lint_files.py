@@ -15,13 +15,14 @@ from eagle_train.data.annotations import read_annotation
 from eagle_train.data.chat import ChatTemplate, TextRun
 from eagle_train.data.elsewhere import Elsewhere, SampleFiles
 from eagle_train.data.images import ImageReader
-from eagle_train.data.index import ensure_index, read_record, sample_key
+from eagle_train.data.index import ensure_index, read_record, sample_key, shard_identity
 from eagle_train.data.lint import Finding, TextChecks, check_texts, short, text_of
 from eagle_train.data.lint_media import check_files, check_sizes, check_wishes, decode_all, media_files
+from eagle_train.data.locations import Location, shown, stem
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_record
 from eagle_train.data.shard_reader import Member, ShardReader
-from eagle_train.data.storage import open_shard
+from eagle_train.data.storage import exists, open_shard
 from eagle_train.data.tables import read_table
 from eagle_train.types import Media, SampleError
 
@@ -94,17 +95,22 @@ class ShardWork:
 
     number: int
     source: str
-    shard: Path
+    shard: Location
     index_dir: Path | None
     media_root: Path | None = None
 
     def identity(self) -> str:
         """Returns what tells it from others, and from what it was before it was changed."""
-        stat = self.shard.stat() if self.shard.exists() else None
-        return f"{self.source} {self.shard} " + (f"{stat.st_size} {stat.st_mtime_ns}" if stat else "missing")
+        return f"{self.source} {self.shard} {self._version() if exists(self.shard) else 'missing'}"
+
+    def _version(self) -> str:
+        if isinstance(self.shard, str):
+            return shard_identity(self.shard).decode()
+        stat = self.shard.stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
 
     def __str__(self) -> str:
-        return str(self.shard)
+        return shown(self.shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +137,15 @@ def lint_shard(checks: Checks, work: ShardWork) -> Part:
     """Returns the findings of a shard."""
     source, shard, index_dir = work.source, work.shard, work.index_dir
     part = Part()
-    if not shard.exists():
-        part.add(f"{source}/{shard.stem}", [Finding("missing_shard", str(shard))])
+    if not exists(shard):
+        part.add(f"{source}/{stem(shard)}", [Finding("missing_shard", str(work))])
         return part
     try:
         index = read_table(ensure_index(shard, index_dir, media_root=work.media_root))
     except PermissionError as error:
-        raise ValueError(f"the index of {shard} cannot be written ({error}); give index_dir=DIR") from error
+        raise ValueError(f"the index of {work} cannot be written ({error}); give index_dir=DIR") from error
     except (ValueError, OSError) as error:
-        part.add(f"{source}/{shard.stem}", [Finding("unreadable_file", short(str(error)))])
+        part.add(f"{source}/{stem(shard)}", [Finding("unreadable_file", short(str(error)))])
         return part
     reader = open_shard(shard)
     for row in index.to_pylist():

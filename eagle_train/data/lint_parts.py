@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -15,10 +15,13 @@ from typing import Any
 
 from eagle_train.data.lint import Finding
 from eagle_train.data.lint_files import Checks, Chunk, Part, ShardWork
+from eagle_train.data.media import OF_FILES
 from eagle_train.data.work_pool import run_all
 
 LINT_VERSION = 2
 """Raised when the same part gets other findings, so that none of an older version are taken."""
+ODD_FILES = frozenset({"unreadable_file", "changed_media", "empty_clip", "odd_size"})
+"""Findings that go with the file, beside those that make a sample bad."""
 Look = Callable[[Checks, Any], Part]
 """`lint_shard` or `lint_records`."""
 
@@ -31,42 +34,45 @@ def lint_parts(
     *,
     workers: int,
     num_works: int | None = None,
-    progress: Callable[[Part], None],
-) -> list[Part]:
-    """Returns the findings of all parts in their order, so that they do not depend on the processes.
+    progress: Callable[[int], None],
+) -> Iterator[Part]:
+    """Yields the findings of all parts in their order, so that they do not depend on the processes.
+
+    They come when all parts are looked at, each from the disk: there may be more of them than memory holds.
 
     Args:
         folder: keeps the findings of each part until all are there; what the same look left there is taken.
         workers: processes.
         num_works: of parts, where it is known.
-        progress: called with every part as it is done.
+        progress: called with the number of samples of each part as it is done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[int, Part] = {}
-    for work, part in run_all(partial(look_once, look, checks, folder), works, workers, num_works):
-        found[work.number] = part
-        progress(part)
+    found: dict[int, Path] = {}
+    for work, (path, count) in run_all(partial(look_once, look, checks, folder), works, workers, num_works):
+        found[work.number] = path
+        progress(count)
+    for number in sorted(found):
+        yield from_json(found[number].read_text())
     shutil.rmtree(folder)
     with suppress(OSError):  # unless another look is under way
         folder.parent.rmdir()
-    return [found[number] for number in sorted(found)]
 
 
-def look_once(look: Look, checks: Checks, folder: Path, work: ShardWork | Chunk) -> Part:
-    """Returns the findings of a part, from the disk if they are there.
+def look_once(look: Look, checks: Checks, folder: Path, work: ShardWork | Chunk) -> tuple[Path, int]:
+    """Returns where the findings of a part are, and of how many samples they are; what is there is not made again.
 
-    Missing media may have been added since, so a part that lacked some is looked at again.
+    Files may have been added or replaced since, so a part is looked at again that has a finding about one.
     """
     path = folder / f"{hashlib.sha256(work.identity().encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.json"
     if path.is_file():
         part = from_json(path.read_text())
-        if all(finding.kind != "missing_media" for _, finding in part.findings):
-            return part
+        if all(finding.kind not in OF_FILES | ODD_FILES for _, finding in part.findings):
+            return path, len(part.keys)
     part = look(checks, work)
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
     aside.write_text(to_json(part))
     aside.replace(path)
-    return part
+    return path, len(part.keys)
 
 
 def to_json(part: Part) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
 import numpy as np
 
 from eagle_train.data.lint import KINDS, Finding
-from eagle_train.data.lint_files import Part, repeated
+from eagle_train.data.lint_files import Part, hashed, repeated
 from eagle_train.data.placeholders import media_kind
 
 DUPLICATES = {
@@ -18,6 +22,12 @@ DUPLICATES = {
     "text_hashes": "duplicate_text",
     "id_hashes": "duplicate_id",
 }
+
+
+def holds(numbers: np.ndarray, number: int) -> bool:
+    """Returns whether a number is among some (k,) that increase."""
+    place = np.searchsorted(numbers, np.uint64(number))
+    return place < len(numbers) and int(numbers[place]) == number
 
 
 @dataclass(slots=True)
@@ -40,17 +50,19 @@ class SourceReport:
         self.num_samples = 0
         self.kinds: dict[str, Found] = {}
         self._max_examples = max_examples
-        self._media: set[str] = set()
+        self._media: list[np.ndarray] = []
         self._hashes: dict[str, list[np.ndarray]] = {name: [] for name in DUPLICATES}
-        self._keys: list[Sequence[str]] = []
+        self._ends: list[int] = []
+        self._keys: list[bytes] = []
 
     def add(self, part: Part) -> None:
-        """Adds what was found in a part; parts come in any order."""
+        """Adds what was found in a part; of each sample a few bytes are kept."""
         self.num_samples += len(part.keys)
         for key, finding in part.findings:
             self.note(key, finding)
-        self._media |= part.media
-        self._keys.append(part.keys)
+        self._media.append(np.array([hashed(normpath(name)) for name in part.media], dtype=np.uint64))
+        self._ends.append(self.num_samples)
+        self._keys.append(zlib.compress(json.dumps(part.keys).encode(), 1))  # they are much alike
         for name, parts in self._hashes.items():
             parts.append(np.array(getattr(part, name), dtype=np.uint64))
 
@@ -67,28 +79,34 @@ class SourceReport:
         Args:
             media_root: folder to look for such files in; None: nowhere.
         """
-        names = [key for keys in self._keys for key in keys]
-        same: set[int] = set()
+        same = np.empty(0, np.int64)
         for name, kind in DUPLICATES.items():
-            hashes = np.concatenate([np.empty(0, np.uint64), *self._hashes[name]])
-            places, firsts = repeated(hashes)
-            pairs = [(p, f) for p, f in zip(places.tolist(), firsts.tolist(), strict=True)]
+            places, firsts = repeated(np.concatenate([np.empty(0, np.uint64), *self._hashes[name]]))
             if kind == "duplicate_sample":
-                same = {place for place, _ in pairs}
+                same = places
             elif kind == "duplicate_text":
-                pairs = [pair for pair in pairs if pair[0] not in same]
-            for place, first in sorted(pairs):
-                self.note(names[place], Finding(kind, f"like {names[first]}"))
+                new = ~np.isin(places, same)
+                places, firsts = places[new], firsts[new]
+            shown = np.argsort(places)[: self._max_examples]
+            for place, first in zip(places[shown].tolist(), firsts[shown].tolist(), strict=True):
+                self.note(self._key(place), Finding(kind, f"like {self._key(first)}"))
+            if rest := len(places) - len(shown):
+                self.kinds[kind].count += rest
         if media_root is not None:
             for name in self._unused(media_root):
                 self.note(name, Finding("unused_media", f"in {media_root}"))
 
+    def _key(self, place: int) -> str:
+        """Returns the key of a sample by its place among all."""
+        part = bisect_right(self._ends, place)
+        return json.loads(zlib.decompress(self._keys[part]))[place - self._ends[part]]  # counted from its end
+
     def _unused(self, folder: Path) -> Iterable[str]:
         """Yields the images and videos in a folder that no record names."""
-        named = {str(Path(name)) for name in self._media}
+        named = np.unique(np.concatenate([np.empty(0, np.uint64), *self._media]))
         for path in sorted(folder.rglob("*")):
             name = str(path.relative_to(folder))
-            if media_kind(name) and name not in named and path.is_file():
+            if media_kind(name) and not holds(named, hashed(name)) and path.is_file():
                 yield name
 
     def count(self, is_error: bool) -> int:

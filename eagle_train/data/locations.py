@@ -7,6 +7,8 @@ A location is a `Path` if it is local and a `str` if it is a URL (`s3://bucket/a
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 Location = str | Path
@@ -80,6 +82,20 @@ def join(folder: Location, name: str) -> Location:
         return name_alone
     folder = as_location(folder)
     return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
+
+
+def name_folders(folders: Sequence[Path]) -> dict[Path, str]:
+    """Returns a name for each of some folders: its last part, after as many as it takes to tell it from the others."""
+    names: dict[Path, str] = {}
+    depth = 0
+    while len(names) < len(folders):
+        depth += 1
+        ends = {folder: folder.absolute().parts[-depth:] for folder in folders}
+        counts = Counter(ends.values())
+        for folder, end in ends.items():
+            if counts[end] == 1:
+                names.setdefault(folder, str(Path(*end)))
+    return names
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -16,6 +16,8 @@ MAX_PIXELS = 178_956_970
 """Largest image or video frame that is opened. Twice `PIL.Image.MAX_IMAGE_PIXELS`, where Pillow 13 itself refuses."""
 
 Reason = Literal["unreadable_image", "unreadable_video"]
+OF_FILES = frozenset({"missing_media", "unreadable_image", "unreadable_video"})
+"""Reasons that are gone when the file is put there or repaired, though the record stays what it is."""
 
 
 class MediaError(ValueError):

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from eagle_train.data.convert import from_record
 from eagle_train.data.index import ensure_index
+from eagle_train.data.media import OF_FILES
 from eagle_train.data.media_store import Places
 from eagle_train.data.shards import MAX_SHARD_BYTES, TarSample, write_tars
 from eagle_train.data.split import read_piece
@@ -79,7 +80,7 @@ def build_piece(piece: Piece, max_bytes: int = MAX_SHARD_BYTES) -> PieceReport:
     What is too large for one shard goes on in `<shard>_001.tar`, `<shard>_002.tar` and so on.
     """
     folder, stem = piece.shard.parent, piece.shard.stem
-    for old in (*folder.glob(f"{stem}.*"), *folder.glob(f"{stem}_*")):  # of a run that was killed, or lacked media
+    for old in (*folder.glob(f"{stem}.*"), *folder.glob(f"{stem}_*")):  # of an earlier run
         old.unlink(missing_ok=True)
     errors: list[SampleError] = []
     read = 0
@@ -103,12 +104,12 @@ def build_piece(piece: Piece, max_bytes: int = MAX_SHARD_BYTES) -> PieceReport:
 
 
 def read_report(piece: Piece) -> PieceReport | None:
-    """Returns the report of a piece that is done; one that lacked media is not, they may be there now."""
+    """Returns the report of a piece that is done; with media missing or unreadable it is not: they may be repaired."""
     if not piece.report.is_file():
         return None
     known = json.loads(piece.report.read_text())
     report = PieceReport(known["read"], tuple(SampleError(*error) for error in known["errors"]), known["shards"])
-    lacked = any(error.reason == "missing_media" for error in report.errors)
+    lacked = any(error.reason in OF_FILES for error in report.errors)
     there = all((piece.shard.parent / name).is_file() for name in report.shards)
     return report if there and not lacked else None
 

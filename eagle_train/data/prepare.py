@@ -1,7 +1,7 @@
 """A published data set becomes the shards of a recipe's sources.
 
 A source's folder appears under `data_root` when it is whole. A run that was stopped goes on with the pieces that have
-no report, and with those that lacked images; `work_folder` says where they are.
+no report, and with those of whose images some were missing or unreadable; `work_folder` says where they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from eagle_train.data.archives import find_archives, index_archive
 from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.build_sources import BuildReport, Progress, SourcePlan, build_sources
-from eagle_train.data.index import shard_identity
 from eagle_train.data.media_store import MediaPlaces, MediaStore
 from eagle_train.data.pieces import AnnotationRecords
 from eagle_train.data.recipe import DatasetCard, Published, Recipe
@@ -30,7 +29,7 @@ from eagle_train.data.split import (
     read_pieces,
     split_annotation,
 )
-from eagle_train.data.work_folder import at_work, work_folder
+from eagle_train.data.work_folder import at_work, content_hash, work_folder
 from eagle_train.types import SampleError
 
 PROBES = 100
@@ -99,7 +98,7 @@ def prepare(
     work = work_folder(data_root, recipe.name)
     select = {name: recipe.cards[name].select for name in recipe.sources}
     split = partial(split_by_card, recipe, annotation, work, samples_per_shard, progress)
-    with at_work(work, [shard_identity(annotation).decode(), select, samples_per_shard]):
+    with at_work(work, [content_hash(annotation), select, samples_per_shard]):
         cards = [card for card in cards if not card.is_there(data_root)]  # others may have built them meanwhile
         parts = ensure_split(work, split)
         places, defects = locate_media(published, folder, work / "archives", progress)

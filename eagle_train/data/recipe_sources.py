@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from eagle_train.data.catalog import Source
+from eagle_train.data.locations import Location, join, shown, stem
 from eagle_train.data.recipe import DatasetCard, Recipe
 
 
@@ -16,14 +17,14 @@ def recipe_sources(recipe: Recipe, data_root: Path) -> list[Source]:
 
     Raises:
         ValueError: for all sources that were not built, with what builds or says how to get them, or if none has a
-            sample.
+            sample; as `check_names`.
     """
     sources, missing = [], defaultdict(list)
     for name, how in recipe.sources.items():
         card = recipe.cards[name]
         if card.find_shards(data_root):
             sources.append(card_source(recipe, name, data_root, **how))
-        elif not card.is_there(data_root):
+        elif isinstance(join(data_root, card.shards), str) or not card.is_there(data_root):
             missing[how_to_get(recipe, card)].append(card)
     if missing:
         raise ValueError("\n".join(not_there(cards, data_root, remedy) for remedy, cards in missing.items()))
@@ -42,6 +43,7 @@ def card_source(recipe: Recipe, name: str, data_root: Path, **how: float | Fract
     shards = card.find_shards(data_root)
     if not shards:
         raise ValueError(not_there([card], data_root, how_to_get(recipe, card)))
+    check_names(name, shards)
     index_dir = data_root / card.index_dir if card.index_dir else None
     if index_dir is None and isinstance(shards[0], str):
         index_dir = data_root / "index" / name
@@ -49,11 +51,23 @@ def card_source(recipe: Recipe, name: str, data_root: Path, **how: float | Fract
     return Source(name=name, shards=shards, index_dir=index_dir, media_root=media_root, **how)
 
 
+def check_names(source: str, shards: Sequence[Location]) -> None:
+    """Raises ValueError if two shards of a source have one name, of which the keys of their samples are made."""
+    firsts: dict[str, Location] = {}
+    for shard in shards:
+        first = firsts.setdefault(stem(shard), shard)
+        if first is not shard:
+            raise ValueError(
+                f"source {source}: {len(shards)} shards, of which {shown(first)} and {shown(shard)} have one name, so "
+                f"that their samples have the same keys; give each folder a card of its own, or each file another name"
+            )
+
+
 def not_there(cards: Sequence[DatasetCard], data_root: Path, remedy: str) -> str:
     """Returns the message for sources that have no shards."""
     names = ", ".join(card.name for card in cards)
     more = f" and {len(cards) - 1} other places" if len(cards) > 1 else ""
-    return f"source{'s' * bool(more)} {names}: no shard at {data_root / cards[0].shards}{more}; {remedy}"
+    return f"source{'s' * bool(more)} {names}: no shard at {shown(join(data_root, cards[0].shards))}{more}; {remedy}"
 
 
 def how_to_get(recipe: Recipe, card: DatasetCard) -> str:

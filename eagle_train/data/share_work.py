@@ -17,6 +17,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -138,13 +139,11 @@ class Claims:
         try:
             if not claim.parent.is_dir():
                 claim.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            write_claim(claim, token)
         except OSError as error:
             if isinstance(error, FileExistsError) and claim.parent.is_dir():
                 return False  # somebody was faster
             raise ValueError(f"cannot write {claim} ({error}); set index_dir to a writable folder") from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(token)
         self._own[path] = token
         return True
 
@@ -168,8 +167,13 @@ class Claims:
             claim.rename(aside)  # of several that find it, one moves it
         except FileNotFoundError:
             return True
+        moved = aside.read_bytes()
         aside.unlink()
-        return False
+        if moved == content:
+            return False
+        with suppress(FileExistsError):
+            write_claim(claim, moved)  # of another that took it over since we looked
+        return True
 
     def _is_left_behind(self, claim: Path, content: bytes) -> bool:
         """Returns whether the holder of a claim is dead, or was silent for too long."""
@@ -208,6 +212,12 @@ def read_claim(claim: Path) -> bytes | None:
         return claim.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def write_claim(claim: Path, content: bytes) -> None:
+    """Writes a claim; raises FileExistsError if there is one."""
+    with os.fdopen(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), "wb") as file:
+        file.write(content)
 
 
 def is_alive(pid: int) -> bool:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from eagle_train.data.index import shard_identity
 from eagle_train.data.share_work import Claims, Patience, claim_path
 from eagle_train.data.split import RECORDS, SPLIT
 
@@ -31,6 +32,17 @@ MADE = (INPUTS, SPLIT, RECORDS, TARS, SHARDS, REPORTS)
 def work_folder(data_root: Path, name: str) -> Path:
     """Returns where the data sets of a name are built."""
     return data_root / ".prepare" / name
+
+
+def content_hash(path: Path) -> str:
+    """Returns the hash of a file that is read whole anyway."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_version(path: Path) -> str:
+    """Returns what tells a file from one that was changed since, without reading it whole: ends, size and time."""
+    return f"{shard_identity(path).decode()} {path.stat().st_mtime_ns}"
 
 
 @contextmanager

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import yaml
 
+from eagle_train.data.budget import TooManyBadSamples
 from eagle_train.data.build import build_from_annotation, build_from_tars
 from eagle_train.data.build_sources import BuildReport, SourcePlan, build_sources
+from eagle_train.data.catalog import Source
 from eagle_train.data.index import ensure_index
+from eagle_train.data.index_jobs import ensure_all, make_works
 from eagle_train.data.indexed_samples import read_sample
-from eagle_train.data.lengths import ensure_indexes
 from eagle_train.data.recipe import Recipe, load_recipe
-from eagle_train.data.recipe_sources import how_to_get
+from eagle_train.data.recipe_sources import card_source, how_to_get
 from eagle_train.data.storage import open_shard
 from eagle_train.data.tables import read_made
 from eagle_train.data.work_folder import at_work, work_folder
@@ -147,18 +149,27 @@ def build_recipe(recipe: Recipe, data_root: Path, workers: int) -> None:
         ValueError: if a source is missing and cannot be built here; says where to get it.
     """
     build_cards(recipe, data_root, workers)
-    shards = [shard for card in recipe.cards.values() for shard in card.find_shards(data_root)]
-    index_all(shards, recipe.name, workers)
+    built = [name for name, card in recipe.cards.items() if card.find_shards(data_root)]  # others have no sample
+    sources = {name: card_source(recipe, name, data_root) for name in built}
+    index_all(list(sources.values()), recipe.name, workers)
     if recipe.tokenizer is not None:
         folder = data_root / recipe.name / "tokenizer"
         if not (folder / "tokenizer.json").exists():
-            build(recipe.tokenizer, out=folder, texts=recipe_texts(recipe, data_root))
+            build(
+                recipe.tokenizer,
+                out=folder,
+                texts=recipe_texts([sources[name] for name in recipe.sources if name in sources]),
+            )
         print(f"tokenizer: {folder}")
     print(f"recipe {recipe.name}: {len(recipe.cards)} sources under {data_root}")
 
 
 def build_cards(recipe: Recipe, data_root: Path, workers: int) -> None:
-    """Builds the sources of a recipe that are not there, all at the same time."""
+    """Builds the sources of a recipe that are not there, all at the same time.
+
+    Raises:
+        ValueError: as `build_recipe`, and for sources with a bad sample, after the others are built.
+    """
     missing = [card for card in recipe.cards.values() if not card.is_there(data_root)]
     for card in missing:
         if card.build is None:
@@ -175,25 +186,29 @@ def build_cards(recipe: Recipe, data_root: Path, workers: int) -> None:
                 records = build(card.build)
                 count = sum(map(len, records))
                 plans.append(SourcePlan(name=card.name, out=card.folder(data_root), records=records, num_records=count))
-        build_sources(plans, work, workers=workers, max_bad_share=0.0, progress=progress)
-        shutil.rmtree(work)
+        built = build_sources(plans, work, workers=workers, max_bad_share=0.0, progress=progress)
+        shutil.rmtree(work)  # of a refused source too: nothing tells when what makes its samples is repaired
+    if refused := [str(result) for result in built.values() if isinstance(result, TooManyBadSamples)]:
+        raise ValueError("\n".join(refused))
 
 
-def index_all(shards: list[Path], name: str, workers: int) -> None:
-    """Builds the missing indexes of shards, with progress."""
-    with progress(f"indexing {name}", len(shards)) as advance:
-        ensure_indexes([(shard, None) for shard in shards], None, workers=workers, progress=advance)
+def index_all(sources: Sequence[Source], name: str, workers: int) -> None:
+    """Builds the missing indexes of sources, with progress."""
+    works = make_works([sources], laid_out=False)
+    with progress(f"indexing {name}", len(works)) as advance:
+        ensure_all(works, workers=workers, progress=advance)
 
 
-def recipe_texts(recipe: Recipe, data_root: Path) -> Iterator[str]:
-    """Yields all text of a recipe's training sources."""
-    for name in recipe.sources:
-        for shard in recipe.cards[name].find_shards(data_root):
+def recipe_texts(sources: Sequence[Source]) -> Iterator[str]:
+    """Yields all text of sources."""
+    for source in sources:
+        for shard in source.shards:
             reader = open_shard(shard)
-            for row in read_made(partial(ensure_index, shard)).to_pylist():
+            index = partial(ensure_index, shard, source.index_dir, media_root=source.media_root)
+            for row in read_made(index).to_pylist():
                 if row["reason"]:
                     continue  # nothing of it can be read
-                for message in read_sample(reader, name, row).messages:
+                for message in read_sample(reader, source.name, row).messages:
                     yield from (part for part in message.content if isinstance(part, str))
             reader.close()
 
@@ -213,7 +228,7 @@ def build_own(values: dict[str, str]) -> None:
     else:
         print_report(build_source(values, folder, workers))
     shards = sorted(folder.glob("*.tar"))
-    index_all(shards, name, workers)
+    index_all([Source(name=name, shards=shards)], name, workers)
     print_unusable(shards)
     card = {
         "description": f"built from {origin}",

@@ -12,6 +12,7 @@ from eagle_train.data.balance import CostModel
 from eagle_train.data.catalog import Source
 from eagle_train.data.encode import Encoder
 from eagle_train.data.layout import Layout
+from eagle_train.data.locations import name_folders
 from eagle_train.data.recipe import load_recipe
 from eagle_train.data.recipe_sources import recipe_sources
 from eagle_train.data.tokenizer.added import add_special_tokens
@@ -137,12 +138,11 @@ def find_sources(values: Mapping[str, str]) -> list[Source]:
     if "recipe" in values:
         sources = recipe_sources(load_recipe(values["recipe"]), root_of(values))
     else:
-        found = find_tars(values["tars"])
-        folders = list(dict.fromkeys(path.parent for path in found))
-        sources = [
-            Source(name=folder.absolute().name, shards=[path for path in found if path.parent == folder])
-            for folder in folders
-        ]
+        shards: dict[Path, list[Path]] = {}
+        for path in find_tars(values["tars"]):
+            shards.setdefault(path.parent, []).append(path)
+        names = name_folders(list(shards))
+        sources = [Source(name=names[folder], shards=paths) for folder, paths in shards.items()]
     given = {key: Path(values[key]) for key in ("index_dir", "media_root") if key in values}
     return [replace(source, **given) for source in sources]
 

@@ -106,10 +106,10 @@ def lint_sources(values: Mapping[str, str], checks: Checks, kept: Path, workers:
     reports = {source.name: SourceReport(whole(values, "examples", 3)) for source in sources}
     with progress("looking at shards", len(works)) as advance:
         found = lint_parts(
-            lint_shard, checks, works, kept, workers=workers, num_works=len(works), progress=lambda part: advance(1)
+            lint_shard, checks, works, kept, workers=workers, num_works=len(works), progress=lambda count: advance(1)
         )
-    for work, part in zip(works, found, strict=True):
-        reports[work.source].add(part)
+        for work, part in zip(works, found, strict=True):
+            reports[work.source].add(part)
     for report in reports.values():
         report.finish()
     return reports
@@ -127,10 +127,10 @@ def lint_annotation(values: Mapping[str, str], checks: Checks, kept: Path, worke
     with progress("looking at records", None) as advance:
         found = lint_parts(
             lint_records, checks, chunks(path, errors), kept, workers=workers,
-            progress=lambda part: advance(len(part.keys)),
+            progress=advance,
         )  # fmt: skip
-    for part in found:
-        report.add(part)
+        for part in found:
+            report.add(part)
     for error in errors:
         report.note(path.name, Finding("unreadable_file", error))
     report.finish(root)

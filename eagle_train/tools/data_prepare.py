@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from eagle_train.data.locations import join, shown
 from eagle_train.data.prepare import Outcome, prepare
 from eagle_train.data.recipe import DatasetCard, Recipe, load_recipe
 from eagle_train.data.shards import expected_shards
@@ -107,7 +108,8 @@ def show_recipe(recipe: Recipe, data_root: Path) -> int:
         card = recipe.cards[name]
         key = "weight" if how.get("weight") is not None else "repeat"
         print(f"\n{name} ({key} {float(how.get(key, 1.0)):.4g}): {card.description}")
-        print(f"  {number(card.num_samples)} samples published; {state(card, data_root)}: {data_root / card.shards}")
+        where = shown(join(data_root, card.shards))
+        print(f"  {number(card.num_samples)} samples published; {state(card, data_root)}: {where}")
         print(f"  licence: {card.licence}\n  origin: {card.origin}")
         if card.schema:
             print(f"  schema: {card.schema}")
@@ -118,6 +120,8 @@ def show_recipe(recipe: Recipe, data_root: Path) -> int:
 
 def state(card: DatasetCard, data_root: Path) -> str:
     """Returns whether a source is on disk, with its samples."""
+    if isinstance(join(data_root, card.shards), str):
+        return "at URLs"
     if not card.is_there(data_root):
         return "not there"
     return f"there: {sum(expected_shards(card.folder(data_root)).values()):,} samples"

@@ -106,7 +106,7 @@ def make_stats(rows: Sequence[Rows], ranks: int, workers: int) -> dict[str, Any]
         alike.setdefault(measured_by(each), []).append(number)
     names = {group[0]: name_of([rows[number] for number in group]) for group in alike.values()}
     stats = {number: {source.name: no_stats() for source in rows[number].sources} for number in names}
-    works = [work for work in make_works([each.sources for each in rows]) if work.shard.exists()]
+    works = [work for work in make_works([each.sources for each in rows]) if exists(work.shard)]
     wanted = Wanted(layouts=[each.layout for each in rows], measured=frozenset(stats))
     with progress("measuring", len(works)) as advance:
         for work, report in run_all(partial(build_shard, wanted), works, workers, len(works)):

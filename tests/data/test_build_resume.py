@@ -128,6 +128,27 @@ def test_other_inputs_begin_anew(annotation, tmp_path, monkeypatch):
     assert all(record.meta["note"] == "another" for _, record, _ in contents(report.shards))
 
 
+@pytest.mark.parametrize("kind", ["annotation", "tars"])
+def test_an_input_that_was_corrected_in_its_middle_is_read_again(tmp_path, kind):
+    records = [{"instruction": "q" * 400, "output": "a" * 400} for _ in range(400)]
+    records[200] |= {"output": " "}
+    for said in ("1 no_answer", None):
+        if kind == "annotation":
+            how = {"annotation": write(tmp_path / "a.json", records)}
+        else:
+            files = {f"{i:03d}.json": json.dumps(each).encode() for i, each in enumerate(records)}
+            how = {"tars": [tar_of(tmp_path / "a.tar", files)]}
+        size = next(path.stat().st_size for path in tmp_path.iterdir() if path.is_file())
+        build = {"annotation": build_from_annotation, "tars": build_from_tars}[kind]
+        if said:
+            with pytest.raises(TooManyBadSamples, match=said):
+                build(tmp_path / "out", **how, max_bad_share=0.0, progress=silent)
+            first = size
+        else:
+            assert size == first and build(tmp_path / "out", **how, max_bad_share=0.0, progress=silent).written == 400
+        records[200] |= {"output": "a"}
+
+
 def test_a_build_waits_for_another_that_builds_the_same(annotation, tmp_path, caplog, monkeypatch):
     claim = claim_path(tmp_path / ".prepare" / "out")
     claim.parent.mkdir()

@@ -1,8 +1,11 @@
 """A preparation that was stopped or killed goes on where it was, to the same bytes."""
 
+import io
+import json
 import os
 import signal
 import time
+import zipfile
 
 import pytest
 
@@ -39,6 +42,39 @@ def test_a_run_that_was_stopped_goes_on_with_the_pieces_that_are_not_done(tmp_pa
     assert [outcome.read for outcome in outcomes] == [10, 10, 10]
     assert len(first) == 7 and len(built) == 13 and not first & set(built)
     assert everything_in(tmp_path / "stopped") == everything_in(tmp_path / "plain")
+
+
+def test_an_archive_that_was_repaired_is_read_again(tmp_path):
+    records = [record(i, f"{i}.png") for i in range(4)]
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(4):
+            archive.writestr(f"{i}.png", picture((i, 0, 0)) + bytes(1000))
+    whole = file.getvalue()
+    at = whole.index(b"2.png") + len("2.png")
+    download = tmp_path / "from"
+    download.mkdir()
+    (download / "a.json").write_text(json.dumps(records))
+    (download / "x.zip").write_bytes(whole[:at] + b"\xff" * 20 + whole[at + 20 :])
+    recipe = write_recipe(tmp_path / "out", {"all": None}, archives=["*.zip"])
+    (outcome,), _ = prepare(recipe, download, tmp_path / "out", progress=silent, samples_per_shard=2)
+    assert "(1 unreadable_image)" in outcome.problem
+    (download / "x.zip").write_bytes(whole)
+    (outcome,), _ = prepare(recipe, download, tmp_path / "out", progress=silent, samples_per_shard=2)
+    assert (outcome.problem, outcome.written) == (None, 4)
+
+
+def test_an_archive_of_the_same_size_is_listed_again(tmp_path):
+    names = {"0.png": picture((0, 0, 0)), "1.png": picture((0, 0, 1))}
+    swapped = dict(zip(names, reversed(names.values()), strict=True))
+    records = [record(0, "0.png"), record(1, "2.png")]
+    download = write_download(tmp_path / "from", records, names, "tar")
+    recipe = write_recipe(tmp_path / "out", {"all": None})
+    (outcome,), _ = prepare(recipe, download, tmp_path / "out", progress=silent)
+    assert "(1 missing_media)" in outcome.problem
+    write_download(download, records, {"0.png": swapped["0.png"], "2.png": swapped["1.png"]}, "tar")
+    (outcome,), _ = prepare(recipe, download, tmp_path / "out", progress=silent)
+    assert (outcome.problem, outcome.written) == (None, 2)
 
 
 @pytest.mark.slow

@@ -199,6 +199,24 @@ def test_who_lost_a_claim_does_not_remove_its_new_holder_s(tmp_path):
     assert claim_path(tmp_path / "out").read_text() == "elsewhere 1 token"
 
 
+def test_a_claim_that_another_took_over_since_we_looked_stays_its_own(tmp_path, monkeypatch):
+    path, others = tmp_path / "out", Claims(PATIENCE)
+    leave_claim(path, f"{machine()} {dead_pid()} token")
+    judge = Claims._is_left_behind
+
+    def slow_judge(self, claim, content):
+        left_behind = judge(self, claim, content)
+        if self is not others:
+            assert left_behind and others.take(path)
+        return left_behind
+
+    monkeypatch.setattr(Claims, "_is_left_behind", slow_judge)
+    assert not Claims(PATIENCE).take(path)
+    assert sorted(tmp_path.iterdir()) == [claim_path(path)]
+    others.give_back(path)
+    assert not claim_path(path).exists(), "it is still the claim of who took it over"
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_names_its_file_on_every_rank_and_leaves_no_claim(tmp_path, workers):
     items = outputs(tmp_path, 3) | {tmp_path / "bad-1": tmp_path / "bad-1"}

@@ -8,6 +8,7 @@ import pytest
 
 from eagle_train.__main__ import main
 from eagle_train.data.shards import expected_shards
+from eagle_train.types import SampleError
 
 
 @pytest.fixture
@@ -75,3 +76,36 @@ def test_what_the_index_finds_bad_is_told_and_another_annotation_does_not_take_t
     assert main([*arguments, f"annotation={other}"]) == 1
     assert f"own was built from {annotation}, not from {other}" in capsys.readouterr().err
     assert (tmp_path / "out" / "own.yaml").read_text() == recipe
+
+
+class Counted:
+    """Ten samples of which one may be bad."""
+
+    bad = 3
+
+    def __len__(self):
+        return 10
+
+    def read(self):
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        for i in range(10):
+            yield SampleError(f"{i}", "bad_record", "broken") if i == self.bad else (f"{i}", {"messages": turns}, {})
+
+
+def counted():
+    return [Counted()]
+
+
+def test_a_source_of_a_recipe_with_a_bad_sample_is_refused_until_it_is_repaired(tmp_path, capsys, monkeypatch):
+    card = {"description": "", "licence": "", "origin": ""}
+    made = {"build": {"_target_": f"{__name__}.counted"}, "shards": "mine/*.tar"}
+    recipe = {"name": "r", "description": "", "sources": {"mine": {"repeat": 1.0}}, "datasets": {"mine": card | made}}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    arguments = ["data", "build", f"recipe={tmp_path}/r.yaml", f"data_root={tmp_path}", "workers=1"]
+    for _ in range(2):
+        assert main(arguments) == 1
+        assert "source mine: 1 of 10 samples are bad (1 bad_record)" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+    monkeypatch.setattr(Counted, "bad", None)
+    assert main(arguments) == 0
+    assert expected_shards(tmp_path / "mine") == {"mine-000000.tar": 10}

@@ -225,6 +225,30 @@ def test_a_look_that_was_stopped_goes_on_with_the_other_parts(parts, capsys, mon
     assert not (parts / ".lint").exists()
 
 
+def test_media_that_were_replaced_since_a_look_was_stopped_are_looked_at_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lint_files, "CHUNK", 1)
+    images = {"0.png": b"<html>", "1.png": picture(size=(4, 400)), "2.png": picture()}
+    for name, content in images.items():
+        (tmp_path / name).write_bytes(content)
+    records = [talk("<image>What?", f"noise {name}", image=name) for name in images]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    real = data_lint.lint_records
+
+    def stopping(checks, work):
+        if work.number == 2:
+            raise KeyboardInterrupt
+        return real(checks, work)
+
+    monkeypatch.setattr(data_lint, "lint_records", stopping)
+    assert data_tool.main(["lint", f"annotation={tmp_path}/a.json"]) == 130
+    monkeypatch.setattr(data_lint, "lint_records", real)
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes(picture(1))
+    capsys.readouterr()
+    assert counts(lint(capsys, f"annotation={tmp_path}/a.json")) == {}
+
+
 def test_a_stopped_look_is_not_taken_for_other_checks_or_a_changed_shard(parts, capsys, monkeypatch):
     monkeypatch.chdir(parts)
     given = f"tars={parts}/s-*.tar"

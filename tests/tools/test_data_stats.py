@@ -123,3 +123,29 @@ def test_where_all_is_too_long_the_message_says_so(data):
     chosen = [f"recipe={data}/small.yaml", f"data_root={data}", f"tokenizer={data}/tokenizer", "chat_template=toy"]
     with pytest.raises(ValueError, match=r"0 usable of \d+ samples, repeat .*, \d+ too_long.* raise max_length"):
         data_tool.main(["stats", *chosen, "max_length=3"])
+
+
+def test_folders_of_one_name_are_sources_of_their_own(data, tmp_path, capsys):
+    for place, kind in (("a/train", "small_text"), ("b/train", "small_shapes"), ("c", "small_text")):
+        shutil.copytree(data / kind, tmp_path / place, ignore=shutil.ignore_patterns("*.arrow"))
+    given = [f"tars={tmp_path}/**/*.tar", f"tokenizer={data}/tokenizer", "chat_template=toy"]
+    told = stats(capsys, *given)
+    (plan,), (measured,) = told["plans"], told["samples"].values()
+    assert {name: facts["samples"] for name, facts in plan["sources"].items()} == {
+        "a/train": 12,
+        "b/train": 40,
+        "c": 12,
+    }
+    assert {name: each["tokens"]["count"] for name, each in measured.items()} == {
+        "a/train": 12,
+        "b/train": 40,
+        "c": 12,
+        "all": 64,
+    }
+    for number, path in enumerate(sorted(tmp_path.rglob("*.tar"))):  # equal names of files too
+        path.rename(path.with_name(f"shard-{number % 2}.tar"))
+    shutil.rmtree(tmp_path / "c")
+    with pytest.raises(
+        ValueError, match=r"a/train/.* and .*b/train/.* would both have the index .*an index_dir of its own"
+    ):
+        stats(capsys, *given, f"index_dir={tmp_path}/idx")
