@@ -7,7 +7,7 @@ shard makes both.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from eagle_train.data.chat import ChatTemplate
 from eagle_train.data.index import (
     INDEX_VERSION,
     ensure_index,
-    has_index,
     identity,
     index_path,
     index_stem,
@@ -28,7 +27,6 @@ from eagle_train.data.index import (
 )
 from eagle_train.data.locations import Location
 from eagle_train.data.schemas import Record
-from eagle_train.data.share_work import share_work
 from eagle_train.data.storage import Storage
 from eagle_train.data.tables import read_made, write_table
 from eagle_train.data.text_tokens import NO_TOKENS, to_columns
@@ -107,54 +105,6 @@ def has_lengths(
 def of_lengths(made_of: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Returns the metadata that tie text lengths to their shard, from those of its index: rows are the index's."""
     return {**made_of, b"version": LENGTHS_VERSION.encode()}
-
-
-def ensure_indexes(
-    sources: Sequence[tuple[Location, Path | None]],
-    text: TextLayout | None,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 1,
-    progress: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Builds what indexes and text lengths are missing, together with the other ranks; returns when all are there.
-
-    Args:
-        sources: shards, each with the folder of its index (None: beside it); the same on all ranks.
-        text: None: indexes alone.
-        workers: processes of this rank.
-        progress: is called with the number of shards that are newly known to be ready.
-
-    Raises:
-        ValueError: names the shard that it failed for.
-    """
-    if text is None:
-        items = {index_path(*source): source for source in sources}
-    else:
-        items = {lengths_path(*source, text.fingerprint): source for source in sources}
-
-    def is_ready(path: Path, source: tuple[Location, Path | None]) -> bool:
-        del path
-        return has_index(*source) if text is None else has_lengths(*source, text.fingerprint)
-
-    share_work(
-        items,
-        partial(make_tables, text=text),
-        is_ready,
-        rank=rank,
-        world_size=world_size,
-        workers=workers,
-        progress=progress,
-    )
-
-
-def make_tables(source: tuple[Location, Path | None], text: TextLayout | None) -> None:
-    """Builds what is missing of one shard."""
-    if text is None:
-        ensure_index(*source)
-    else:
-        ensure_lengths(*source, text)
 
 
 def read_lengths(table: pa.Table) -> list[list[AnswerEnd]]:

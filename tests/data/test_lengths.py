@@ -1,6 +1,5 @@
 """Text lengths are those of the encoded conversations, under every template, and made once by all ranks together."""
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from eagle_train.data.answers import AnswerCounter, AnswerEnd
 from eagle_train.data.chat import TextRun
 from eagle_train.data.index import ensure_index, index_path
-from eagle_train.data.lengths import TextLayout, ensure_indexes, ensure_lengths, lengths_path, read_lengths
+from eagle_train.data.lengths import TextLayout, ensure_lengths, lengths_path, read_lengths
 from eagle_train.data.shards import write_shards
 from eagle_train.data.tables import read_made, read_metadata, read_table
 from eagle_train.data.tokenizer.load import load_tokenizer
@@ -239,35 +238,6 @@ def test_the_digest_of_lengths_is_of_their_numbers(tmp_path, tokenizer):
         return read_metadata(ensure_lengths(shard, None, layout(tokenizer, *arguments)))[b"digest"]
 
     assert digest("a") == digest("b") != digest("c", "llama3")
-
-
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_what_is_missing_is_built_by_every_number_of_workers_alike(tmp_path, tokenizer, workers):
-    shards = write_shards(samples(12), tmp_path / "s", samples_per_shard=3)
-    index_dir = tmp_path / "index"
-    text = layout(tokenizer)
-    ensure_index(shards[1], index_dir)
-    counts = []
-    sources = [(shard, index_dir) for shard in shards]
-    ensure_indexes(sources, text, workers=workers, progress=counts.append)
-    assert sum(counts) == 4 and len(list(index_dir.iterdir())) == 8
-    for shard in shards:
-        assert read_lengths(read_table(lengths_path(shard, index_dir, "t"))) == lengths(shard, text)
-    ensure_indexes(sources, text, workers=workers, progress=counts.append)
-    assert counts[-1] == 4, "all there at the first look"
-
-
-def test_indexes_alone_are_built_without_a_tokenizer(tmp_path):
-    shards = write_shards(samples(6), tmp_path / "s", samples_per_shard=3)
-    ensure_indexes([(shard, None) for shard in shards], None)
-    assert sorted(path.suffixes[0] for path in (tmp_path / "s").glob("*.arrow")) == [".index", ".index"]
-
-
-def test_a_shard_that_cannot_be_read_is_named(tmp_path, tokenizer):
-    (shard,) = write_shards(samples(2), tmp_path / "s")
-    (tmp_path / "blocked").write_text(json.dumps({}))
-    with pytest.raises(ValueError, match=r"s-s-000000.*set index_dir"):
-        ensure_indexes([(shard, tmp_path / "blocked")], layout(tokenizer))
 
 
 def test_dots_in_names_of_folders_and_shards_are_part_of_them():
