@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,6 +19,8 @@ import torch.distributed
 
 ANSWER_SECONDS = 3.0
 """A port that does not answer in this time is not ours."""
+RETRY_SECONDS = 0.1
+"""From one try to the next."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,24 +69,34 @@ def arrive(store: torch.distributed.Store, world_size: int) -> None:
 def announcing(meeting: Meeting, store_port: int, deadline: float) -> Iterator[None]:
     """Tells all who ask at the first free port of the meeting where the store is."""
     server = first_free(meeting, deadline)
-
-    def answer() -> None:
-        while True:
-            try:
-                asker, _ = server.accept()
-            except OSError:  # closed
-                return
-            with asker:
-                asker.sendall(f"{meeting.token} {store_port}\n".encode())
-
-    thread = threading.Thread(target=answer, daemon=True)
+    said, closing = f"{meeting.token} {store_port}\n".encode(), threading.Event()
+    thread = threading.Thread(target=answer, args=(server, said, closing), daemon=True)
     thread.start()
     try:
         yield
     finally:
+        closing.set()
         server.shutdown(socket.SHUT_RDWR)  # ends the wait of `accept`
         server.close()
         thread.join()
+
+
+def answer(server: socket.socket, said: bytes, closing: threading.Event) -> None:
+    """Says the same to all who connect, until the server is closed; what goes wrong with one of them is theirs alone.
+
+    Args:
+        said: fits into a socket's buffer.
+        closing: set before the server is closed.
+    """
+    while True:
+        try:
+            asker, _ = server.accept()
+        except OSError:
+            if closing.wait(RETRY_SECONDS):
+                return
+            continue  # the connection was reset, or there are too many open files
+        with asker, suppress(OSError):  # a port scanner that resets, or a rank that looks elsewhere by now
+            asker.sendall(said)
 
 
 def first_free(meeting: Meeting, deadline: float) -> socket.socket:
@@ -125,4 +137,4 @@ def wait(meeting: Meeting, deadline: float, what: str) -> None:
             f"meeting {meeting.token} at {meeting.address}, ports {list(meeting.ports)}: {what}; set MASTER_ADDR to an "
             "address of rank 0's node that all nodes reach"
         )
-    time.sleep(0.1)
+    time.sleep(RETRY_SECONDS)

@@ -1,6 +1,7 @@
 """The place of a process, and where ranks meet, from what the launcher wrote into the environment."""
 
 import socket
+import struct
 import threading
 import time
 
@@ -9,7 +10,7 @@ import torch
 
 from eagle_train import slurm
 from eagle_train.dist import Place, gpu, meeting_from_env, place_from_env
-from eagle_train.meeting import Meeting, announcing, meet
+from eagle_train.meeting import Meeting, announcing, answer, find, meet
 
 SRUN = {
     "SLURM_STEP_NUM_TASKS": "16",
@@ -119,6 +120,44 @@ def test_ranks_meet_although_the_first_ports_are_taken_by_a_mute_stranger_and_by
             rank.join(30)
     stores[0].set("word", "said")
     assert stores[1].get("word") == stores[2].get("word") == b"said"
+
+
+def test_connections_that_are_reset_do_not_end_the_answers(ports):
+    ours, closing = Meeting(ports=ports[:1], token="ours"), threading.Event()
+    with socket.create_server(("", ports[0])) as server:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", ports[0])) as asker:
+                asker.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it resets it
+        thread = threading.Thread(target=answer, args=(server, b"ours 4242\n", closing))
+        thread.start()
+        assert find(ours, time.monotonic() + 5) == 4242 and thread.is_alive()
+        closing.set()
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_connection_that_cannot_be_taken_does_not_end_the_answers():
+    closing = threading.Event()
+
+    class Server:
+        said = []
+
+        def accept(self):
+            if not self.said:
+                self.said.append("failed")
+                raise OSError(24, "Too many open files")
+            if closing.is_set():
+                raise OSError(9, "Bad file descriptor")
+            closing.set()
+            ours, theirs = socket.socketpair()
+            self.said.append(theirs)
+            return ours, None
+
+    server = Server()
+    answer(server, b"ours 4242\n", closing)
+    with server.said[1] as asker:
+        assert asker.recv(100) == b"ours 4242\n"
 
 
 def test_a_rank_that_finds_no_meeting_says_what_to_set(ports):

@@ -214,7 +214,7 @@ def test_an_incomplete_checkpoint_is_skipped_with_a_warning_and_kept(data, undis
     assert train(config(data, run))
     assert "skipping incomplete checkpoint" in caplog.text and newest.name in caplog.text
     assert losses(run) == losses(undisturbed)
-    assert any(p.name.startswith(f"{newest.name}.replaced") for p in newest.parent.iterdir())
+    assert any(p.name.startswith(f"{newest.name}.damaged") for p in newest.parent.iterdir())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -15,6 +16,10 @@ from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+LEFT_TO_THE_FIRST = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+"""Signals that reach all processes, Ctrl-C those of a terminal and a scheduler's those of a job; the one that started
+the others answers them."""
 
 
 class Pool(Protocol):
@@ -117,8 +122,8 @@ class Here:
 class Processes:
     """Does the work in processes started afresh (a fork would copy threads of others), each when it is first needed.
 
-    Each has a pipe of its own. When this process dies its end of the pipe closes, and the other process ends; when the
-    other one dies, this one notices in the same way.
+    Each has a pipe of its own. When this process dies its end of the pipe closes, and the other process ends after what
+    it is at work on; when the other one dies, this one notices in the same way.
     """
 
     def __init__(self, job: Callable[[Any], Any], size: int) -> None:
@@ -126,6 +131,8 @@ class Processes:
         self._job = job
         self._processes: dict[Connection, BaseProcess] = {}
         self._keys: dict[Connection, Any] = {}
+        # Before Python's own at the end, which sends SIGTERM, blocked in them, and then waits for them.
+        atexit.register(self.close)
 
     @property
     def busy(self) -> int:
@@ -161,8 +168,7 @@ class Processes:
         ours, theirs = context.Pipe()
         process = context.Process(target=serve, args=(self._job, theirs), daemon=True)
         resource_tracker.ensure_running()  # else the first start would begin it, and that lets SIGINT through again
-        # Ctrl-C reaches all processes of a terminal; only this one shall answer it. The mask is inherited.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_FIRST)  # the mask is inherited
         try:
             process.start()
         finally:
@@ -174,15 +180,15 @@ class Processes:
     def _lost(self, connection: Connection) -> ValueError:
         process = self._processes[connection]
         process.join(1)
-        what = f"the process at work on it ended with code {process.exitcode} (-9: out of memory?); use fewer workers"
-        return failure(self._keys[connection], what)
+        return failure(self._keys[connection], f"the process at work on it {how_it_ended(process.exitcode)}")
 
     def close(self) -> None:
         """Ends the processes; one that is at work is stopped."""
+        atexit.unregister(self.close)
         for connection, process in self._processes.items():
             connection.close()
             if connection in self._keys:
-                process.terminate()
+                process.kill()
         for process in self._processes.values():
             process.join()
 
@@ -204,6 +210,16 @@ def serve(job: Callable[[Any], Any], connection: Connection) -> None:
             connection.send(answer)
         except OSError:  # nobody is there to hear it
             return
+
+
+def how_it_ended(code: int | None) -> str:
+    """Returns in words what the exit code of a process says; None: it has none yet."""
+    if code is None or code >= 0:
+        return f"ended with code {code}"
+    if -code == signal.SIGKILL:
+        return "was ended by SIGKILL (out of memory?); use fewer workers"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was ended by {names.get(-code, f'signal {-code}')}"
 
 
 def explain(error: Exception) -> str:

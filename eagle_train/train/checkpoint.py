@@ -33,7 +33,9 @@ WRITING = ".writing"
 DELETED = ".deleted"
 """Ends the names of folders that are being deleted, or were."""
 REPLACED = ".replaced"
-"""Ends the names of folders whose step was saved again: damaged ones, which stay, and those of a step gone back to."""
+"""Ends the names of folders whose step was saved again."""
+DAMAGED = ".damaged"
+"""Ends the names of folders that a run passed over and then published others; they stay."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,11 +74,15 @@ class CheckpointDir:
     Args:
         folder: of the run's checkpoints; the metrics file is beside it.
         retention: which of them stay.
+
+    Attributes:
+        passed_over: those that the last search for the newest whole one found damaged.
     """
 
     def __init__(self, folder: Path, retention: Retention | None = None) -> None:
         self.folder = folder
         self.retention = retention or Retention()
+        self.passed_over: set[Path] = set()
 
     def path(self, step: int) -> Path:
         """Returns where the checkpoint of a global step is, or would be."""
@@ -96,42 +102,61 @@ class CheckpointDir:
     def publish(self, aside: Path, step: int, files: Mapping[str, Written]) -> Path:
         """Makes what was written the checkpoint of a step, at once; returns its folder. One process calls it.
 
-        One that is there already is moved out of the way: it may be damaged, or of rows that were given up.
+        One that is there already is moved out of the way: it may be damaged, or of rows that were given up. After a
+        kill before the new one has its name, the old one is still found, see `published`.
 
         Args:
             files: what every rank wrote into `aside`, already on the disk.
 
         Raises:
-            OSError: if it cannot.
+            OSError: if it cannot; one that was there already still is.
         """
         write_manifest(aside, files)
         sync(aside)
         final = self.path(step)
-        if final.exists():
-            final.rename(unused(final.with_name(f"{final.name}{REPLACED}")))
-        aside.rename(final)
+        before = renamed(final, DAMAGED if final in self.passed_over else REPLACED) if final.exists() else None
+        try:
+            aside.rename(final)
+        except OSError:
+            if before is not None:
+                before.rename(final)
+            raise
+        self.passed_over.discard(final)
         sync(self.folder)
         return final
 
     def prune(self) -> None:
         """Deletes whole checkpoints that the retention does not keep or others replaced, and what was never finished.
 
-        Those damaged by their files' sizes are never touched. One process calls it, while none is being written.
+        Damaged ones stay: those whose files' sizes are wrong as they are, and those that were passed over under another
+        name, since new checkpoints of earlier steps would be deleted in favour of what looks whole by its sizes.
+        One process calls it, while none is being written.
         """
+        for path in sorted(self.passed_over):
+            if path.exists():
+                log.warning("%s is damaged; it stays, as %s", path, renamed(path, DAMAGED).name)
+        self.passed_over.clear()
         whole = {step_of(path): path for path in self.published() if problem(path) is None}
         metrics = self.folder.parent / "metrics.jsonl"
         records = read_metrics(metrics) if self.retention.best and metrics.exists() else ()
         idle = [whole[step] for step in sorted(set(whole) - self.retention.kept(sorted(whole), records))]
-        idle += [path for path in self.folder.glob(f"step-*{REPLACED}*") if problem(path) is None]
+        replaced = set(self.folder.glob(f"step-*{REPLACED}*")) - set(whole.values())
+        idle += [path for path in sorted(replaced) if problem(path) is None]
         for path in idle:
             # One rename first: a kill in the middle leaves no half of a checkpoint under its name.
-            path.rename(unused(path.with_name(f"{path.name.partition('.')[0]}{DELETED}")))
+            renamed(path, DELETED)
         for left in (*self.folder.glob(f"step-*{DELETED}*"), *self.folder.glob(f"step-*{WRITING}*")):
             shutil.rmtree(left)
 
     def published(self) -> list[Path]:
-        """Returns the published checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("step-*") if p.suffix == "" and p.is_dir())
+        """Returns the published checkpoints, oldest first.
+
+        Where a run was killed while it published a step again, that is the one which was moved out of the way.
+        """
+        replaced = [path for path in self.folder.glob(f"step-*{REPLACED}*") if problem(path) is None]
+        found = {step_of(path): path for path in sorted(replaced)}
+        found |= {step_of(path): path for path in self.folder.glob("step-*") if path.suffix == "" and path.is_dir()}
+        return [found[step] for step in sorted(found)]
 
     def latest(self, *, thorough: bool = True, accept_none: bool = False) -> Path | None:
         """Returns the newest whole checkpoint, the same on every rank; all ranks call it. None: there never was one.
@@ -152,11 +177,13 @@ class CheckpointDir:
             for path in unfinished:
                 log.warning("skipping %s: it was never finished; it goes when the next one is published", path)
         troubles = []
+        self.passed_over.clear()
         for path in reversed(published):
             trouble = problem_of_ranks(path, thorough=thorough)
             if trouble is None:
                 return path
             troubles.append(f"{path}: {trouble}")
+            self.passed_over.add(path)
             if dist.rank() == 0:
                 log.warning("skipping incomplete checkpoint %s: %s; falling back to the one before", path, trouble)
         if troubles and not accept_none:
@@ -169,7 +196,13 @@ class CheckpointDir:
 
 def step_of(path: Path) -> int:
     """Returns the global step of a published checkpoint."""
-    return int(path.name.removeprefix("step-"))
+    # step-00000500, or step-00000500.replaced-1
+    return int(path.name.removeprefix("step-").partition(".")[0])
+
+
+def renamed(path: Path, ending: str) -> Path:
+    """Gives a checkpoint the name of its step with another ending, and returns where it is then."""
+    return path.rename(unused(path.with_name(f"{path.name.partition('.')[0]}{ending}")))
 
 
 def unused(path: Path) -> Path:

@@ -18,10 +18,16 @@ BLOCK = 1 << 28
 KEPT_FREE = 0.1
 """Share of a host's memory that copies leave to loaders and page cache."""
 CGROUPS = (
-    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "inactive_file"),
+    (
+        "sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
 )
-"""Limit and use of the memory of a container, version 2 and 1, as seen from inside it."""
+"""Limit and use of the memory of a container, version 2 and 1, as seen from inside it, and the name in `memory.stat`,
+beside them, of cached files not used of late: they are part of the use, and go when memory is asked for. Source: Linux,
+Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst."""
 
 
 class HostCopy:
@@ -76,18 +82,25 @@ def room_for(needed: int) -> bool:
     for host, more, free in dist.gather_objects((socket.gethostname(), needed, free_bytes())):
         wanted, least = hosts.get(host, (0, free))
         hosts[host] = wanted + more, min(least, free)
-    return all(wanted <= free for wanted, free in hosts.values())
+    return all(wanted <= max(free, 0) for wanted, free in hosts.values())
 
 
 def free_bytes(root: Path = Path("/")) -> float:
-    """Returns the bytes of this host's memory, or of its container's, that copies may take.
+    """Returns the bytes of this host's memory, or of its container's, that copies may take; below 0 on a full one.
 
     Args:
         root: under which the files about a container's memory are looked for.
     """
     memory = psutil.virtual_memory()
     free = memory.available - KEPT_FREE * memory.total
-    for limit, used in CGROUPS:
+    for limit, used, cached in CGROUPS:
         if (root / limit).is_file() and (text := (root / limit).read_text().strip()) != "max":
-            free = min(free, int(text) * (1 - KEPT_FREE) - int((root / used).read_text()))
+            held = int((root / used).read_text()) - statistic((root / limit).with_name("memory.stat"), cached)
+            free = min(free, int(text) * (1 - KEPT_FREE) - held)
     return free
+
+
+def statistic(path: Path, name: str) -> int:
+    """Returns a number of a file of lines `name number`; 0 if it is not there."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [name]), 0)

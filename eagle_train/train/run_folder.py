@@ -11,12 +11,19 @@ from typing import Any
 import yaml
 
 from eagle_train import dist
+from eagle_train.track.jsonl import read_metrics
 
 ATTEMPTS = "attempts.jsonl"
 
 
 def record_attempt(folder: Path, config: str, run_id: str, resumed_from: Path | None) -> int:
-    """Writes the config, as YAML, and a line about this start of the run; returns its number, from 0."""
+    """Writes the config, as YAML, and a line about this start of the run; returns its number, from 0.
+
+    A line that a kill tore is cut off first: that start had not begun.
+
+    Raises:
+        ValueError: if an earlier line is damaged.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config)
     attempt = len(read_attempts(folder))
@@ -27,8 +34,10 @@ def record_attempt(folder: Path, config: str, run_id: str, resumed_from: Path | 
         "ranks": dist.world_size(),
         "resumed_from": resumed_from and resumed_from.name,
     }
-    with (folder / ATTEMPTS).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    with (folder / ATTEMPTS).open("a+b") as file:
+        file.seek(0)
+        file.truncate(sum(map(len, file.readlines()[:attempt])))
+        file.write(json.dumps(line).encode() + b"\n")
     return attempt
 
 
@@ -39,9 +48,13 @@ def first_run_id(folder: Path) -> str | None:
 
 
 def read_attempts(folder: Path) -> list[dict]:
-    """Returns the records of the starts so far."""
+    """Returns the records of the starts so far; a last line torn by a kill is left out.
+
+    Raises:
+        ValueError: if another line is damaged.
+    """
     path = folder / ATTEMPTS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_metrics(path) if path.exists() else []
 
 
 def changed_keys(saved: Path, config: Mapping[str, Any]) -> list[str]:

@@ -123,6 +123,7 @@ class Saver:
         self.failures = 0
         self.last: SaveReport | None = None
         self._copy = HostCopy()
+        self._room = True
         self._write: Write | None = None
 
     def writing(self) -> bool:
@@ -214,9 +215,15 @@ class Saver:
             return None, str(error)
 
     def _in_background(self, pieces: list[Piece]) -> bool:
-        if self.background is None:
-            return room_for(self._copy.missing(pieces))
-        return self.background
+        if self.background is not None:
+            return self.background
+        needed = self._copy.missing(pieces)
+        before, self._room = self._room, room_for(needed)
+        if self._room != before and dist.rank() == 0:
+            room, then = ("room", "goes on") if self._room else ("no room", "stands still")
+            what = "%s in host memory for a copy of the state, %.1f GiB more on rank 0: training %s while it is saved"
+            log.warning(what, room, needed / 2**30, then)
+        return self._room
 
     def _begin_writing(self, write: Write) -> None:
         """Copies what is to be written, and writes the copy in the background."""

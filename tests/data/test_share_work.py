@@ -239,7 +239,7 @@ def test_worker_processes_share_the_files_of_a_rank(tmp_path):
 
 def test_a_worker_that_is_killed_is_an_error_with_the_name_of_the_file(tmp_path):
     items = {tmp_path / "deadly": tmp_path / "deadly", tmp_path / "out-000": tmp_path / "out-000"}
-    with pytest.raises(ValueError, match=r"deadly failed: the process at work on it ended with code -9"):
+    with pytest.raises(ValueError, match=r"deadly failed: the process at work on it was ended by SIGKILL"):
         share_work(items, make, is_done, workers=2, patience=PATIENCE)
     assert not list(tmp_path.glob("*.claim"))
 

@@ -1,8 +1,10 @@
 """Which checkpoint a run goes on from, and which of them stay."""
 
+from pathlib import Path
+
 import pytest
 
-from eagle_train.train.checkpoint import CheckpointDir, LostCheckpointsError
+from eagle_train.train.checkpoint import CheckpointDir, LostCheckpointsError, step_of
 from eagle_train.train.manifest import problem
 from eagle_train.train.retention import Best, Retention
 from eagle_train.train.tensor_file import write_bytes
@@ -54,8 +56,79 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_kept(checkpo
     assert checkpoints.latest() == checkpoints.path(2)
     assert f"skipping incomplete checkpoint {checkpoints.path(3)}: {said}" in caplog.text
     publish(checkpoints, 3)
+    checkpoints.prune()
     assert checkpoints.latest() == checkpoints.path(3)
-    assert checkpoints.path(3).with_name("step-00000003.replaced").is_dir()
+    assert checkpoints.path(3).with_name("step-00000003.damaged").is_dir()
+
+
+@pytest.mark.parametrize("retention", [Retention(last=2), Retention(last=1, every=10)])
+def test_damaged_checkpoints_that_were_passed_over_stay_and_displace_no_new_one(tmp_path, retention, caplog):
+    checkpoints = CheckpointDir(tmp_path, Retention(last=5))
+    for step in (10, 60, 70, 80):
+        publish(checkpoints, step)
+    for step in (60, 70, 80):
+        flip(checkpoints.path(step) / "first")
+    checkpoints = CheckpointDir(tmp_path, retention)
+    assert checkpoints.latest() == checkpoints.path(10)
+    for step in (15, 20, 25, 60, 65, 80):
+        publish(checkpoints, step)
+        checkpoints.prune()
+        assert checkpoints.latest() == checkpoints.path(step)
+    assert "step-00000070 is damaged; it stays, as step-00000070.damaged" in caplog.text
+    damaged = {path.name for path in tmp_path.glob("*.*")}
+    assert damaged == {f"step-000000{step}.damaged" for step in (60, 70, 80)}
+    kept = [10, 20, 60, 80] if retention.every else [65, 80]
+    assert [int(path.name[5:]) for path in checkpoints.published()] == kept
+
+
+def test_a_run_that_gave_up_its_damaged_checkpoints_keeps_what_it_saves_from_then_on(checkpoints):
+    for step in STEPS:
+        flip(checkpoints.path(step) / "first")
+    assert checkpoints.latest(accept_none=True) is None
+    publish(checkpoints, 0)
+    checkpoints.prune()
+    assert checkpoints.latest() == checkpoints.path(0)
+    assert sorted(path.name for path in checkpoints.folder.glob("*.*")) == [f"step-{n:08d}.damaged" for n in STEPS]
+
+
+def test_a_checkpoint_that_could_be_read_after_all_is_damaged_no_more(checkpoints):
+    flip(checkpoints.path(3) / "first")
+    assert checkpoints.latest() == checkpoints.path(2)
+    flip(checkpoints.path(3) / "first")
+    assert checkpoints.latest() == checkpoints.path(3)
+    publish(checkpoints, 4)
+    checkpoints.prune()
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == [f"step-{n:08d}" for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("retention", [Retention(last=1), Retention(last=1, every=2), Retention(last=3)])
+def test_killed_while_a_step_is_saved_again_a_run_still_has_its_checkpoint(tmp_path, retention):
+    checkpoints = CheckpointDir(tmp_path, retention)
+    publish(checkpoints, 2)
+    checkpoints.path(2).rename(tmp_path / "step-00000002.replaced")  # the kill is before the next rename
+    assert checkpoints.latest() == tmp_path / "step-00000002.replaced"
+    publish(checkpoints, 3)
+    checkpoints.prune()
+    steps = [step_of(path) for path in checkpoints.published()]
+    assert steps == ([3] if retention == Retention(last=1) else [2, 3])
+    publish(checkpoints, 2)
+    checkpoints.prune()
+    assert checkpoints.path(2) in checkpoints.published() or retention == Retention(last=1)
+    assert not list(tmp_path.glob("*.*"))
+
+
+def test_a_checkpoint_stays_where_its_step_cannot_be_published_again(checkpoints, monkeypatch):
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.suffix == ".writing":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        publish(checkpoints, 3)
+    assert checkpoints.latest() == checkpoints.path(3)
 
 
 def test_a_whole_checkpoint_whose_step_was_saved_again_is_deleted_and_a_damaged_one_is_not(checkpoints):

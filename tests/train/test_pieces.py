@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from eagle_train.model.checkpoints.files import read_weights, write_weights
 from eagle_train.train.engine import PlainEngine
-from eagle_train.train.host_memory import KEPT_FREE, HostCopy, free_bytes
+from eagle_train.train.host_memory import KEPT_FREE, HostCopy, free_bytes, room_for
 from eagle_train.train.optim import freeze
 from eagle_train.train.pieces import CheckpointWeights, Piece, PieceReader, Whole, write_pieces
 from eagle_train.train.schedule import Stage
@@ -126,6 +126,28 @@ def test_free_memory_is_that_of_the_container(tmp_path):
     assert free_bytes(tmp_path) == pytest.approx(1000 * (1 - KEPT_FREE) - 300)
     limit.write_text("max\n")
     assert free_bytes(tmp_path) > 0.5 * whole
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "reclaimable"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_cached_files_that_a_container_can_drop_count_as_free(tmp_path, limit, used, reclaimable):
+    cgroup = tmp_path / "sys/fs/cgroup"
+    (cgroup / limit).parent.mkdir(parents=True)
+    (cgroup / limit).write_text("1000\n")
+    (cgroup / used).write_text("980\n")
+    assert free_bytes(tmp_path) == pytest.approx(1000 * (1 - KEPT_FREE) - 980)
+    (cgroup / limit).with_name("memory.stat").write_text(f"anon 130\nfile 850\n{reclaimable} 800\nslab 0\n")
+    assert free_bytes(tmp_path) == pytest.approx(1000 * (1 - KEPT_FREE) - 180)
+
+
+def test_what_needs_no_memory_has_room_on_a_full_host(monkeypatch):
+    monkeypatch.setattr("eagle_train.train.host_memory.free_bytes", lambda: -5.0)
+    assert room_for(0) and not room_for(1)
 
 
 class Counting(CheckpointWeights):

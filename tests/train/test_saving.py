@@ -187,6 +187,21 @@ def test_without_memory_for_a_copy_training_waits(tmp_path, engine, monkeypatch,
     assert saver.last.published
 
 
+def test_a_change_between_saving_in_the_background_and_waiting_is_said_once(tmp_path, engine, monkeypatch, caplog):
+    free = 1 << 40
+    monkeypatch.setattr("eagle_train.train.host_memory.free_bytes", lambda: free)
+    saver = Saver(CheckpointDir(tmp_path))
+    saver._copy.missing = lambda pieces: 1 << 30
+    for step, said in enumerate((0, 1, 1, 2, 2)):
+        free = 0 if step in (1, 2) else 1 << 40
+        assert saver.save(engine, step, FILES, wait=False).background == (free > 0)
+        saver.finish()
+        assert len(caplog.messages) == said
+    copy = "in host memory for a copy of the state, 1.0 GiB more on rank 0: training"
+    said = [f"no room {copy} stands still while it is saved", f"room {copy} goes on while it is saved"]
+    assert caplog.messages == said
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_a_write_that_fails_leaves_nothing_and_training_goes_on(tmp_path, engine, background, caplog):
     saver = Saver(CheckpointDir(tmp_path), background=background, max_failures=2)
