@@ -29,7 +29,7 @@ from eagle_train.data.tables import read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
 
-LAYOUT_VERSION = "4"
+LAYOUT_VERSION = "5"
 """Part of a layout's fingerprint: to be raised where the same header facts give other frames, tiles or tokens."""
 COUNTS = ("num_tokens", "num_targets", "num_tiles", "num_frames", "num_answers", "lost_turns", "lost_tokens")
 PAIRS = "num_tile_pairs"

@@ -178,6 +178,8 @@ class OfMedium:
         if max_tiles is not None:
             most = min(most, max_tiles * side**2)
         cols, rows = smart_resize(*size, tile=side, min_pixels=min(least, most), max_pixels=most)
+        if max_tiles is not None and cols * rows > max_tiles:  # scaled up, and its sides rounded up
+            cols, rows = smart_resize(*size, tile=side, min_pixels=1, max_pixels=most)
         return MediaPlan(rows=rows, cols=cols)
 
 
