@@ -92,7 +92,7 @@ def index_path(shard: Location, index_dir: Path | None) -> Path:
 
 
 def index_stem(shard: Location, index_dir: Path | None) -> Path:
-    """Returns the common stem of a shard's index files; one `index_dir` may serve several data sets.
+    """Returns the common stem of a shard's index files; one `index_dir` may serve sets whose folders have other names.
 
     Raises:
         ValueError: for a remote shard without `index_dir`.
