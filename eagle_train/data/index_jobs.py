@@ -16,7 +16,7 @@ from eagle_train.data.locations import Location, shown
 from eagle_train.data.shards import num_expected
 from eagle_train.data.share_work import share_work
 from eagle_train.data.stats import Stats, shard_stats, text_lengths
-from eagle_train.data.storage import exists
+from eagle_train.data.storage import Storage, exists
 from eagle_train.data.tables import read_table
 
 
@@ -43,11 +43,13 @@ class Wanted:
         layouts: to build.
         text_only: only their text lengths are built.
         measured: numbers of the layouts under which samples are measured.
+        storage: how shards are read; None: as by default.
     """
 
     layouts: Sequence[Layout] = ()
     text_only: bool = False
     measured: frozenset[int] = frozenset()
+    storage: Storage | None = None
 
 
 @dataclass(slots=True)
@@ -102,24 +104,25 @@ def build_shard(wanted: Wanted, work: Work) -> Report:
         ValueError: if the index cannot be written.
     """
     started = time.perf_counter()
-    path, root = index_path(work.shard, work.index_dir), work.media_root
+    path, root, storage = index_path(work.shard, work.index_dir), work.media_root, wanted.storage
     before = path.stat().st_mtime_ns if path.is_file() else None
     try:
-        if not exists(work.shard):
+        if not exists(work.shard, storage):
             count = num_expected(work.shard) or 1
             return Report(1, 0, count, Counter(missing_shard=count), problems=[f"{work} is not there"])
-        reasons = read_table(ensure_index(work.shard, work.index_dir, media_root=root))["reason"].to_pylist()
+        index = ensure_index(work.shard, work.index_dir, media_root=root, storage=storage)
+        reasons = read_table(index)["reason"].to_pylist()
         made = path.stat().st_mtime_ns != before
         stats = {}
         for number in work.layouts:
             layout = wanted.layouts[number]
             if wanted.text_only:
-                text_lengths(work.shard, work.index_dir, layout, root)
+                text_lengths(work.shard, work.index_dir, layout, root, storage)
             else:
-                path_of = ensure_layout(work.shard, work.index_dir, work.source, layout, root)
+                path_of = ensure_layout(work.shard, work.index_dir, work.source, layout, root, storage)
                 reasons = read_table(path_of)["reason"].to_pylist()
             if number in wanted.measured:
-                stats[number] = shard_stats(work.shard, work.index_dir, layout, root)
+                stats[number] = shard_stats(work.shard, work.index_dir, layout, root, storage)
     except PermissionError as error:
         raise ValueError(f"{path} cannot be written ({error}); give index_dir=DIR") from error
     except (ValueError, OSError) as error:

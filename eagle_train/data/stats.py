@@ -14,6 +14,7 @@ from eagle_train.data.layout import Layout
 from eagle_train.data.lengths import ensure_lengths
 from eagle_train.data.locations import Location
 from eagle_train.data.media import MediaError
+from eagle_train.data.storage import Storage
 from eagle_train.data.tables import read_table
 from eagle_train.types import Media, MediaPlan
 
@@ -108,15 +109,27 @@ def no_stats() -> Stats:
     return {name: Distribution.of([]) for name in MEASURED}
 
 
-def text_lengths(shard: Location, index_dir: Path | None, layout: Layout, media_root: Path | None = None) -> pa.Table:
+def text_lengths(
+    shard: Location,
+    index_dir: Path | None,
+    layout: Layout,
+    media_root: Path | None = None,
+    storage: Storage | None = None,
+) -> pa.Table:
     """Returns the text lengths of a shard up to each answer, from disk if they were counted before."""
-    return read_table(ensure_lengths(shard, index_dir, layout.text, media_root))
+    return read_table(ensure_lengths(shard, index_dir, layout.text, media_root, storage))
 
 
-def shard_stats(shard: Location, index_dir: Path | None, layout: Layout, media_root: Path | None = None) -> Stats:
+def shard_stats(
+    shard: Location,
+    index_dir: Path | None,
+    layout: Layout,
+    media_root: Path | None = None,
+    storage: Storage | None = None,
+) -> Stats:
     """Returns the stats of a shard's samples, those too long for a row included, the other bad ones not."""
-    texts = text_lengths(shard, index_dir, layout, media_root)
-    index = read_table(ensure_index(shard, index_dir, media_root=media_root))
+    texts = text_lengths(shard, index_dir, layout, media_root, storage)
+    index = read_table(ensure_index(shard, index_dir, media_root=media_root, storage=storage))
     encoder = layout.encoder
     found: dict[str, list[int]] = {name: [] for name in MEASURED}
     columns = [index[name].to_pylist() for name in ("media", "reason")]

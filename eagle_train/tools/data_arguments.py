@@ -15,6 +15,7 @@ from eagle_train.data.layout import Layout
 from eagle_train.data.locations import name_folders
 from eagle_train.data.recipe import load_recipe
 from eagle_train.data.recipe_sources import recipe_sources
+from eagle_train.data.storage import Storage
 from eagle_train.data.tokenizer.added import add_special_tokens
 from eagle_train.data.too_long import KeepTurns
 from eagle_train.model.describe import describe
@@ -45,6 +46,7 @@ class Rows:
         cost: of samples.
         seed: of the plan.
         quarantine: list of samples to leave out.
+        storage: how shards are read; None: as by default.
         has_model: whether costs are FLOPs of a model; else they are tokens.
     """
 
@@ -60,6 +62,7 @@ class Rows:
     seed: int
     quarantine: Path | None
     has_model: bool
+    storage: Storage | None = None
 
 
 def parse_values(arguments: Sequence[str]) -> dict[str, str]:
@@ -233,6 +236,7 @@ def stage_rows(config: Mapping[str, Any], name: str, stage: Stage, encoder: Enco
         seed=stage.seed,
         quarantine=Path(settings.quarantine) if settings.quarantine else None,
         has_model=True,
+        storage=settings.storage,
     )
 
 

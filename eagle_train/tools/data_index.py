@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         overrides, values = split_own(arguments, OWN)
         rows = experiment_rows(overrides, values.get("stage"))
         works = make_works([each.sources for each in rows])
-        wanted = Wanted(layouts=[each.layout for each in rows])
+        wanted = Wanted(layouts=[each.layout for each in rows], storage=rows[0].storage)
     else:
         values = parse_values(arguments)
         check_keys(values, KEYS)

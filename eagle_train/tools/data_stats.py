@@ -107,7 +107,7 @@ def make_stats(rows: Sequence[Rows], ranks: int, workers: int) -> dict[str, Any]
     names = {group[0]: name_of([rows[number] for number in group]) for group in alike.values()}
     stats = {number: {source.name: no_stats() for source in rows[number].sources} for number in names}
     works = [work for work in make_works([each.sources for each in rows]) if exists(work.shard)]
-    wanted = Wanted(layouts=[each.layout for each in rows], measured=frozenset(stats))
+    wanted = Wanted(layouts=[each.layout for each in rows], measured=frozenset(stats), storage=rows[0].storage)
     with progress("measuring", len(works)) as advance:
         for work, report in run_all(partial(build_shard, wanted), works, workers, len(works)):
             if report.problems:
@@ -153,10 +153,14 @@ def describe_samples(stats: Mapping[str, Stats]) -> dict[str, Any]:
 
 def describe_plan(rows: Rows, ranks: int) -> dict[str, Any]:
     """Returns the simulated plan of some rows."""
+    shards = [shard for source in rows.sources for shard in source.shards]
     catalog = open_catalog(
-        [without_limit(source) for source in rows.sources], rows.layout.fingerprint, quarantine=rows.quarantine,
-        max_bad_share=1.0, lost=[shard for source in rows.sources for shard in source.shards if not exists(shard)],
-    )  # fmt: skip
+        [without_limit(source) for source in rows.sources],
+        rows.layout.fingerprint,
+        quarantine=rows.quarantine,
+        max_bad_share=1.0,
+        lost=[shard for shard in shards if not exists(shard, rows.storage)],
+    )
     summaries = catalog.source_summaries()
     passes = repeats(rows.sources, summaries, rows.measure)
     plan = PlanConfig(
