@@ -127,7 +127,9 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="toy")
     parser.add_argument("--mixture", choices=list(MIXTURES), default="siglip")
     parser.add_argument("--mix", choices=["eagle1_sft", "eagle1_tiled"], default="eagle1_sft")
-    parser.add_argument("--samples", type=int, default=96)
+    parser.add_argument(
+        "--samples", type=int, help="384 at toy size, so that one odd padded batch counts little, else 96"
+    )
     parser.add_argument("--row", type=int, default=4096, help="tokens of a packed row")
     parser.add_argument("--longest", type=int, help="leaves out longer samples")
     parser.add_argument("--scale", type=int, help="texts so many times shorter than the mix's; 7 at toy size")
@@ -144,6 +146,7 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="of the device, where its name does not tell")
     parser.add_argument("--offload", action="store_true", help="in the sweep, layers' inputs wait in host memory")
     args = parser.parse_args()
+    args.samples = args.samples or (384 if args.size == "toy" else 96)
     args.scale = args.scale or scale_of(args.size)
     args.longest = args.longest or longest_of(args.mix, args.scale)
     logging.getLogger("transformers").setLevel(logging.ERROR)
