@@ -22,6 +22,7 @@ def ensure_layouts(
     workers: int = 1,
     progress: Callable[[int], None] = lambda count: None,
     storage: Storage | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> frozenset[Location]:
     """Builds what layouts are missing, and what they need, together with the other ranks; returns when all are there.
 
@@ -33,6 +34,7 @@ def ensure_layouts(
         workers: processes of this rank.
         progress: is called with the number of shards that are newly known to be ready.
         storage: how shards are read.
+        stop: see `share_work`.
 
     Returns:
         The shards that are not there, which have none.
@@ -64,6 +66,7 @@ def ensure_layouts(
         world_size=world_size,
         workers=workers,
         progress=progress,
+        stop=stop,
     )
     return frozenset(lost)
 

@@ -56,9 +56,10 @@ def share_work(
     world_size: int = 1,
     workers: int = 1,
     progress: Callable[[int], None] = lambda count: None,
+    stop: Callable[[], bool] = lambda: False,
     patience: Patience = Patience(),
 ) -> None:
-    """Returns when all files are there, made by this or other processes that share the work.
+    """Returns when all files are there, made by this or other processes that share the work, or `stop` says so.
 
     What is made stays if this stops in between. Ranks begin at different places and help each other to the end.
 
@@ -68,6 +69,7 @@ def share_work(
         is_done: whether a file is there and good.
         workers: processes of this rank that make files; 1: this one.
         progress: is called with the number of files that are newly known to be there.
+        stop: returns whether to begin no other file, and to return when those that were begun are there.
 
     Raises:
         ValueError: names the file that `make` failed for, on every rank; other files may be left to be made.
@@ -81,9 +83,11 @@ def share_work(
     if not missing:
         return
     with Claims(patience) as claims, open_pool(make, min(workers, len(missing))) as pool:
-        todo, others = deque(missing), deque[Path]()
+        todo, others = deque(missing), deque()
         looked = time.monotonic()
         while todo or others or pool.busy:
+            if stop():
+                todo, others = deque(), deque()
             while todo and pool.busy < pool.size:
                 path = todo.popleft()
                 if not claims.take(path):

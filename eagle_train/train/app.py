@@ -47,7 +47,7 @@ from eagle_train.train.costs import forward_flops
 from eagle_train.train.evaluate import evaluate
 from eagle_train.train.heartbeat import Heart
 from eagle_train.train.placement import Construction
-from eagle_train.train.preemption import PreemptionFlag, requeue
+from eagle_train.train.preemption import Preempted, PreemptionFlag, requeue
 from eagle_train.train.pretrained import load_run_start, start_table
 from eagle_train.train.retention import Retention
 from eagle_train.train.run_folder import changed_keys, first_run_id, record_attempt
@@ -100,6 +100,11 @@ def run_stages(run: Run) -> bool:
                     log.warning("preempted at step %d; %s", run.state.global_step, after_preemption(run))
                     return False
                 place += 1
+            except Preempted:
+                log.warning(
+                    "preempted before step %d of stage %s; what was built of its data stays", run.state.step, name
+                )
+                return False
             except RollBack:
                 run.heart.beat("save", run.state.global_step)
                 roll_back(run)

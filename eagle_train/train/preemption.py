@@ -20,6 +20,10 @@ REMEMBERED = 50
 """Steps of which the longest counts."""
 
 
+class Preempted(Exception):
+    """A run was asked to end while it made ready for a stage."""
+
+
 class PreemptionFlag:
     """Whether this rank wants the run to save and end; the trainer asks at every step, all ranks together.
 
@@ -65,7 +69,11 @@ class PreemptionFlag:
         if self._asked_at is not None:
             self._step_seconds.append(now - self._asked_at)
         self._asked_at = now
-        return self._time_is_short(now) or self.signal is not None
+        return self.wanted()
+
+    def wanted(self) -> bool:
+        """Returns whether to end, where no step is taken."""
+        return self._time_is_short(time.time()) or self.signal is not None
 
     def _time_is_short(self, now: float) -> bool:
         # The step that is asked about is still to be done, and so is the next if this one is not the last.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from eagle_train.track.console import progress
 from eagle_train.train.assemble import DataSettings
 from eagle_train.train.config import build
 from eagle_train.train.costs import ForwardFlops, cost_model
+from eagle_train.train.preemption import Preempted
 from eagle_train.train.schedule import Stage
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def build_stage_data(
     cache: Path | None = None,
     *,
     any_share: bool = False,
+    stop: Callable[[], bool] | None = None,
 ) -> StageData:
     """Returns the samples and the plan of a stage; ranks share the building of what is missing on disk.
 
@@ -73,6 +75,7 @@ def build_stage_data(
         encoder: of the run; a stage may have another template, tiling and policy for frames and tiles.
         cache: folder that keeps the totals of plans; None: they are counted.
         any_share: whether any share of samples may be bad or too long, as for a look at the data.
+        stop: see `read_sources`.
     """
     settings = build(config["data"])
     recipe = load_recipe(stage.recipe)
@@ -82,7 +85,7 @@ def build_stage_data(
         sources = [replace(source, max_bad_share=None) for source in sources]
     encoder = of_stage(encoder, stage)
     layout = make_layout(encoder, stage.max_length, settings.too_long)
-    catalog = read_sources(sources, layout, settings)
+    catalog = read_sources(sources, layout, settings, stop)
     note_sizes(sources, encoder.tiling)
     summaries = catalog.source_summaries()
     passes = repeats(sources, summaries, recipe.weights_over)
@@ -133,14 +136,32 @@ def plan_totals(catalog: Catalog, plan: PlanConfig, identity: Mapping[str, Any],
     return totals
 
 
-def read_sources(sources: Sequence[Source], layout: Layout, settings: DataSettings) -> Catalog:
-    """Returns the catalog of `sources`; the ranks first build together what is missing on disk."""
+def read_sources(
+    sources: Sequence[Source], layout: Layout, settings: DataSettings, stop: Callable[[], bool] | None = None
+) -> Catalog:
+    """Returns the catalog of `sources`; the ranks first build together what is missing on disk.
+
+    Args:
+        stop: returns whether this rank is asked to end; asked while something is missing.
+
+    Raises:
+        Preempted: on all ranks, if one of them was asked to end before all was there; what is built stays.
+    """
+    asked = False
+
+    def stopping() -> bool:
+        nonlocal asked
+        asked = asked or (stop is not None and stop())
+        return asked
+
     shards = [(shard, s.index_dir, s.name, s.media_root) for s in sources for shard in s.shards]
     with progress("reading indexes", len(shards)) as advance:
         lost = ensure_layouts(
             shards, layout, rank=dist.rank(), world_size=dist.world_size(), workers=index_workers(settings),
-            progress=advance, storage=settings.storage,
+            progress=advance, storage=settings.storage, stop=stopping,
         )  # fmt: skip
+    if stop is not None and dist.all_reduce_sum([float(asked)])[0]:  # of ranks that still had something to build
+        raise Preempted
     quarantine = settings.quarantine and Path(settings.quarantine)
     return open_catalog(
         sources,

@@ -90,10 +90,13 @@ def run_stage(run: Run, stage: Stage) -> bool:
 
     Raises:
         RollBack: if the run is to go on from its newest checkpoint.
+        Preempted: if it was asked to stop before its first step.
     """
     run.heart.beat("start", run.state.global_step)
     with run.goodput.phase("data"):
-        data = build_stage_data(run.config, stage, run.encoder, run.flops, run.folder / "plans")
+        data = build_stage_data(
+            run.config, stage, run.encoder, run.flops, run.folder / "plans", stop=run.preempted.wanted
+        )
     cursor = tie_plan(run, data)
     groups = RowGroups(rank=dist.rank(), world_size=dist.world_size(), size=run.config["engine"]["sequence_parallel"])
     micro_batches = -(-stage.rows_per_step // groups.data_world_size)

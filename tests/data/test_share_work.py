@@ -261,3 +261,23 @@ def test_what_another_made_since_we_looked_is_not_made_again(tmp_path, monkeypat
     monkeypatch.setattr(module.Claims, "take", slow_take)
     share_work(outputs(tmp_path, 2), make, is_done, patience=PATIENCE)
     assert len(log(tmp_path)) == 2 and clean(tmp_path, 2)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_who_is_told_to_stop_finishes_what_was_begun_and_leaves_the_rest(tmp_path, workers):
+    items = {tmp_path / f"f{n}": tmp_path / f"f{n}" for n in range(6)}
+    made = []
+    share_work(
+        items,
+        make,
+        lambda path, item: path.exists(),
+        workers=workers,
+        progress=made.append,
+        stop=lambda: sum(made) >= 2,
+        patience=PATIENCE,
+    )
+    done = [path for path in items if path.exists()]
+    assert 2 <= len(done) < 6 and sum(made) == len(done)
+    assert not any(claim_path(path).exists() for path in items)
+    share_work(items, make, lambda path, item: path.exists(), patience=PATIENCE)
+    assert all(path.exists() for path in items)
