@@ -20,9 +20,8 @@ from eagle_train.train.app import train
 from eagle_train.train.checkpoint import CheckpointDir, LostCheckpointsError
 from eagle_train.train.config import ConfigError
 from eagle_train.train.load import export_run, load_model, read_checkpoint_weights
-from eagle_train.train.preemption import PreemptionFlag
 from eagle_train.train.run_folder import read_attempts
-from tests.runs import config, losses, make_data, must_run, overrides, rows, start
+from tests.runs import config, losses, must_run, overrides, rows, start
 
 STEPS = 9  # 3 of pretrain, 6 of sft
 
@@ -121,18 +120,6 @@ def test_sigterm_to_all_processes_saves_and_the_next_start_goes_on(data, tmp_pat
     assert "state saved" in stderr
     assert main(arguments) == 0
     assert losses(run) == losses(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_a_run_that_is_asked_to_stop_while_its_data_are_indexed_stops_there(tmp_path, monkeypatch, caplog):
-    data = make_data(tmp_path / "data")
-    with monkeypatch.context() as patch:
-        patch.setattr(PreemptionFlag, "wanted", lambda self: True)
-        assert not train(config(data, tmp_path / "run"))
-    assert "preempted before step 0 of stage pretrain" in caplog.text
-    assert not list(data.rglob("*.layout-*")) and not list(data.rglob("*.claim"))
-    assert train(config(data, tmp_path / "run"))
-    assert len(losses(tmp_path / "run")) == 9
 
 
 @pytest.mark.slow

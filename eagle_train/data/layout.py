@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,12 @@ import pyarrow as pa
 
 from eagle_train.data.answers import AnswerEnd
 from eagle_train.data.encode import Encoder
-from eagle_train.data.index import ensure_index, identity, index_path, index_stem, is_current, sample_key
-from eagle_train.data.lengths import TextLayout, ensure_lengths, lengths_path, of_lengths, read_lengths
+from eagle_train.data.index import ensure_index, index_path, index_stem, is_current, sample_key
+from eagle_train.data.lengths import TextLayout, ensure_lengths, has_lengths, lengths_path, read_lengths
 from eagle_train.data.locations import Location
 from eagle_train.data.media import MediaError
 from eagle_train.data.storage import Storage
-from eagle_train.data.tables import read_made, read_metadata, write_table
+from eagle_train.data.tables import DamagedTable, read_made, read_metadata, write_table
 from eagle_train.data.too_long import TooLong
 from eagle_train.types import Media, MediaPlan, SampleError
 
@@ -256,14 +256,14 @@ def has_layout(
     storage: Storage | None = None,
 ) -> bool:
     """Returns whether a shard has a layout that fits it as it is now, and the texts that it was made from."""
-    made_of = cache(partial(identity, shard, media_root, storage))
-    if not is_current(index_path(shard, index_dir), made_of):
-        return False
-    made_from = {b"index": read_metadata(index_path(shard, index_dir))[b"digest"]}
     path = layout_path(index_stem(shard, index_dir), fingerprint)
-    if not is_current(path, lambda: made_from):
+    try:
+        text = read_metadata(path)[b"text"].decode()
+    except (FileNotFoundError, NotADirectoryError, DamagedTable):
         return False
-    return is_current(texts_path(shard, index_dir, fingerprint), lambda: of_lengths(made_of()))
+    if not has_lengths(shard, index_dir, text, media_root, storage):
+        return False
+    return is_current(path, lambda: {b"index": read_metadata(index_path(shard, index_dir))[b"digest"]})
 
 
 def texts_path(shard: Location, index_dir: Path | None, fingerprint: str) -> Path:

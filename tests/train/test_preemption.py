@@ -8,7 +8,7 @@ import pytest
 
 from eagle_train.train.app import train
 from eagle_train.train.preemption import PreemptionFlag
-from tests.runs import config, losses, rows
+from tests.runs import config, losses, make_data, rows
 
 
 @pytest.fixture
@@ -108,3 +108,15 @@ def test_a_run_stops_before_the_wall_time_requeues_itself_and_goes_on_as_if_noth
     assert train(mine)
     assert losses(tmp_path / "run") == losses(undisturbed)
     assert rows(tmp_path / "run") == rows(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_while_its_data_are_indexed_stops_there(tmp_path, monkeypatch, caplog):
+    data = make_data(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(PreemptionFlag, "wanted", lambda self: True)
+        assert not train(config(data, tmp_path / "run"))
+    assert "preempted before step 0 of stage pretrain" in caplog.text
+    assert not list(data.rglob("*.layout-*")) and not list(data.rglob("*.claim"))
+    assert train(config(data, tmp_path / "run"))
+    assert len(losses(tmp_path / "run")) == 9
