@@ -108,29 +108,39 @@ class LossHead(nn.Linear):
         self.token_losses = token_losses
 
     def forward(
-        self, hidden: torch.Tensor, labels: torch.Tensor | None = None, num_targets: int | None = None
+        self, hidden: torch.Tensor, labels: torch.Tensor | None = None, places: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Returns logits; with labels, the cross-entropy of every token, (T,) float32, 0 where there is none.
 
         Args:
             hidden: (..., H) last hidden states; (T, H) with labels.
             labels: (T,) int64, already shifted.
-            num_targets: how many positions have a label; None: they are counted, for which the host waits for a GPU.
+            places: (P,) int64, the positions that have a label; None: see `target_places`.
         """
         if labels is None:
             return super().forward(hidden)
         losses = hidden.new_zeros(len(labels), dtype=torch.float32)
-        supervised = labels != IGNORE_INDEX
-        if num_targets is None:
-            num_targets = int(supervised.sum())
-        if num_targets == 0:
+        if places is None:
+            places = target_places(labels)
+        if len(places) == 0:
             # The head is still used: every rank must have a gradient of it.
             return losses + 0.0 * super().forward(hidden[:1]).float().sum()
-        places = torch.nonzero_static(supervised, size=num_targets).squeeze(1)
         # Selected once: in the backward pass, every further selection would be a tensor as large as `hidden`.
         hidden_PH = hidden.index_select(0, places)
         found = self.token_losses(hidden_PH, labels.index_select(0, places), self.weight, self.bias)
         return losses.index_copy(0, places, found)
+
+
+def target_places(labels: torch.Tensor, num_targets: int | None = None) -> torch.Tensor:
+    """Returns the positions that have a label, (P,) int64.
+
+    Args:
+        labels: (T,) int64.
+        num_targets: P; None: they are counted, for which the host waits for a GPU.
+    """
+    supervised = labels != IGNORE_INDEX
+    size = int(supervised.sum()) if num_targets is None else num_targets
+    return torch.nonzero_static(supervised, size=size).squeeze(1)
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -1,16 +1,15 @@
 """Floating-point operations of training on a row: forward and backward, by what is frozen and what is recomputed.
 
 Nothing is derived on paper: the stage's own model, with its own frozen parameters, runs forward and backward on the
-meta device over three small rows, which tell tokens, attention, tiles and targets apart.
+meta device over four small rows, which tell tokens, attention, tiles and targets apart.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +26,12 @@ TEXT = 64
 TARGETS = 8
 """Positions with loss in it."""
 CONVENTION = (
-    "2 FLOPs per multiply-add of matrix products and convolutions of forward and backward, as torch's FlopCounterMode "
-    "counts them. MFU: each product once; attention of packed samples is the sum of their squared lengths, halved "
-    "because it is causal; what is frozen has no products for gradients that nobody needs; the head counts supervised "
-    "tokens; placeholder tiles count nothing. HFU adds what is computed again: checkpointed layers, logits of chunks, "
-    "scores of attention kernels, and placeholder tiles. Seconds are whole steps, waiting for data included; "
-    "checkpoints and evaluation are not. Peak is dense bfloat16."
+    "2 FLOPs per multiply-add of matrix products and convolutions of forward and backward, as torch's FlopCounterMode"
+    " counts them. MFU: each product once; attention of packed samples is the sum of their squared lengths, halved "
+    "because it is causal; what is frozen has no products for gradients that nobody needs; the head and the last "
+    "layer's MLP count tokens with a label; placeholder tiles count nothing. HFU adds what is computed again: "
+    "checkpointed layers, logits of chunks, scores of attention kernels, and placeholder tiles. Seconds are whole "
+    "steps, waiting for data included; checkpoints and evaluation are not. Peak is dense bfloat16."
 )
 """What `perf/mfu` and `perf/hfu` mean; written wherever they are."""
 
@@ -113,13 +112,10 @@ def step_flops(model: nn.Module, tile_size: int, *, recomputed: bool) -> StepFlo
     if isinstance(as_run.llm.get_output_embeddings().token_losses, LigerCrossEntropy):
         # It needs a GPU; of losses per token it makes the logits again in the backward pass, as ours.
         as_run.llm.get_output_embeddings().token_losses = ChunkedCrossEntropy()
-    passes = Passes.of(plain, tile_size, seen)
-    useful = passes.flops(scores_again=False)
     if recomputed:
         as_run.set_activation_checkpointing()
-        passes = Passes.of(as_run, tile_size, seen)
-    per_target = count_head(as_run, seen, passes.asked)
-    executed = replace(passes.flops(scores_again=True), per_target=per_target)
+    useful = Passes.of(plain, tile_size, seen).flops(scores_again=False)
+    executed = Passes.of(as_run, tile_size, seen).flops(scores_again=True)
     return StepFlops(useful=replace(useful, placeholder=0.0), executed=executed)
 
 
@@ -135,72 +131,63 @@ class Passes:
     """The same, twice as long."""
     tile: Counter[str]
     """A row with a tile."""
-    per_target: float
-    asked: bool
-    """Whether gradients of the head's input are wanted."""
+    labelled: Counter[str]
+    """The same, with twice as many labels."""
 
     @classmethod
     def of(cls, model: nn.Module, tile_size: int, seen: dict[Hashable, Any]) -> Passes:
         """Runs them; see `count_pass`."""
         tokens_per_tile = model.mixture.tokens_per_tile
         length = tokens_per_tile + TEXT
-        text, long, tile = (
+        rows = (
             meta_row(
                 tokens,
                 num_tiles=tiles,
-                num_targets=TARGETS,
+                num_targets=targets,
                 tokens_per_tile=tokens_per_tile,
                 tile_size=tile_size,
                 example=model.mixture.example,
             )
-            for tokens, tiles in ((length, 0), (2 * length, 0), (length, 1))
+            for tokens, tiles, targets in (
+                (length, 0, TARGETS),
+                (2 * length, 0, TARGETS),
+                (length, 1, TARGETS),
+                (length, 0, 2 * TARGETS),
+            )
         )
-        asked: list[bool] = []
-        head = model.llm.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].requires_grad))
-        passes = [count_pass(model, partial(model, row), seen) for row in (text, long, tile)]
-        hook.remove()
-        return cls(length, *passes, per_target=count_head(model, seen, any(asked)), asked=any(asked))
+        return cls(length, *(count_pass(model, row, seen) for row in rows))
 
     def flops(self, *, scores_again: bool) -> PassFlops:
         """Returns what the passes tell; see `split_attention`."""
-        text, long, tile = (split_attention(f, scores_again=scores_again) for f in (self.text, self.long, self.tile))
+        text, long, tile, labelled = (
+            split_attention(flops, scores_again=scores_again)
+            for flops in (self.text, self.long, self.tile, self.labelled)
+        )
         per_token = (long[0] - text[0]) / self.length
         per_square = (long[1] - text[1]) / (3 * self.length**2)
-        words = per_token * self.length + per_square * self.length**2 + self.per_target * TARGETS
+        per_target = (labelled[0] - text[0]) / TARGETS
+        words = per_token * self.length + per_square * self.length**2 + per_target * TARGETS
         return PassFlops(
             per_token=per_token,
             per_square=per_square / 2,
-            per_target=self.per_target,
+            per_target=per_target,
             per_tile=sum(tile) - words,
             placeholder=sum(text) - words,
         )
 
 
-def count_head(model: nn.Module, seen: dict[Hashable, Any], asked: bool) -> float:
-    """Returns the FLOPs of the head and its loss for one position with a label; see `count_pass`.
-
-    Args:
-        asked: whether gradients of its input are wanted.
-    """
-    head = model.llm.get_output_embeddings()
-    hidden = torch.zeros(TARGETS, head.in_features, device="meta", requires_grad=asked)
-    labels = torch.zeros(TARGETS, dtype=torch.int64, device="meta")
-    return sum(count_pass(model, partial(head, hidden, labels, TARGETS), seen).values()) / TARGETS
-
-
-def count_pass(model: nn.Module, run: Callable[[], torch.Tensor], seen: dict[Hashable, Any]) -> Counter[str]:
+def count_pass(model: nn.Module, row: PackedBatch, seen: dict[Hashable, Any]) -> Counter[str]:
     """Returns the FLOPs, by operation, of a forward and backward pass on the meta device; attention in full squares.
 
     Args:
         model: whose parameters keep no gradient.
-        run: gives the losses, of `TARGETS` positions with a label.
+        row: on the meta device.
         seen: see `FlopCounter`.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hooks = [parameter.register_post_accumulate_grad_hook(forget_gradient) for parameter in trained]
     with GpuKernels(), FlopCounter(seen) as counter:
-        loss = run().sum()
+        loss = model(row).sum()
         # Not `loss.backward()`, under which recomputed layers would take other kernels; see `activation_bytes`.
         engine = torch.autograd.Variable._execution_engine
         engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from eagle_train.model.attention.backend import AttentionBackend
 from eagle_train.model.attention.packed import packed_hidden
 from eagle_train.model.attention.segments import SegmentAttention
-from eagle_train.model.loss import LossHead, TokenLosses
+from eagle_train.model.loss import LossHead, TokenLosses, target_places
 from eagle_train.model.mixtures.base import Mixture
 from eagle_train.model.recompute import recompute_layers, saved_on_host
+from eagle_train.model.token_mlp import pass_over_unwanted
 from eagle_train.types import Grid, PackedBatch, RowPart
 
 PlaceVisual = Callable[[torch.Tensor, RowPart], torch.Tensor]
@@ -47,6 +48,7 @@ class VisionLanguageModel(nn.Module):
         self.projector = projector
         self.llm = llm
         llm.set_output_embeddings(LossHead(llm.get_output_embeddings(), loss))
+        pass_over_unwanted(llm)
         self.attention = attention or SegmentAttention()
         self.offload = False
         self.place_visual: PlaceVisual | None = None
@@ -113,9 +115,11 @@ def packed_losses(
         attention: of the LLM's layers.
         offload: what autograd keeps of the LLM's layers waits in host memory.
     """
+    places = target_places(batch.labels, batch.num_targets)
+    wanted = places if len(places) else places.new_zeros(1)  # one at least, so that every weight has its gradient
     with saved_on_host(embeddings.device) if offload else nullcontext():
-        hidden = packed_hidden(llm.model, embeddings, batch, attention)
-    return llm.get_output_embeddings()(hidden, batch.labels, batch.num_targets)
+        hidden = packed_hidden(llm.model, embeddings, batch, attention, wanted)
+    return llm.get_output_embeddings()(hidden, batch.labels, places)
 
 
 def visual_tokens(

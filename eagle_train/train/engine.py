@@ -11,7 +11,7 @@ import torch.distributed
 from torch import nn
 
 from eagle_train import dist
-from eagle_train.model.tiled_mlp import tile_mlps
+from eagle_train.model.token_mlp import tile_mlps
 from eagle_train.train.optim import adamw, set_learning_rates
 from eagle_train.train.pieces import Piece, load_replicated, replicated_pieces, saved_tensors, write_pieces
 from eagle_train.train.placement import Placement, WholeWeights
@@ -73,7 +73,7 @@ class PlainEngine:
         bf16: compute in bfloat16 over float32 weights; null: where there is a GPU.
         activation_checkpointing: recompute activations in the backward pass.
         activation_offload: with it, the inputs of the LLM's layers wait in host memory.
-        mlp_tile: tokens that the LLM's MLPs work on at a time, see `TiledMlp`; null: all of a row.
+        mlp_tile: tokens that the LLM's MLPs work on at a time, see `TokenMlp`; null: all of a row.
         sequence_parallel: ranks that share each row, see `Spread`.
     """
 

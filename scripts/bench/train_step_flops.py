@@ -39,10 +39,15 @@ PARTS = ("layers", "head", "attention", "vision")
 
 
 def packed_flops(model: VisionLanguageModel, tile_size: int, shapes: Sequence[Shape], targets: int) -> dict[str, float]:
-    """Returns the FLOPs of a forward pass by part: causal attention within samples, logits where there is a label."""
+    """Returns the FLOPs of a forward pass by part.
+
+    Attention is causal and within samples; the head and the last layer's MLP treat tokens with a label.
+    """
     tokens, tiles = sum(shape.tokens for shape in shapes), sum(shape.tiles for shape in shapes)
     squares = sum(shape.tokens**2 for shape in shapes) / 2
-    return by_part(model, tile_size, tokens=tokens, logits=targets, squares=squares, tiles=tiles)
+    found = by_part(model, tile_size, tokens=tokens, logits=targets, squares=squares, tiles=tiles)
+    passed_over = sum(p.numel() for p in model.llm.model.layers[-1].mlp.parameters() if p.dim() == 2)
+    return found | {"layers": found["layers"] - 2.0 * passed_over * (tokens - targets)}
 
 
 def padded_flops(model: VisionLanguageModel, tile_size: int, batches: Iterable[Sequence[Shape]]) -> dict[str, float]:

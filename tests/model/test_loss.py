@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eagle_train.model.loss import ChunkedCrossEntropy, LigerCrossEntropy, LossHead, ligers_loss
+from eagle_train.model.loss import ChunkedCrossEntropy, LigerCrossEntropy, LossHead, ligers_loss, target_places
 from eagle_train.types import IGNORE_INDEX
 
 TOKENS, HIDDEN, VOCABULARY = 40, 16, 50
@@ -54,7 +54,9 @@ def test_losses_and_gradients_are_those_of_whole_logits(chunk, bias):
 def test_labels_that_were_counted_need_no_counting():
     hidden, labels, head, _ = problem()
     ours = LossHead(head, ChunkedCrossEntropy(7))
-    assert torch.equal(ours(hidden, labels, int((labels >= 0).sum())), ours(hidden, labels))
+    places = target_places(labels, int((labels >= 0).sum()))
+    assert torch.equal(places, target_places(labels)) and (labels[places] >= 0).all()
+    assert torch.equal(ours(hidden, labels, places), ours(hidden, labels))
 
 
 @pytest.mark.slow

@@ -18,7 +18,11 @@ NOT_SUPPORTED = ("softcap", "s_aux")
 
 
 def packed_hidden(
-    llm: PreTrainedModel, embeddings: torch.Tensor, batch: PackedBatch, backend: AttentionBackend
+    llm: PreTrainedModel,
+    embeddings: torch.Tensor,
+    batch: PackedBatch,
+    backend: AttentionBackend,
+    wanted: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns the last hidden state (T, H) of a packed row.
 
@@ -27,11 +31,14 @@ def packed_hidden(
         embeddings: (T, H).
         batch: the row.
         backend: of all layers' attention.
+        wanted: (P,) int64, the tokens whose states are used; those of others are not finished, where that saves
+            something, see `token_mlp`. None: all.
     """
     segments = Segments(batch.cu_seqlens, batch.segment_lengths, batch.max_seqlen)
     return llm(
         inputs_embeds=embeddings[None],
         position_ids=batch.position_ids.unsqueeze(-2),  # (1, T), or (4, 1, T)
+        wanted=wanted,
         **packed_arguments(backend, segments),
     ).last_hidden_state[0]
 

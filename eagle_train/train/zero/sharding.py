@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from eagle_train import dist
 from eagle_train.model.generate import Access
 from eagle_train.model.mixtures.base import Mixture
-from eagle_train.model.tiled_mlp import TiledMlp
+from eagle_train.model.token_mlp import TokenMlp
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.zero.config import init_config
 from eagle_train.train.zero.join import import_deepspeed, join_deepspeed
@@ -110,7 +110,10 @@ def gather_mixtures_at_once(model: nn.Module) -> list[RemovableHandle]:
     Returns:
         Hooks to remove with the engine.
     """
-    import_deepspeed().utils.set_z3_leaf_modules(model, [Mixture, TiledMlp], raise_if_not_found=False)
+    deepspeed = import_deepspeed()
+    for module in model.modules():
+        if isinstance(module, Mixture) or (isinstance(module, TokenMlp) and module.tile is not None):
+            deepspeed.utils.set_z3_leaf_module(module, True)
     trained = [m for m in model.modules() if isinstance(m, Mixture) and any(p.requires_grad for p in m.parameters())]
     hooks = [(m.register_forward_pre_hook(with_gradient), m.register_forward_hook(through_inputs)) for m in trained]
     return [hook for pair in hooks for hook in pair]

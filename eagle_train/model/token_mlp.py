@@ -1,45 +1,57 @@
-"""The MLPs of an LLM over tiles of tokens, so that what they make inside never exists for a whole row."""
+"""The MLPs of an LLM over tiles of tokens, or over those that matter: MLPs treat every token by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-MLP = "mlp"
-"""Name of the MLP in the layers of transformers' families."""
+ATTENTION, MLP = "self_attn", "mlp"
+"""Names of attention and MLP in the layers of transformers' families."""
 
 
-class TiledMlp(nn.Module):
-    """An MLP, (..., H) -> (..., H), that keeps no more than its input and works on `tile` tokens at a time.
+class TokenMlp(nn.Module):
+    """An MLP, (..., H) -> (..., H), that can pass over tokens and work on `tile` of those that remain at a time.
 
-    In the backward pass each tile is computed anew, and gradients of weights are summed over tiles in float32; they
-    arrive once, so that no engine has to know. It stands where the MLP stood and has the same children under the
-    same names. Ranks may have unlike numbers of tiles: under ZeRO-3 its weights are to be gathered for all of it at
-    once.
+    In tiles it keeps no more than its input. In the backward pass each tile is computed anew, and gradients of weights
+    are summed over tiles in float32; they arrive once, so that no engine has to know. It stands where the MLP stood and
+    has the same children under the same names. Ranks may have unlike numbers of tiles: under ZeRO-3 its weights are to
+    be gathered for all of them at once.
 
     Args:
         mlp: treats every token alike and by itself, with nothing random.
-        tile: tokens.
+        tile: tokens; None: all at once.
 
     Source: ALST (arXiv 2506.13996), sequence tiling.
     """
 
-    def __init__(self, mlp: nn.Module, tile: int) -> None:
+    def __init__(self, mlp: nn.Module, tile: int | None = None) -> None:
         super().__init__()
         self._modules = mlp._modules  # the same, not a copy: what takes a child's place takes it in both
         self.whole = (mlp,)  # in a tuple, so that it is no child
         self.tile = tile
+        self.wanted: torch.Tensor | None = None
+        """(P,) int64, the tokens whose results somebody uses; of others it returns zeros. None: all."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns the MLP of every token."""
+        """Returns the MLP of every token that is wanted."""
+        if self.wanted is None:
+            return self.of(hidden)
+        tokens = hidden.flatten(0, -2)
+        found = self.of(tokens.index_select(0, self.wanted)[None])[0]
+        return found.new_zeros(tokens.shape).index_copy(0, self.wanted, found).view_as(hidden)
+
+    def of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the MLP of all tokens it is given, (..., H)."""
         (mlp,) = self.whole
         tokens = hidden.flatten(0, -2)
-        if len(tokens) <= self.tile:
+        if self.tile is None or len(tokens) <= self.tile:
             return mlp(hidden)
         return TokenTiles.apply(tokens, mlp, self.tile, *mlp.parameters()).view_as(hidden)
 
@@ -108,8 +120,37 @@ def tile_mlps(llm: PreTrainedModel, tile: int | None) -> None:
     if tile is not None and not found:
         raise ValueError(f"no layer of {llm.config.model_type} has an {MLP!r}; set engine.mlp_tile=null")
     for layer in found:
-        mlp = layer.get_submodule(MLP)
-        (mlp,) = mlp.whole if isinstance(mlp, TiledMlp) else (mlp,)
-        if tile is not None and any(isinstance(part, nn.Dropout) and part.p > 0 for part in mlp.modules()):
+        if tile is not None and is_random(layer.get_submodule(MLP)):
             raise ValueError("an MLP with dropout would not be computed anew as it was; set engine.mlp_tile=null")
-        setattr(layer, MLP, mlp if tile is None else TiledMlp(mlp, tile))
+        by_token(layer).tile = tile
+
+
+def pass_over_unwanted(llm: PreTrainedModel) -> None:
+    """Makes the last layer's MLP pass over tokens that are not `wanted`, where the layer is told of any.
+
+    No other token sees what that MLP makes of one, and of what it makes of a token without a label there is no use: so
+    losses and gradients stay what they are. Does nothing to an LLM whose last layer has no MLP by its name.
+    """
+    layers = getattr(llm.model, "layers", None)
+    parts = dict(layers[-1].named_children()) if layers else {}
+    if {ATTENTION, MLP} <= parts.keys() and not is_random(parts[MLP]):
+        # The layer's own hooks do not run when it is recomputed (transformers 5.23); those of its parts do.
+        parts[ATTENTION].register_forward_pre_hook(partial(tell_wanted, by_token(layers[-1])), with_kwargs=True)
+
+
+def tell_wanted(mlp: TokenMlp, attention: nn.Module, inputs: tuple, arguments: Mapping[str, Any]) -> None:
+    """Hands `wanted`, which a layer's attention gets among its arguments, to the MLP that comes after it."""
+    del attention, inputs
+    mlp.wanted = arguments.get("wanted")
+
+
+def by_token(layer: nn.Module) -> TokenMlp:
+    """Returns a layer's MLP, made a `TokenMlp` unless it is one."""
+    if not isinstance(layer.get_submodule(MLP), TokenMlp):
+        setattr(layer, MLP, TokenMlp(layer.get_submodule(MLP)))
+    return layer.get_submodule(MLP)
+
+
+def is_random(mlp: nn.Module) -> bool:
+    """Returns whether an MLP drops anything at random."""
+    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in mlp.modules())
