@@ -18,6 +18,7 @@ class CostModel:
 
     Args:
         per_token: of the LLM without attention scores; 6 for each of its parameters, as usual.
+        per_target: of what only tokens with a label need, the LM head for one.
         per_token_squared: of the attention scores, times the square of the sample's tokens; for a causal LLM
             of L layers and H attention channels, 6 * L * H.
         per_tile: of the vision encoders and the projector.
@@ -30,19 +31,24 @@ class CostModel:
 
     per_token: float
     per_token_squared: float = 0.0
+    per_target: float = 0.0
     per_tile: float = 0.0
     per_tile_pair: float = 0.0
 
     def __post_init__(self) -> None:
-        parts = (self.per_token, self.per_token_squared, self.per_tile, self.per_tile_pair)
+        parts = (self.per_token, self.per_token_squared, self.per_target, self.per_tile, self.per_tile_pair)
         if min(parts) < 0 or max(parts) == 0:
             raise ValueError(
-                f"costs per token, squared token, tile and pair of tiles are {parts}; they must not be negative, nor "
-                f"all zero"
+                f"costs per token, squared token, label, tile and pair of tiles are {parts}; they must not be "
+                f"negative, nor all zero"
             )
 
     def sample_costs(
-        self, lengths: np.ndarray, num_tiles: np.ndarray, num_tile_pairs: np.ndarray | int = 0
+        self,
+        lengths: np.ndarray,
+        num_tiles: np.ndarray,
+        num_tile_pairs: np.ndarray | int = 0,
+        num_targets: np.ndarray | int = 0,
     ) -> np.ndarray:
         """Returns (n,) int64 costs in thousands of FLOPs; whole, so that sums are the same in any order.
 
@@ -50,9 +56,11 @@ class CostModel:
             lengths: (n,) tokens of each sample.
             num_tiles: (n,) tiles of each sample.
             num_tile_pairs: (n,) pairs of tiles of one grid, of each sample.
+            num_targets: (n,) tokens with a label of each sample.
         """
         tokens = lengths.astype(np.float64)
         flops = self.per_token * tokens + self.per_token_squared * tokens * tokens
+        flops += self.per_target * num_targets
         flops += self.per_tile * num_tiles + self.per_tile_pair * num_tile_pairs
         return np.rint(flops / 1000).astype(np.int64)
 

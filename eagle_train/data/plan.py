@@ -91,21 +91,19 @@ def epoch_windows(catalog: Catalog, config: PlanConfig, epoch: int) -> list[list
 
 def plan_window(catalog: Catalog, config: PlanConfig, pieces: Sequence[Piece], epoch: int, number: int) -> Window:
     """Returns the rows of a window."""
-    numbers, lengths, tiles, pairs = (
+    numbers, lengths, tiles, pairs, targets = (
         np.concatenate(column) for column in zip(*read_pieces(catalog, pieces, config.seed), strict=True)
     )
     order = shuffled(np.arange(len(numbers)), config.seed, epoch, SAMPLES, number)
     numbers, lengths, tiles = numbers[order], lengths[order].astype(np.int64), tiles[order].astype(np.int64)
-    costs = config.cost.sample_costs(lengths, tiles, pairs[order])
+    costs = config.cost.sample_costs(lengths, tiles, pairs[order], targets[order])
     order, offsets = pack_rows(lengths, costs, config.max_length)
     sums = [np.add.reduceat(column[order], offsets[:-1]) for column in (lengths, tiles, costs)] if len(order) else ()
     return Window(numbers[order], offsets, *(sums or [lengths[:0], tiles[:0], costs[:0]]))
 
 
-def read_pieces(
-    catalog: Catalog, pieces: Sequence[Piece], seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields number, tokens, tiles and pairs of tiles of the usable samples of each piece."""
+def read_pieces(catalog: Catalog, pieces: Sequence[Piece], seed: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields number, tokens, tiles, pairs of tiles and labels of the usable samples of each piece."""
     for piece in pieces:
         sizes = catalog.sizes(piece.shard)
         rows = piece_rows(piece, len(sizes), seed)
@@ -115,6 +113,7 @@ def read_pieces(
             sizes.num_tokens[rows],
             sizes.num_tiles[rows],
             sizes.num_tile_pairs[rows],
+            sizes.num_targets[rows],
         )
 
 

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
+from math import prod
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-FORMULAS = flop_registry | {torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
-"""Torch's, and that of a product added in place, which torch's own counter passes over."""
+
+def convolution_backward_flops(
+    gradient: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, *arguments: Any, out_val: tuple
+) -> int:
+    """Returns the FLOPs of a convolution's gradients: of images and of weight, each what the convolution took.
+
+    Torch's own formula takes the weight's gradient of a convolution in groups for one without: of a depthwise one,
+    as many times too much as it has channels.
+    """
+    transposed = arguments[4]
+    places = images if transposed else gradient
+    each = 2 * len(images) * prod(places.shape[2:]) * weight.numel()
+    return each * sum(made is not None for made in out_val[:2])
+
+
+FORMULAS = flop_registry | {
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
+    torch.ops.aten.convolution_backward: convolution_backward_flops,
+}
+"""Torch's; that of a product added in place, which torch's own counter passes over; and one that is right in groups."""
 
 
 class FlopCounter(TorchDispatchMode):

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eagle_train.model.flop_counter import FlopCounter
+from eagle_train.model.token_mlp import TokenMlp
 
 
 def count_flops(
@@ -23,6 +24,17 @@ def count_flops(
     with torch.no_grad(), FlopCounter({} if seen is None else seen) as counter:
         module(*inputs, **arguments)
     return counter.total()
+
+
+def target_flops(llm: PreTrainedModel) -> int:
+    """Returns the FLOPs of what tokens without a label need not have, for one token: see `token_mlp` and `LossHead`.
+
+    Args:
+        llm: on the meta device; of a vision-language model.
+    """
+    hidden = torch.zeros(1, llm.config.hidden_size, device="meta")
+    last = [module for module in llm.model.layers[-1].children() if isinstance(module, TokenMlp)]
+    return sum(count_flops(module, hidden) for module in (llm.get_output_embeddings(), *last))
 
 
 def llm_flops(llm: PreTrainedModel, length: int) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from eagle_train.data.balance import CostModel
 from eagle_train.model.describe import MixtureGeometry
-from eagle_train.model.flops import count_flops, llm_flops
+from eagle_train.model.flops import count_flops, llm_flops, target_flops
 from eagle_train.model.lora import is_adapter
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.schedule import Stage
@@ -27,6 +27,8 @@ class ForwardFlops:
     per_token: float
     per_token_squared: float
     """Causal attention: half the square."""
+    per_target: float
+    """Of a token with a label, besides."""
     encoders: Mapping[str, int]
     """Per tile."""
     fusion: int
@@ -46,10 +48,12 @@ def forward_flops(model: VisionLanguageModel, geometry: MixtureGeometry) -> Forw
     """
     short, long = llm_flops(model.llm, SHORT) / SHORT, llm_flops(model.llm, LONG) / LONG
     slope = (long - short) / (LONG - SHORT)
+    per_target = target_flops(model.llm)
     tokens = torch.zeros(1, geometry.tokens_per_tile, geometry.channels, device="meta")
     return ForwardFlops(
-        per_token=short - slope * SHORT,
+        per_token=short - slope * SHORT - per_target,
         per_token_squared=slope / 2,
+        per_target=per_target,
         encoders={name: encoder.flops for name, encoder in geometry.encoders.items()},
         fusion=geometry.fusion_flops + count_flops(model.projector, tokens),
         encoder_pairs={name: encoder.flops_per_pair for name, encoder in geometry.encoders.items()},
@@ -73,9 +77,11 @@ def cost_model(flops: ForwardFlops, stage: Stage) -> CostModel:
         names = {name: f"mixture.encoders.{name}" for name in each if stage.align in (None, name)}
         return sum(each[name] * passes(flops, stage, module, weights=weights) for name, module in names.items())
 
+    of_llm = max(2, passes(flops, stage, "llm", weights=True))
     return CostModel(
-        per_token=rounded(max(2, passes(flops, stage, "llm", weights=True)) * flops.per_token),
+        per_token=rounded(of_llm * flops.per_token),
         per_token_squared=rounded(3 * flops.per_token_squared),
+        per_target=rounded(of_llm * flops.per_target),
         per_tile=rounded(of_encoders(flops.encoders, weights=True) + 3 * flops.fusion),
         per_tile_pair=rounded(of_encoders(flops.encoder_pairs, weights=False)),
     )

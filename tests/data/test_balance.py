@@ -31,11 +31,14 @@ def imbalance(steps):
     return steps.max(axis=1) / steps.mean(axis=1)
 
 
-def test_a_sample_costs_its_tokens_their_square_and_its_tiles():
-    model = CostModel(per_token=1e6, per_token_squared=1e3, per_tile=5e9)
-    costs = model.sample_costs(np.array([10, 2000], dtype=np.int32), np.array([0, 3]))
+def test_a_sample_costs_its_tokens_their_square_its_tiles_and_its_labels():
+    model = CostModel(per_token=1e6, per_token_squared=1e3, per_target=2e6, per_tile=5e9, per_tile_pair=1e4)
+    lengths, tiles = np.array([10, 2000], dtype=np.int32), np.array([0, 3])
+    costs = model.sample_costs(lengths, tiles)
     assert costs.dtype == np.int64
     assert costs.tolist() == [10_000 + 100, 2_000_000 + 4_000_000 + 15_000_000]
+    more = model.sample_costs(lengths, tiles, np.array([0, 9]), np.array([4, 1000])) - costs
+    assert more.tolist() == [8_000, 90 + 2_000_000]
 
 
 def test_costs_of_the_largest_runs_do_not_overflow():
@@ -45,10 +48,10 @@ def test_costs_of_the_largest_runs_do_not_overflow():
     assert (costs > 0).all()
 
 
-@pytest.mark.parametrize("parts", [(-1.0, 0.0, 0.0), (1.0, -2.0, 0.0), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("parts", [(-1.0, 0.0, 0.0), (1.0, -2.0, 0.0), (1.0, 0.0, -1.0), (0.0, 0.0, 0.0)])
 def test_a_cost_model_without_sense_is_refused(parts):
     with pytest.raises(ValueError, match="must not be negative, nor all zero"):
-        CostModel(per_token=parts[0], per_token_squared=parts[1], per_tile=parts[2])
+        CostModel(per_token=parts[0], per_target=parts[1], per_tile=parts[2])
 
 
 @PROPERTY

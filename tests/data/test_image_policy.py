@@ -110,7 +110,7 @@ def test_an_image_that_is_not_the_one_of_the_index_is_a_bad_sample(encoder):
 
 @pytest.mark.slow
 def test_the_policy_is_a_part_of_the_plans_identity(data, tmp_path):
-    flops = ForwardFlops(per_token=1e6, per_token_squared=0.0, encoders={}, fusion=0)
+    flops = ForwardFlops(per_token=1e6, per_token_squared=0.0, per_target=0.0, encoders={}, fusion=0)
 
     def layout(*overrides):
         chosen = config(data, tmp_path, *overrides)

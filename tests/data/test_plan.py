@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from eagle_train.data.balance import CostModel
 from eagle_train.data.index import index_stem
 from eagle_train.data.layout import layout_path
 from eagle_train.data.mixing import asked_shares, epoch_pieces, piece_rows, repeats
@@ -136,6 +137,18 @@ def test_totals_are_those_of_the_rows(tmp_path):
     assert totals == count_steps(catalog, config, 10_000)
     assert (totals.rows, totals.samples) == (len(rows_of(made)), len(samples_of(made)))
     assert totals.tiles == 2 * (140 - 1)
+
+
+def test_a_row_costs_what_its_samples_cost(tmp_path):
+    cost = CostModel(per_token=1e3, per_token_squared=1e2, per_target=7e4, per_tile=9e5)
+    catalog = made_up_catalog(tmp_path, bad=(9,))
+    sizes = [catalog.sizes(shard) for shard in range(len(catalog.shards))]
+    lengths, tiles, targets = (
+        np.concatenate([getattr(of, name) for of in sizes]) for name in ("num_tokens", "num_tiles", "num_targets")
+    )
+    expected = cost.sample_costs(lengths, tiles, num_targets=targets)
+    for step in steps(catalog, plan_config(catalog, cost=cost)):
+        assert step.costs.tolist() == [expected[row].sum() for row in step.rows]
 
 
 def test_only_the_last_step_of_a_stage_is_short(tmp_path):

@@ -33,8 +33,15 @@ def product_flops(sum_shape, left_shape, right_shape, out_shape=None, **kwargs):
     return 2 * left_shape[0] * left_shape[1] * right_shape[1]
 
 
-IN_PLACE = {torch.ops.aten.addmm_: product_flops}
-"""What torch's counter leaves out: the sum of the head's gradient over chunks."""
+def convolution_backward_flops(out_gradient, images, weight, *arguments, out_shape=None, **kwargs):
+    return sum(2 * out_gradient.numel() // out_gradient[1] * weight.numel() for made in out_shape[:2] if made)
+
+
+ADDED = {
+    torch.ops.aten.addmm_: product_flops,
+    torch.ops.aten.convolution_backward: convolution_backward_flops,
+}
+"""What torch's counter leaves out, the sum of the head's gradient over chunks, and what it has wrong, groups."""
 
 
 def row_of(shapes):
@@ -55,7 +62,7 @@ def counted(frozen, recomputed):
 
 
 def seen_by_torch(model, row):
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ADDED) as counter:
         model(row).sum().backward()
     return counter.get_total_flops()
 
@@ -86,7 +93,7 @@ def test_useful_flops_hold_every_product_once():
     """What the real pass computes again: logits of the loss, a fifth of attention's backward pass, placeholders."""
     flops = counted("nothing", True)
     model, row = tiny_model().train(), row_of(ROWS["images and text"])
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ADDED) as counter:
         model(row).sum().backward()
     by_operation = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
     scores = next(count for name, count in by_operation.items() if "attention" in name and "backward" in name) // 5
@@ -169,3 +176,18 @@ def test_the_counter_sees_what_torchs_counter_sees():
         with FlopCounterMode(display=False) as torchs:
             module(pixels).sum().backward()
         assert counter.total() == torchs.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_a_convolution_in_groups_is_counted_as_one_convolution_per_group(kind, groups):
+    def flops(channels, made, groups, counter):
+        module = kind(channels, made, 3, stride=2, groups=groups, device="meta")
+        images = torch.zeros(2, channels, 9, 9, device="meta", requires_grad=True)
+        with counter:
+            module(images).sum().backward()
+        return counter
+
+    ours = flops(6, 12, groups, FlopCounter({})).total()
+    torchs = flops(6 // groups, 12 // groups, 1, FlopCounterMode(display=False)).get_total_flops()
+    assert ours == groups * torchs > 0

@@ -5,13 +5,19 @@ from dataclasses import replace
 import pytest
 
 from eagle_train.model.describe import describe
+from eagle_train.model.pass_flops import step_flops
 from eagle_train.train.assemble import build_schedule, trained_meta_model
 from eagle_train.train.costs import ForwardFlops, cost_model, forward_flops, is_trained
+from eagle_train.train.optim import freeze
 from eagle_train.train.schedule import Stage
 from tests.configs import composed
 
 FLOPS = ForwardFlops(
-    per_token=2e6, per_token_squared=50.0, encoders={"vit": 7_000_000, "convnext": 5_000_000}, fusion=11
+    per_token=2e6,
+    per_token_squared=50.0,
+    per_target=3e5,
+    encoders={"vit": 7_000_000, "convnext": 5_000_000},
+    fusion=11,
 )
 
 
@@ -24,17 +30,34 @@ def test_flops_of_the_toy_are_those_of_its_parameters():
     model = trained_meta_model(config)
     flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
     matrices = sum(p.numel() for name, p in model.llm.named_parameters() if p.dim() == 2 and "embed_tokens" not in name)
-    assert flops.per_token == pytest.approx(2 * matrices, rel=0.01)
+    assert flops.per_token + flops.per_target == pytest.approx(2 * matrices, rel=0.01)
+    last = sum(p.numel() for p in model.llm.model.layers[-1].mlp.parameters())
+    assert flops.per_target == 2 * (model.llm.get_output_embeddings().weight.numel() + last) > 0
     layers, width = model.llm.config.num_hidden_layers, model.llm.config.hidden_size
     assert flops.per_token_squared == pytest.approx(2 * layers * width, rel=0.01)  # half of 4, as it is causal
     assert set(flops.encoders) == {"vit", "convnext"} and min(flops.encoders.values()) > 0
 
 
+def test_costs_are_the_flops_of_the_passes():
+    config = composed("+experiment=toy")
+    model = trained_meta_model(config)
+    flops = forward_flops(model, describe(model.mixture, config["data"]["tile_size"]))
+    for stage in build_schedule(config).values():
+        freeze(model, stage.learning_rates)
+        cost, useful = cost_model(flops, stage), step_flops(model, config["data"]["tile_size"], recomputed=False).useful
+        assert (cost.per_token, cost.per_token_squared, cost.per_target) == pytest.approx(
+            (useful.per_token, useful.per_square, useful.per_target), rel=1e-3
+        )
+        assert cost.per_tile == pytest.approx(useful.per_tile, rel=0.05)  # the first product needs no gradient of tiles
+
+
 def test_what_is_frozen_has_no_backward_pass_and_what_is_passed_through_half_of_it():
     full = cost_model(FLOPS, stage(mixture=1.0, projector=1.0, llm=1.0))
     assert (full.per_token, full.per_token_squared, full.per_tile) == (6e6, 150.0, 3.6e7)
+    assert full.per_target == 9e5
     first = cost_model(FLOPS, stage(mixture=None, projector=1.0, llm=None))
     assert (first.per_token, first.per_token_squared, first.per_tile) == (4e6, 150.0, 1.2e7)
+    assert first.per_target == 6e5
     part = cost_model(FLOPS, stage(**{"mixture": 1.0, "mixture.encoders.vit": None, "projector": 1.0, "llm": 1.0}))
     assert part.per_tile == 2.2e7
 
