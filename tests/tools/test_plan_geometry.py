@@ -48,7 +48,7 @@ def test_ranks_that_share_rows_need_less_memory_for_them(tmp_path):
     four = "engine.sequence_parallel=4"
     assert 0.2 < held(four) / held() < 0.5
     wide = ("llm.intermediate_size=8000", four)
-    assert held(*wide, "engine.mlp_tile=16") < held(*wide) / 2
+    assert held(*wide, "engine.mlp_tile=16") < 0.6 * held(*wide)
     plans = [planned(f"engine.sequence_parallel={n}", "schedule.sft.rows_per_step=8") for n in (1, 2, 4)]
     assert [plan["ranks_per_row"] for plan in plans] == [1, 2, 4]
     assert [plan["stages"][-1]["micro_batches"] for plan in plans] == [2, 4, 8]
