@@ -37,15 +37,15 @@ import numpy as np
 from layouts import open_layouts, write_layouts
 from lengths import lengths_of
 from machine import circumstances, forget_peak, memory_mib
+from packing import EAGLE_X5_13B
 
-from eagle_train.data.balance import CostModel, deal
+from eagle_train.data.balance import deal
 from eagle_train.data.catalog import Catalog
 from eagle_train.data.plan import PlanConfig
 from eagle_train.data.stream import Cursor, Step, steps
 
 MIX = "eagle1_sft"
 NUM_SAMPLES = 1_813_000
-EAGLE_X5_13B = CostModel(per_token=6 * 12.85e9, per_token_squared=6 * 40 * 5120, per_tile=3 * 18.5e12)
 
 
 def plan_config(catalog: Catalog, args: argparse.Namespace) -> PlanConfig:

@@ -26,10 +26,10 @@ def write_layouts(data: Lengths, folder: Path) -> None:
     for first, end in pairwise(borders):
         tar = folder / f"source-{data.sources[first]:03d}" / f"{data.shards[first]:06d}.tar"
         tar.touch()
-        tokens, tiles = data.tokens[first:end], data.tiles[first:end]
+        tokens, tiles, targets = (column[first:end] for column in (data.tokens, data.tiles, data.targets))
         columns = dict.fromkeys(COUNTS, np.zeros(end - first)) | {
             "num_tokens": tokens,
-            "num_targets": tokens // 4,
+            "num_targets": targets,
             "num_tiles": tiles,
             "num_answers": np.ones(end - first),
         }
@@ -60,7 +60,7 @@ def write_layouts(data: Lengths, folder: Path) -> None:
             num_samples=end - first,
             num_usable=end - first,
             num_tokens=int(tokens.sum()),
-            num_targets=int((tokens // 4).sum()),
+            num_targets=int(targets.sum()),
             num_tiles=int(tiles.sum()),
         )
         write_table(

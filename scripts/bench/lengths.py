@@ -30,6 +30,8 @@ TILE_TOKENS = 256
 FRAME_LABEL = 14
 """Tokens of a frame's label, `Frame 12 sample at 5.50s: <img></img>`."""
 MAX_TILES = (12, 10, 8, 6, 4, 2, 1)
+ANSWERS = 0.6
+"""Share of a text that has labels; not published, chosen here."""
 SHARD = 1000
 """Samples of a shard."""
 
@@ -66,10 +68,11 @@ EAGLE2 = (
 
 @dataclass(frozen=True)
 class Lengths:
-    """Samples in shards: tokens (n,) int64, tiles (n,) int64, shards and sources (n,) int64 ascending from 0."""
+    """Samples in shards: tokens, tiles and targets (n,) int64, shards and sources (n,) int64 ascending from 0."""
 
     tokens: np.ndarray
     tiles: np.ndarray
+    targets: np.ndarray
     shards: np.ndarray
     sources: np.ndarray
 
@@ -120,8 +123,8 @@ def texts(median: float, sigma: float, count: int, rng: np.random.Generator) -> 
     return np.clip(np.exp(rng.normal(np.log(median), sigma, count)), 20, 32_768).astype(np.int64)
 
 
-Part = tuple[np.ndarray, np.ndarray]
-"""Tokens and tiles of a source."""
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Tokens, tiles and tokens of text of a source."""
 
 
 def images(sources: tuple, capacity: int, rng: np.random.Generator, share: float, tiled: bool) -> list[Part]:
@@ -141,7 +144,7 @@ def images(sources: tuple, capacity: int, rng: np.random.Generator, share: float
                 over = text + visual * TILE_TOKENS > capacity
                 if over.any():
                     visual[over] = num_tiles(size[0][over], size[1][over], limit)
-        parts.append((text + visual * (TILE_TOKENS if tiled else 1024), visual))
+        parts.append((text + visual * (TILE_TOKENS if tiled else 1024), visual, text))
     return parts
 
 
@@ -152,14 +155,15 @@ def long_samples(capacity: int, rng: np.random.Generator, share: float) -> list[
     text = texts(250, 0.8, counts[0], rng)
     per_frame = TILE_TOKENS + FRAME_LABEL
     frames = np.clip((2 * seconds).astype(np.int64), 8, np.maximum((capacity - text) // per_frame, 8))
-    parts = [(text + frames * per_frame, frames)]
+    parts = [(text + frames * per_frame, frames, text)]
     text = texts(300, 0.8, counts[1], rng)
     pages = np.clip(np.exp(rng.normal(np.log(8), 0.9, counts[1])), 2, 60).astype(np.int64)
     each = np.full(counts[1], 13)
     for limit in (11, 9, 7, 5, 3, 1):
         each = np.where(text + pages * each * TILE_TOKENS > capacity, limit, each)
-    parts.append((text + pages * each * TILE_TOKENS, pages * each))
-    parts.append((texts(12_000, 0.7, counts[2], rng), np.zeros(counts[2], dtype=np.int64)))
+    parts.append((text + pages * each * TILE_TOKENS, pages * each, text))
+    text = texts(12_000, 0.7, counts[2], rng)
+    parts.append((text, np.zeros(counts[2], dtype=np.int64), text))
     return parts
 
 
@@ -179,11 +183,12 @@ def lengths_of(mix: str, capacity: int, share: float = 1.0, seed: int = 0) -> Le
         ],
         "eagle25_long": lambda: long_samples(capacity, rng, share),
     }[mix]()
-    tokens, tiles = (np.concatenate(column) for column in zip(*parts, strict=True))
-    counts = [len(part) for part, _ in parts]
+    tokens, tiles, text = (np.concatenate(column) for column in zip(*parts, strict=True))
+    counts = [len(part) for part, *_ in parts]
     sources = np.repeat(np.arange(len(parts)), counts)
     # Every source begins a shard of its own.
     firsts = np.cumsum([0, *(-(-count // SHARD) for count in counts)])
     shards = np.concatenate([np.arange(count) // SHARD + first for count, first in zip(counts, firsts, strict=False)])
     fits = tokens <= capacity
-    return Lengths(tokens[fits], tiles[fits], shards[fits], sources[fits])
+    targets = (ANSWERS * text).astype(np.int64)
+    return Lengths(tokens[fits], tiles[fits], targets[fits], shards[fits], sources[fits])

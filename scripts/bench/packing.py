@@ -46,12 +46,15 @@ STEPS = (64, 256)
 # Parameters that multiply: without input embeddings. A multiplication and an addition are two FLOPs, backward is twice
 # forward; a causal score needs half of the square.
 EAGLE2_9B = CostModel(
-    per_token=6 * 7.07e9,  # Qwen2.5-7B
+    per_token=6 * 6.32e9,  # Qwen2.5-7B
+    per_target=6 * 0.75e9,  # its head and last MLP
     per_token_squared=6 * 28 * 3584,
     per_tile=6 * 413e6 * 1024 + 12 * 27 * 1152 * 1024**2,  # SigLIP so400m, 1024 patches
 )
 # Teraflops forward at 1024 pixels (CLIP 448): CLIP-L 0.7, ConvNeXt-XXL 6.3, SAM-L 2.8, EVA-02-L 2.8, Pix2Struct-L 5.9.
-EAGLE_X5_13B = CostModel(per_token=6 * 12.85e9, per_token_squared=6 * 40 * 5120, per_tile=3 * 18.5e12)
+EAGLE_X5_13B = CostModel(
+    per_token=6 * 12.47e9, per_token_squared=6 * 40 * 5120, per_target=6 * 0.38e9, per_tile=3 * 18.5e12
+)
 
 
 def ours(
@@ -107,7 +110,8 @@ def judged(data: Lengths, model: CostModel, capacity: int, packed: Packed) -> tu
     samples, offsets = packed
     tokens = np.add.reduceat(data.tokens[samples], offsets[:-1])
     assert np.array_equal(np.sort(samples), np.arange(len(data.tokens))) and tokens.max() <= capacity
-    costs = np.add.reduceat(model.sample_costs(data.tokens, data.tiles)[samples], offsets[:-1])
+    costs = model.sample_costs(data.tokens, data.tiles, num_targets=data.targets)
+    costs = np.add.reduceat(costs[samples], offsets[:-1])
     sizes = np.diff(offsets)
     worth = {
         "rows": len(tokens),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lengths import lengths_of
+from lengths import ANSWERS, lengths_of
 
 from eagle_train import dist
 from eagle_train.data.collate import pack
@@ -22,8 +22,6 @@ from eagle_train.train.placement import WholeWeights
 from eagle_train.train.schedule import Stage
 from eagle_train.types import IGNORE_INDEX, EncodedSample, PackedBatch, SampleUse
 
-ANSWERS = 0.6
-"""Share of a text that is supervised; not published, chosen here."""
 FULL = ["+experiment=eagle2-1b", "tokenizer=none"]
 NARROW = 7
 """How many times narrower the toy's LLM is than Qwen2.5-0.5B; its samples are as many times shorter."""
