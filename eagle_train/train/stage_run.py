@@ -211,10 +211,16 @@ def make_guard(run: Run) -> AnomalyGuard:
 
 
 def can_return(run: Run) -> bool:
-    """Returns whether the run's present stage has a checkpoint; all ranks ask together."""
+    """Returns whether the run's present stage has a whole checkpoint, which is then where it resumes from.
+
+    All ranks ask together.
+    """
     settle(run, run.saver.finish())
-    latest = run.saver.checkpoints.latest()
-    return latest is not None and read_state(latest).stage == run.state.stage
+    latest = run.saver.checkpoints.latest(accept_none=True)  # none: the run stops, and saves its state
+    if latest is None or read_state(latest).stage != run.state.stage:
+        return False
+    run.resume_from = latest
+    return True
 
 
 def record_anomaly(run: Run, anomaly: Anomaly) -> None:
