@@ -37,6 +37,10 @@ class Meeting:
     ports: Sequence[int] = (29500,)
     token: str = ""
 
+    def url(self) -> str:
+        """Returns the first port as torch is told of it; the colons of an IPv6 address are in brackets."""
+        return f"tcp://{f'[{self.address}]' if ':' in self.address else self.address}:{self.ports[0]}"
+
 
 def meet(meeting: Meeting, rank: int, world_size: int, timeout_seconds: float) -> torch.distributed.Store:
     """Returns the store of the run's ranks, once all of them are there.

@@ -4,6 +4,7 @@ import socket
 import struct
 import threading
 import time
+from urllib.parse import urlparse
 
 import pytest
 import torch
@@ -36,6 +37,19 @@ def test_torchrun():
 
 def test_every_task_of_an_srun_step_is_a_rank():
     assert place_from_env(SRUN) == Place(rank=9, local_rank=1, world_size=16)
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_one_variable_of_torchrun_alone_does_not_lead_the_tasks_of_a_step_elsewhere(name):
+    env = SRUN | {name: "3", "MASTER_PORT": ""}
+    assert place_from_env(env) == place_from_env(SRUN)
+    assert meeting_from_env(env) == meeting_from_env(SRUN)
+
+
+@pytest.mark.parametrize("address", ["::1", "fd00::2", "10.0.0.1", "n1"])
+def test_torch_is_told_an_address_of_either_kind(address):
+    url = urlparse(Meeting(address=address, ports=[77]).url())
+    assert (url.hostname, url.port) == (address, 77)
 
 
 def test_a_batch_script_outside_srun_is_one_process():
