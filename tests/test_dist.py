@@ -197,6 +197,19 @@ def test_what_is_asked_of_slurm_is_read(monkeypatch):
     assert not slurm.requeue() and asked[-1][1] == "show", "a cancelled job stays cancelled"
 
 
+def test_a_task_of_an_array_whose_number_is_that_of_the_array_is_asked_about_and_requeued_alone(monkeypatch):
+    said = """JobId=8 ArrayJobId=7 ArrayTaskId=1 JobName=x JobState=RUNNING EndTime=100
+JobId=7 ArrayJobId=7 ArrayTaskId=3 JobName=x JobState=RUNNING EndTime=200
+JobId=9 ArrayJobId=7 ArrayTaskId=2 JobName=x JobState=COMPLETED EndTime=300
+"""
+    asked = []
+    monkeypatch.setattr(slurm, "command", lambda words: asked.append(words) or said)
+    for job, end, name in (("7", 200.0, "7_3"), ("8", 100.0, "7_1")):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        assert slurm.end_time() == end
+        assert slurm.requeue(hold=True) and asked[-1] == ["scontrol", "requeuehold", name]
+
+
 def test_without_the_commands_of_slurm_the_end_is_what_the_batch_script_exported(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert slurm.end_time() is None
