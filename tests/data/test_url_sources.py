@@ -88,7 +88,8 @@ def test_lint_of_an_experiment_reads_as_it_does_and_measures_against_its_rows(
     assert found[0] == found[1] and found[0]["samples"] == 52
     assert len(list((tmp_path / "cache").rglob("*.tar*"))) >= 6
     assert 0 < found[0]["sources"]["small_text"]["findings"]["too_long"]["count"] < 12
-    assert data_tool.main(["lint", *stage(local, 50), "data.too_long._target_=eagle_train.data.too_long.KeepTurns"]) == 0
+    keeps = "data.too_long._target_=eagle_train.data.too_long.KeepTurns"
+    assert data_tool.main(["lint", *stage(local, 50, keeps)]) == 0
     assert data_tool.main(["lint", *stage(local, 50), "stage=pretrain"]) == 0, "its rows are longer"
 
 
