@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 
 from eagle_train import slurm
-from eagle_train.meeting import Meeting, meet
+from eagle_train.meeting import Meeting, check_alike, meet
 
 PORTS_TO_TRY = 8
 
@@ -94,6 +94,7 @@ def init(timeout_seconds: float = 1800.0) -> None:
 
     Raises:
         TimeoutError: under SLURM, if rank 0 cannot be found.
+        ValueError: under SLURM, if only some ranks see a GPU.
     """
     here = place()
     if torch.cuda.is_available():
@@ -107,6 +108,7 @@ def init(timeout_seconds: float = 1800.0) -> None:
         torch.distributed.init_process_group(backend, init_method=meeting.url(), **group)
         return
     store = meet(meeting, here.rank, here.world_size, timeout_seconds)
+    check_alike(store, here.rank, backend)
     torch.distributed.init_process_group(backend, store=store, **group)
 
 

@@ -69,6 +69,22 @@ def arrive(store: torch.distributed.Store, world_size: int) -> None:
     store.wait(["eagle_train/all"])
 
 
+def check_alike(store: torch.distributed.Store, rank: int, backend: str) -> None:
+    """Compares this rank's backend with that of the rank that comes first: others would wait for one another.
+
+    Raises:
+        ValueError: if they differ, which is so if one has a GPU and the other has none.
+    """
+    mine = f"{backend} {rank} {socket.gethostname()}"
+    other, first, host = store.compare_set("eagle_train/backend", "", mine).decode().split(" ", 2)
+    if other != backend:
+        raise ValueError(
+            f"rank {rank} on {socket.gethostname()} would use {backend}, rank {first} on {host} {other}: torch sees "
+            "GPUs on only one of them. See what `nvidia-smi` says there; ask for GPUs for every task, or leave the "
+            "node out with --exclude"
+        )
+
+
 @contextmanager
 def announcing(meeting: Meeting, store_port: int, deadline: float) -> Iterator[None]:
     """Tells all who ask at the first free port of the meeting where the store is."""

@@ -187,7 +187,10 @@ def command(words: Sequence[str]) -> str | None:
         return None
     env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
     try:
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        # A job's name may be in any encoding.
+        done = subprocess.run(
+            words, env=env, capture_output=True, errors="replace", timeout=COMMAND_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s: %s", " ".join(words), error)
         return None

@@ -11,7 +11,7 @@ import torch
 
 from eagle_train import slurm
 from eagle_train.dist import Place, gpu, meeting_from_env, place_from_env
-from eagle_train.meeting import Meeting, announcing, answer, find, meet
+from eagle_train.meeting import Meeting, announcing, answer, check_alike, find, meet
 
 SRUN = {
     "SLURM_STEP_NUM_TASKS": "16",
@@ -185,6 +185,14 @@ def test_the_port_is_free_again_after_the_meeting(ports):
     socket.create_server(("", ports[0])).close()
 
 
+def test_a_rank_without_a_gpu_among_others_is_named_at_once():
+    store = torch.distributed.HashStore()
+    for rank in (2, 0):
+        check_alike(store, rank, "nccl")
+    with pytest.raises(ValueError, match=r"rank 1 on .* would use gloo, rank 2 on .* nccl: .*--exclude"):
+        check_alike(store, 1, "gloo")
+
+
 def test_what_is_asked_of_slurm_is_read(monkeypatch):
     said = {"show": "JobId=7 JobState=RUNNING EndTime=1795876521 Comment=a=b Reason=None\n", "requeue": ""}
     asked = []
@@ -208,6 +216,14 @@ JobId=9 ArrayJobId=7 ArrayTaskId=2 JobName=x JobState=COMPLETED EndTime=300
         monkeypatch.setenv("SLURM_JOB_ID", job)
         assert slurm.end_time() == end
         assert slurm.requeue(hold=True) and asked[-1] == ["scontrol", "requeuehold", name]
+
+
+def test_what_the_scheduler_says_may_be_in_any_encoding(monkeypatch, tmp_path):
+    (tmp_path / "scontrol").write_bytes(b"#!/bin/sh\necho 'JobId=7 JobName=\xfc JobState=RUNNING EndTime=5'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert slurm.end_time() == 5.0
 
 
 def test_without_the_commands_of_slurm_the_end_is_what_the_batch_script_exported(monkeypatch, tmp_path):
