@@ -211,10 +211,7 @@ def make_guard(run: Run) -> AnomalyGuard:
 
 
 def can_return(run: Run) -> bool:
-    """Returns whether the run's present stage has a whole checkpoint, which is then where it resumes from.
-
-    All ranks ask together.
-    """
+    """Returns whether the present stage has a whole checkpoint; the run then resumes from it. All ranks ask together."""
     settle(run, run.saver.finish())
     latest = run.saver.checkpoints.latest(accept_none=True)  # none: the run stops, and saves its state
     if latest is None or read_state(latest).stage != run.state.stage:
