@@ -93,13 +93,14 @@ def test_the_script_runs_the_overrides_with_the_python_that_is_named(render, tmp
     told = "srun() { printf '%s\\n' \"$@\"; }; squeue() { echo 7 1795876521; }\nSLURM_JOB_NAME=x SLURM_JOB_ID=7\n"
     told += "SLURM_JOB_END_TIME=1\n"  # of the job that it was submitted from
     told += f"SLURM_JOB_NODELIST=n1 LOGS={tmp_path}/logs\nSLURM_CPUS_PER_TASK=8\nPATH=/usr/bin:/bin\n"
-    shown = "wait; echo $SRUN_CPUS_PER_TASK $SLURM_JOB_END_TIME\n"
+    told += "export SLURM_EXPORT_ENV=NONE\n"
+    shown = "wait; echo $SRUN_CPUS_PER_TASK $SLURM_JOB_END_TIME ${SLURM_EXPORT_ENV-everything}\n"
     bash = ["/bin/bash", "-c", f"{told}{body}\n{shown}", "job", "seed=3"]
     done = subprocess.run(bash, capture_output=True, text=True, check=True, cwd=tmp_path)
     said = done.stdout.splitlines()
     assert said[-9:-1] == [f"{tmp_path}/bin/python", "-m", "eagle_train", *ASKED, "seed=3"]
     assert "--kill-on-bad-exit=1" in said
-    assert said[-1] == "8 1795876521"
+    assert said[-1] == "8 1795876521 everything"
     assert (tmp_path / "logs" / "x-7" / "start-0").is_dir()
 
 
