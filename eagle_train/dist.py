@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 
 from eagle_train import slurm
-from eagle_train.meeting import Meeting, meet
+from eagle_train.meeting import Meeting, check_alike, meet
 
 PORTS_TO_TRY = 8
 
@@ -32,7 +32,7 @@ class Place:
 
 def place_from_env(env: Mapping[str, str]) -> Place:
     """Returns the place that the launcher wrote into `env`."""
-    if "RANK" in env and "WORLD_SIZE" in env:
+    if by_torchrun(env):
         return Place(
             rank=int(env["RANK"]),
             local_rank=int(env.get("LOCAL_RANK", env["RANK"])),
@@ -43,13 +43,18 @@ def place_from_env(env: Mapping[str, str]) -> Place:
     return Place()
 
 
+def by_torchrun(env: Mapping[str, str]) -> bool:
+    """Returns whether `env` has the variables of `torchrun`; one of them alone is somebody else's."""
+    return "RANK" in env and "WORLD_SIZE" in env
+
+
 def meeting_from_env(env: Mapping[str, str]) -> Meeting:
     """Returns where the ranks meet; `MASTER_ADDR` and `MASTER_PORT` win over what SLURM tells."""
-    if "RANK" in env or not slurm.in_step(env):
+    if by_torchrun(env) or not slurm.in_step(env):
         return Meeting(address=env.get("MASTER_ADDR", "127.0.0.1"), ports=[int(env.get("MASTER_PORT", "29500"))])
     return Meeting(
         address=env.get("MASTER_ADDR") or slurm.master_address(env),
-        ports=[int(env["MASTER_PORT"])] if "MASTER_PORT" in env else slurm.ports(env, PORTS_TO_TRY),
+        ports=[int(env["MASTER_PORT"])] if env.get("MASTER_PORT") else slurm.ports(env, PORTS_TO_TRY),
         token=slurm.step_token(env),
     )
 
@@ -89,6 +94,7 @@ def init(timeout_seconds: float = 1800.0) -> None:
 
     Raises:
         TimeoutError: under SLURM, if rank 0 cannot be found.
+        ValueError: under SLURM, if only some ranks see a GPU.
     """
     here = place()
     if torch.cuda.is_available():
@@ -99,10 +105,10 @@ def init(timeout_seconds: float = 1800.0) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     group = {"rank": here.rank, "world_size": here.world_size, "timeout": timeout}
     if not meeting.token:  # torchrun has a store of its own at that port
-        where = f"tcp://{meeting.address}:{meeting.ports[0]}"
-        torch.distributed.init_process_group(backend, init_method=where, **group)
+        torch.distributed.init_process_group(backend, init_method=meeting.url(), **group)
         return
     store = meet(meeting, here.rank, here.world_size, timeout_seconds)
+    check_alike(store, here.rank, backend)
     torch.distributed.init_process_group(backend, store=store, **group)
 
 

@@ -37,6 +37,10 @@ class Meeting:
     ports: Sequence[int] = (29500,)
     token: str = ""
 
+    def url(self) -> str:
+        """Returns the first port as torch is told of it; the colons of an IPv6 address are in brackets."""
+        return f"tcp://{f'[{self.address}]' if ':' in self.address else self.address}:{self.ports[0]}"
+
 
 def meet(meeting: Meeting, rank: int, world_size: int, timeout_seconds: float) -> torch.distributed.Store:
     """Returns the store of the run's ranks, once all of them are there.
@@ -63,6 +67,22 @@ def arrive(store: torch.distributed.Store, world_size: int) -> None:
     if store.add("eagle_train/arrived", 1) == world_size:
         store.set("eagle_train/all", "")
     store.wait(["eagle_train/all"])
+
+
+def check_alike(store: torch.distributed.Store, rank: int, backend: str) -> None:
+    """Compares this rank's backend with that of the rank that comes first: others would wait for one another.
+
+    Raises:
+        ValueError: if they differ, which is so if one has a GPU and the other has none.
+    """
+    mine = f"{backend} {rank} {socket.gethostname()}"
+    other, first, host = store.compare_set("eagle_train/backend", "", mine).decode().split(" ", 2)
+    if other != backend:
+        raise ValueError(
+            f"rank {rank} on {socket.gethostname()} would use {backend}, rank {first} on {host} {other}: torch sees "
+            "GPUs on only one of them. See what `nvidia-smi` says there; ask for GPUs for every task, or leave the "
+            "node out with --exclude"
+        )
 
 
 @contextmanager

@@ -154,10 +154,13 @@ def requeue(*, hold: bool = False) -> bool:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
-    state = show_job(job).get("JobState", "unknown")
+    told = show_job(job)
+    state = told.get("JobState", "unknown")
     if state != "RUNNING":
         log.warning("job %s is %s: not requeued", job, state)
         return False
+    if "ArrayTaskId" in told:  # by the number alone, one of the tasks would stand for the whole array
+        job = f"{told['ArrayJobId']}_{told['ArrayTaskId']}"
     done = command(["scontrol", "requeuehold" if hold else "requeue", job]) is not None
     held = f", held until `scontrol release {job}`" if hold else ""
     log.warning("job %s %s", job, f"is requeued{held}" if done else "is not requeued; submit it again to go on")
@@ -165,8 +168,12 @@ def requeue(*, hold: bool = False) -> bool:
 
 
 def show_job(job: str) -> dict[str, str]:
-    """Returns what the scheduler tells about a job, times in seconds since the epoch; empty if it tells nothing."""
-    return fields(command(["scontrol", "show", "job", "--oneliner", job]) or "")
+    """Returns what the scheduler tells about a job, times in seconds since the epoch; empty if it tells nothing.
+
+    A job array is told task by task under the number of one of them, a heterogeneous job part by part.
+    """
+    told = [fields(line) for line in (command(["scontrol", "show", "job", "--oneliner", job]) or "").splitlines()]
+    return next((one for one in told if one.get("JobId") == job), {})
 
 
 def fields(line: str) -> dict[str, str]:
@@ -180,7 +187,10 @@ def command(words: Sequence[str]) -> str | None:
         return None
     env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
     try:
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        # A job's name may be in any encoding.
+        done = subprocess.run(
+            words, env=env, capture_output=True, errors="replace", timeout=COMMAND_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s: %s", " ".join(words), error)
         return None

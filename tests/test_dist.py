@@ -4,13 +4,14 @@ import socket
 import struct
 import threading
 import time
+from urllib.parse import urlparse
 
 import pytest
 import torch
 
 from eagle_train import slurm
 from eagle_train.dist import Place, gpu, meeting_from_env, place_from_env
-from eagle_train.meeting import Meeting, announcing, answer, find, meet
+from eagle_train.meeting import Meeting, announcing, answer, check_alike, find, meet
 
 SRUN = {
     "SLURM_STEP_NUM_TASKS": "16",
@@ -36,6 +37,19 @@ def test_torchrun():
 
 def test_every_task_of_an_srun_step_is_a_rank():
     assert place_from_env(SRUN) == Place(rank=9, local_rank=1, world_size=16)
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_one_variable_of_torchrun_alone_does_not_lead_the_tasks_of_a_step_elsewhere(name):
+    env = SRUN | {name: "3", "MASTER_PORT": ""}
+    assert place_from_env(env) == place_from_env(SRUN)
+    assert meeting_from_env(env) == meeting_from_env(SRUN)
+
+
+@pytest.mark.parametrize("address", ["::1", "fd00::2", "10.0.0.1", "n1"])
+def test_torch_is_told_an_address_of_either_kind(address):
+    url = urlparse(Meeting(address=address, ports=[77]).url())
+    assert (url.hostname, url.port) == (address, 77)
 
 
 def test_a_batch_script_outside_srun_is_one_process():
@@ -171,6 +185,14 @@ def test_the_port_is_free_again_after_the_meeting(ports):
     socket.create_server(("", ports[0])).close()
 
 
+def test_a_rank_without_a_gpu_among_others_is_named_at_once():
+    store = torch.distributed.HashStore()
+    for rank in (2, 0):
+        check_alike(store, rank, "nccl")
+    with pytest.raises(ValueError, match=r"rank 1 on .* would use gloo, rank 2 on .* nccl: .*--exclude"):
+        check_alike(store, 1, "gloo")
+
+
 def test_what_is_asked_of_slurm_is_read(monkeypatch):
     said = {"show": "JobId=7 JobState=RUNNING EndTime=1795876521 Comment=a=b Reason=None\n", "requeue": ""}
     asked = []
@@ -181,6 +203,27 @@ def test_what_is_asked_of_slurm_is_read(monkeypatch):
     said["show"] = "JobId=7 JobState=COMPLETING EndTime=Unknown"
     assert slurm.end_time() is None
     assert not slurm.requeue() and asked[-1][1] == "show", "a cancelled job stays cancelled"
+
+
+def test_a_task_of_an_array_whose_number_is_that_of_the_array_is_asked_about_and_requeued_alone(monkeypatch):
+    said = """JobId=8 ArrayJobId=7 ArrayTaskId=1 JobName=x JobState=RUNNING EndTime=100
+JobId=7 ArrayJobId=7 ArrayTaskId=3 JobName=x JobState=RUNNING EndTime=200
+JobId=9 ArrayJobId=7 ArrayTaskId=2 JobName=x JobState=COMPLETED EndTime=300
+"""
+    asked = []
+    monkeypatch.setattr(slurm, "command", lambda words: asked.append(words) or said)
+    for job, end, name in (("7", 200.0, "7_3"), ("8", 100.0, "7_1")):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        assert slurm.end_time() == end
+        assert slurm.requeue(hold=True) and asked[-1] == ["scontrol", "requeuehold", name]
+
+
+def test_what_the_scheduler_says_may_be_in_any_encoding(monkeypatch, tmp_path):
+    (tmp_path / "scontrol").write_bytes(b"#!/bin/sh\necho 'JobId=7 JobName=\xfc JobState=RUNNING EndTime=5'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert slurm.end_time() == 5.0
 
 
 def test_without_the_commands_of_slurm_the_end_is_what_the_batch_script_exported(monkeypatch, tmp_path):

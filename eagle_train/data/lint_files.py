@@ -22,7 +22,7 @@ from eagle_train.data.locations import Location, shown, stem
 from eagle_train.data.placeholders import media_kind
 from eagle_train.data.schemas import Record, parse_record
 from eagle_train.data.shard_reader import Member, ShardReader
-from eagle_train.data.storage import exists, open_shard
+from eagle_train.data.storage import Storage, exists, open_shard
 from eagle_train.data.tables import read_table
 from eagle_train.types import Media, SampleError
 
@@ -91,6 +91,7 @@ class ShardWork:
         source: name.
         shard, index_dir: file, and folder of its index.
         media_root: folder of files that its records may name.
+        storage: how it is read; None: as by default.
     """
 
     number: int
@@ -98,14 +99,15 @@ class ShardWork:
     shard: Location
     index_dir: Path | None
     media_root: Path | None = None
+    storage: Storage | None = None
 
     def identity(self) -> str:
         """Returns what tells it from others, and from what it was before it was changed."""
-        return f"{self.source} {self.shard} {self._version() if exists(self.shard) else 'missing'}"
+        return f"{self.source} {self.shard} {self._version() if exists(self.shard, self.storage) else 'missing'}"
 
     def _version(self) -> str:
         if isinstance(self.shard, str):
-            return shard_identity(self.shard).decode()
+            return shard_identity(self.shard, self.storage).decode()
         stat = self.shard.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
@@ -135,21 +137,21 @@ class Chunk:
 
 def lint_shard(checks: Checks, work: ShardWork) -> Part:
     """Returns the findings of a shard."""
-    source, shard, index_dir = work.source, work.shard, work.index_dir
-    part = Part()
-    if not exists(shard):
+    source, shard, storage = work.source, work.shard, work.storage
+    part, elsewhere = Part(), Elsewhere(work.media_root, (storage or Storage()).retries())
+    if not exists(shard, storage):
         part.add(f"{source}/{stem(shard)}", [Finding("missing_shard", str(work))])
         return part
     try:
-        index = read_table(ensure_index(shard, index_dir, media_root=work.media_root))
+        index = read_table(ensure_index(shard, work.index_dir, media_root=work.media_root, storage=storage))
     except PermissionError as error:
         raise ValueError(f"the index of {work} cannot be written ({error}); give index_dir=DIR") from error
     except (ValueError, OSError) as error:
         part.add(f"{source}/{stem(shard)}", [Finding("unreadable_file", short(str(error)))])
         return part
-    reader = open_shard(shard)
+    reader = open_shard(shard, storage)
     for row in index.to_pylist():
-        lint_row(checks, part, reader, source, row, Elsewhere(work.media_root))
+        lint_row(checks, part, reader, source, row, elsewhere)
     reader.close()
     return part
 

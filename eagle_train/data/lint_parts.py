@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,8 @@ LINT_VERSION = 2
 """Raised when the same part gets other findings, so that none of an older version are taken."""
 ODD_FILES = frozenset({"unreadable_file", "changed_media", "empty_clip", "odd_size"})
 """Findings that go with the file, beside those that make a sample bad."""
+LOCK = "lock"
+"""In a folder of findings: whose look is under way holds it."""
 Look = Callable[[Checks, Any], Part]
 """`lint_shard` or `lint_records`."""
 
@@ -41,21 +45,61 @@ def lint_parts(
     They come when all parts are looked at, each from the disk: there may be more of them than memory holds.
 
     Args:
-        folder: keeps the findings of each part until all are there; what the same look left there is taken.
+        folder: keeps the findings of each part until all are there; what the same look left there is taken, unless
+            another one is at it.
         workers: processes.
         num_works: of parts, where it is known.
         progress: called with the number of samples of each part as it is done.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[int, Path] = {}
-    for work, (path, count) in run_all(partial(look_once, look, checks, folder), works, workers, num_works):
-        found[work.number] = path
-        progress(count)
-    for number in sorted(found):
-        yield from_json(found[number].read_text())
-    shutil.rmtree(folder)
-    with suppress(OSError):  # unless another look is under way
-        folder.parent.rmdir()
+    with own_folder(folder) as own:
+        found: dict[int, Path] = {}
+        for work, (path, count) in run_all(partial(look_once, look, checks, own), works, workers, num_works):
+            found[work.number] = path
+            progress(count)
+        for number in sorted(found):
+            yield from_json(found[number].read_text())
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[Path]:
+    """Gives `folder`, or one beside it while another look has that; each is deleted at the good end of its look.
+
+    After another end `folder` stays for the look that begins again; one beside it goes: nobody would look for it.
+    """
+    own, others, done = folder, 0, False
+    while (held := hold(own)) is None:
+        others += 1
+        own = folder.with_name(f"{folder.name}-{others}")
+    try:
+        yield own
+        done = True
+    finally:
+        if done or others:
+            shutil.rmtree(own)
+            with suppress(OSError):  # unless another look is under way
+                folder.parent.rmdir()
+        os.close(held)
+
+
+def hold(folder: Path) -> int | None:
+    """Returns a file descriptor that has a folder, made if need be, until it is closed; None: another look has it."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # another look is at its end
+            continue
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            return None
+        except OSError:
+            return held  # the storage knows no locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held), (folder / LOCK).stat()):
+                return held
+        os.close(held)  # it was deleted meanwhile
 
 
 def look_once(look: Look, checks: Checks, folder: Path, work: ShardWork | Chunk) -> tuple[Path, int]:

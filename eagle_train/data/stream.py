@@ -118,11 +118,12 @@ def find_row(
     How many rows windows have is known when they are made, so all before it are made.
 
     Args:
-        progress: called with the number of rows of each window that was passed.
+        progress: called with the number of rows of each window that was passed, and at last of those before the row.
     """
     at = Cursor()
     for at, window in windows(catalog, config, Cursor()):
         if row < at.first_row + len(window):
+            progress(row - at.first_row)
             break
         progress(len(window))
     return at

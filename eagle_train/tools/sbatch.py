@@ -96,7 +96,8 @@ def directives(options: argparse.Namespace, config: Mapping[str, Any]) -> dict[s
 
 def with_directive(script: str, name: str, value: str | None) -> str:
     """Returns the script with one `#SBATCH` option set, added after the others, or left out."""
-    line = None if value is None else f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}"
+    # sbatch knows quotes, and takes what follows a space or `#` without them for something else.
+    line = None if value is None else f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
     lines = script.splitlines()
     places = [i for i, text in enumerate(lines) if re.match(rf"#SBATCH --{name}(=|$)", text)]
     others = [i for i, text in enumerate(lines) if text.startswith("#SBATCH")]

@@ -122,11 +122,13 @@ def run_stages(run: Run) -> bool:
 
 
 def roll_back(run: Run) -> None:
-    """Makes the run go on from its newest checkpoint, as if it had been started again; all ranks call it."""
-    latest = run.saver.checkpoints.latest()
-    run.resume_from, run.state = latest, replace(read_state(latest), config_hash=run.state.config_hash)
+    """Makes the run go on from the checkpoint that `can_return` found, as if it had been started again.
+
+    All ranks call it.
+    """
+    run.state = replace(read_state(run.resume_from), config_hash=run.state.config_hash)
     run.goodput.resumed(run.state.global_step)
-    attempt = record_attempt(run.folder, run.text, run.state.run_id, latest) if dist.rank() == 0 else None
+    attempt = record_attempt(run.folder, run.text, run.state.run_id, run.resume_from) if dist.rank() == 0 else None
     run.attempt = dist.broadcast_object(attempt)
     run.trackers.close()
     run.trackers = make_trackers(run.config, run.folder, run.state)

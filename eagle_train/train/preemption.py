@@ -32,7 +32,8 @@ class PreemptionFlag:
 
     Args:
         margin_seconds: of wall time that shall be left when the state is saved.
-        save_seconds: that a checkpoint is taken to last before one was measured; then the longest so far counts.
+        save_seconds: that a checkpoint is taken to last before one of the stage was measured; then the longest so far
+            counts.
         end_time: returns the end of the job, seconds since the epoch, or None; asked again before it is acted upon,
             since limits get extended.
 
@@ -50,7 +51,7 @@ class PreemptionFlag:
         self.signal: int | None = None
         self.writing: Callable[[], bool] = lambda: False
         self._margin_seconds = margin_seconds
-        self._save_seconds = save_seconds
+        self._guess = self._save_seconds = save_seconds
         self._measured = False
         self._end_time = end_time
         self._end = end_time() if dist.rank() == 0 else None
@@ -93,6 +94,15 @@ class PreemptionFlag:
             self._margin_seconds,
         )
         return True
+
+    def begin_stage(self) -> None:
+        """Tells that a stage begins: what was made ready since the last step was no step.
+
+        Its checkpoints may be larger, as where a projector was trained and now all is: until one is measured, the guess
+        counts again if it is longer than those before.
+        """
+        self._asked_at = None
+        self._save_seconds, self._measured = max(self._guess, self._save_seconds), False
 
     def saved(self, seconds: float) -> None:
         """Tells how long a checkpoint took, from its begin to its publication, in seconds."""

@@ -113,6 +113,7 @@ def run_stage(run: Run, stage: Stage) -> bool:
     trainer = make_trainer(run, stage, data, engine, ledger, groups.own_parts(rows), guard)
     trainer.proof = FreezeProof(model, run.placement) if run.config["prove_freeze"] else None
     run.trackers.begin_stage(run.state.stage, run.state.step, data.num_steps)
+    run.preempted.begin_stage()
     try:
         with run.goodput.phase("training"):
             finished = trainer.fit()
@@ -211,10 +212,13 @@ def make_guard(run: Run) -> AnomalyGuard:
 
 
 def can_return(run: Run) -> bool:
-    """Returns whether the run's present stage has a checkpoint; all ranks ask together."""
+    """Returns whether the present stage has a whole checkpoint; the run then resumes from it. All ranks call it."""
     settle(run, run.saver.finish())
-    latest = run.saver.checkpoints.latest()
-    return latest is not None and read_state(latest).stage == run.state.stage
+    latest = run.saver.checkpoints.latest(accept_none=True)  # none: the run stops, and saves its state
+    if latest is None or read_state(latest).stage != run.state.stage:
+        return False
+    run.resume_from = latest
+    return True
 
 
 def record_anomaly(run: Run, anomaly: Anomaly) -> None:

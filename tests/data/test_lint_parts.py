@@ -58,3 +58,27 @@ def test_the_order_in_which_parts_are_done_changes_nothing(tmp_path, monkeypatch
     assert report.kinds["duplicate_sample"].examples == [
         (f"{stem}/{2 * i + 1:08d}", f"like {stem}/{2 * i:08d}") for i in range(3)
     ]
+
+
+def test_two_looks_at_the_same_do_not_take_each_others_findings_away(tmp_path):
+    kept, chunks = tmp_path / "kept" / "look", [Chunk(SAMPLES * number, []) for number in range(3)]
+
+    def begin():
+        return lint_parts(look, CHECKS, chunks, kept, workers=1, progress=lambda count: None)
+
+    alone = list(begin())
+    first = begin()
+    early = next(first)  # all parts are looked at, and one is read back
+    assert list(begin()) == alone
+    assert [early, *first] == alone
+    assert not kept.parent.exists()
+
+
+def test_a_look_that_ends_early_beside_another_leaves_only_the_findings_of_that(tmp_path):
+    kept, chunks = tmp_path / "kept" / "look", [Chunk(SAMPLES * number, []) for number in range(3)]
+    first, second = (lint_parts(look, CHECKS, chunks, kept, workers=1, progress=lambda count: None) for _ in range(2))
+    assert next(first) == next(second)
+    assert len(list(kept.parent.iterdir())) == 2
+    second.close()
+    first.close()
+    assert list(kept.parent.iterdir()) == [kept] and len(list(kept.glob("*.json"))) == 3

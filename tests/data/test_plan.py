@@ -111,7 +111,7 @@ def test_the_window_of_a_row_is_found(tmp_path):
         passed = []
         cursor = find_row(catalog, config, row, passed.append)
         assert cursor.first_row == max(first for first in firsts if first <= row)
-        assert sum(passed) == cursor.first_row or row == 10**6
+        assert sum(passed) == min(row, sum(len(step.rows) for step in whole)), "as many as were asked for, if there are"
     number = firsts[2] // config.rows_per_step
     cursor = find_row(catalog, config, number * config.rows_per_step)
     assert rows_of(steps(catalog, config, first=number, cursor=cursor)) == rows_of(whole[number:])

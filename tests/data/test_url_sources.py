@@ -9,7 +9,7 @@ import yaml
 from eagle_train.data.shards import write_shards
 from eagle_train.tools import data as data_tool
 from tests.data.range_server import serving
-from tests.runs import KINDS
+from tests.runs import KINDS, overrides
 
 pytest.importorskip("aiohttp")
 NAMES = ("small_text", "small_shapes")
@@ -66,6 +66,31 @@ def test_lint_finds_in_urls_what_it_finds_in_files(roots, capsys, monkeypatch, t
     code, out = told(capsys, "lint", remote, "--json")
     (example,) = json.loads(out)["sources"]["small_text"]["findings"]["missing_shard"]["examples"]
     assert code == 1 and example["key"] == "small_text/small_text-000000" and "key=" not in example["excerpt"]
+
+
+@pytest.mark.slow
+def test_lint_of_an_experiment_reads_as_it_does_and_measures_against_its_rows(
+    roots, data, capsys, monkeypatch, tmp_path
+):
+    local, remote, _ = roots
+    monkeypatch.chdir(tmp_path)
+
+    def stage(root, length, *more):
+        asked = [f"data_root={root}", *(f"schedule.{name}.recipe={root}/r.yaml" for name in ("pretrain", "sft"))]
+        return overrides(data, tmp_path / "run", *asked, f"schedule.sft.max_length={length}", *more)
+
+    settings = f"_target_:eagle_train.data.shard_cache.ShardCache,folder:{tmp_path}/cache,max_bytes:100000000"
+    found = []
+    for root in (local, remote):
+        words = stage(root, 50, f"data.storage.cache={{{settings}}}", "decode=true", "--json")
+        assert data_tool.main(["lint", *words]) == 1
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1] and found[0]["samples"] == 52
+    assert len(list((tmp_path / "cache").rglob("*.tar*"))) >= 6
+    assert 0 < found[0]["sources"]["small_text"]["findings"]["too_long"]["count"] < 12
+    keeps = "data.too_long._target_=eagle_train.data.too_long.KeepTurns"
+    assert data_tool.main(["lint", *stage(local, 50, keeps)]) == 0
+    assert data_tool.main(["lint", *stage(local, 50), "stage=pretrain"]) == 0, "its rows are longer"
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 import argparse
 import inspect
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -86,17 +88,19 @@ def test_without_gpus_there_is_one_rank_per_node_and_nodes_are_shared(render):
 def test_the_script_runs_the_overrides_with_the_python_that_is_named(render, tmp_path):
     script = render(f"--venv={tmp_path}")
     lines = script.splitlines()
-    start, end = (next(i for i, line in enumerate(lines) if line.startswith(text)) for text in ("set -u", "wait"))
+    start, end = (next(i for i, line in enumerate(lines) if line.startswith(text)) for text in ("set -u", "step="))
     body = "\n".join(lines[start:end])
-    told = "srun() { printf '%s\\n' \"$@\"; }; squeue() { echo 1795876521; }\nSLURM_JOB_NAME=x SLURM_JOB_ID=7\n"
+    told = "srun() { printf '%s\\n' \"$@\"; }; squeue() { echo 7 1795876521; }\nSLURM_JOB_NAME=x SLURM_JOB_ID=7\n"
+    told += "SLURM_JOB_END_TIME=1\n"  # of the job that it was submitted from
     told += f"SLURM_JOB_NODELIST=n1 LOGS={tmp_path}/logs\nSLURM_CPUS_PER_TASK=8\nPATH=/usr/bin:/bin\n"
-    shown = "wait; echo $SRUN_CPUS_PER_TASK $SLURM_JOB_END_TIME\n"
+    told += "export SLURM_EXPORT_ENV=NONE\n"
+    shown = "wait; echo $SRUN_CPUS_PER_TASK $SLURM_JOB_END_TIME ${SLURM_EXPORT_ENV-everything}\n"
     bash = ["/bin/bash", "-c", f"{told}{body}\n{shown}", "job", "seed=3"]
     done = subprocess.run(bash, capture_output=True, text=True, check=True, cwd=tmp_path)
     said = done.stdout.splitlines()
     assert said[-9:-1] == [f"{tmp_path}/bin/python", "-m", "eagle_train", *ASKED, "seed=3"]
     assert "--kill-on-bad-exit=1" in said
-    assert said[-1] == "8 1795876521"
+    assert said[-1] == "8 1795876521 everything"
     assert (tmp_path / "logs" / "x-7" / "start-0").is_dir()
 
 
@@ -128,21 +132,14 @@ def test_the_template_is_a_valid_script_that_takes_its_arguments_as_overrides():
 @pytest.fixture
 def job(tmp_path):
     """Returns what starts the template once: from a checkpoint, ending with a code; and whether it was requeued."""
-    programs, requeues, starts = tmp_path / "bin", tmp_path / "requeues", []
-    programs.mkdir()
+    requeues, starts = tmp_path / "requeues", []
     srun = """for word in "$@"; do [ "${word#--output=}" = "$word" ] || log=${word#--output=}; done
     echo "12:00:00 WARNING $RESUMED" >"${log%rank-%t.log}rank-0.log"; exit $CODE"""
-    for name, does in {"srun": srun, "squeue": "echo RUNNING", "scontrol": f'echo "$@" >>{requeues}'}.items():
-        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
-        (programs / name).chmod(0o755)
+    programs(tmp_path, srun=srun, squeue='echo "7 RUNNING 7"', scontrol=f'echo "$@" >>{requeues}')
 
     def start(code, resumed):
         starts.append(code)
-        env = {"PATH": f"{programs}:/usr/bin:/bin", "SLURM_JOB_NAME": "x", "SLURM_JOB_ID": "7"}
-        env |= {"SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": str(len(starts)), "CODE": str(code)}
-        script = resource_dir("slurm") / "train.sbatch"
-        env |= {"RESUMED": resumed, "LOGS": str(tmp_path / "logs")}
-        done = subprocess.run(["bash", str(script)], env=env, capture_output=True, text=True, check=False)
+        done = run_script(tmp_path, RESUMED=resumed, CODE=str(code), SLURM_RESTART_COUNT=str(len(starts)))
         assert done.returncode == code and not done.stderr, done
         said = requeues.read_text() if requeues.exists() else ""
         requeues.unlink(missing_ok=True)
@@ -150,6 +147,29 @@ def job(tmp_path):
         return bool(said), done.stdout
 
     return start
+
+
+def programs(folder, **programs):
+    """Writes shell scripts in the place of programs."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, does in programs.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / "bin" / name).chmod(0o755)
+
+
+def begin_script(folder, **variables):
+    """Starts the template with the programs in a folder."""
+    env = {"PATH": f"{folder}/bin:/usr/bin:/bin", "SLURM_JOB_NAME": "x", "SLURM_JOB_ID": "7", "LOGS": f"{folder}/logs"}
+    script, pipe = resource_dir("slurm") / "train.sbatch", subprocess.PIPE
+    env |= {"SLURM_JOB_NODELIST": "n1"} | variables
+    return subprocess.Popen(["bash", str(script)], env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def run_script(folder, **variables):
+    """Runs the template with the programs in a folder to its end."""
+    with begin_script(folder, **variables) as process:
+        out, error = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
 def resumed(step):
@@ -169,3 +189,52 @@ def test_failures_between_which_there_is_progress_or_a_good_end_are_borne(job):
     assert all(job(1, resumed(step))[0] for step in (20, 20, 30, 30, 40))
     assert all(job(code, "no checkpoint yet")[0] for code in (1, 1, 75, 1, 1, 75))
     assert job(0, resumed(50))[0] is False
+
+
+def test_one_task_of_an_array_is_requeued_and_not_the_array_whose_number_it_has(tmp_path):
+    states = "8 PENDING 7_2\\n7 RUNNING 7_3\\n71 RUNNING 7_4\\n"
+    lists = f'case "$*" in *%e*) printf "8 1\\n7 22\\n9 3\\n";; *) printf "{states}";; esac'
+    asked = f'echo "$@" >>{tmp_path}/asked'
+    programs(tmp_path, srun=f"echo $SLURM_JOB_END_TIME >{tmp_path}/end; exit 75", squeue=lists, scontrol=asked)
+    assert run_script(tmp_path).returncode == 75
+    assert (tmp_path / "asked").read_text() == "requeue 7_3\n"
+    assert (tmp_path / "end").read_text() == "22\n"
+
+
+def test_a_controller_that_is_away_for_a_while_is_asked_again(tmp_path):
+    away = f"""echo >>{tmp_path}/asked; [ $(wc -l <{tmp_path}/asked) -lt 4 ] && exit 1; echo 7 RUNNING 7"""
+    does = f'echo "$0 $@" | sed "s,.*/,," >>{tmp_path}/did'
+    programs(tmp_path, srun="exit 75", squeue=away, sleep=does, scontrol=does)
+    assert run_script(tmp_path).returncode == 75
+    assert (tmp_path / "did").read_text() == "sleep 10\nsleep 10\nscontrol requeue 7\n"
+
+
+@pytest.mark.parametrize("ends", ["at once", "later"])
+def test_a_signal_to_the_script_alone_is_given_to_the_ranks_and_its_end_waited_for(tmp_path, ends):
+    does = f'echo "$@" >>{tmp_path}/asked'
+    later = "exit 75" if ends == "at once" else "touch told"
+    rank = f"""trap '{later}' USR1; cd {tmp_path}; touch ready
+    for i in $(seq 1200); do [ -e told ] && [ -e go ] && exit 75; sleep 0.05; done"""
+    programs(tmp_path, srun=rank, squeue="echo 7 RUNNING 7", scontrol=does)
+    with begin_script(tmp_path) as job:
+        until(lambda: (tmp_path / "ready").exists())
+        job.send_signal(signal.SIGUSR1)
+        if ends == "later":
+            until(lambda: (tmp_path / "told").exists() or job.poll() is not None)
+            (tmp_path / "go").touch()
+        out, _ = job.communicate(timeout=60)
+    assert job.returncode == 75 and "ended with 75" in out
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
+def until(true):
+    """Waits for something to be so."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_name_with_spaces_is_one_word_to_sbatch(render):
+    script = render("--job-name=my toy", "--account=a b")
+    assert directives(script)["job-name"] == "'my toy'" and directives(script)["account"] == "'a b'"

@@ -59,6 +59,30 @@ def test_two_more_steps_must_fit(flag, monkeypatch):
     assert one.asked()
 
 
+def test_making_a_stage_ready_is_no_step(flag, monkeypatch):
+    one = flag(1000, margin_seconds=10, save_seconds=10)
+    clock = time.time()
+    monkeypatch.setattr("time.time", lambda: clock)
+    assert not one.asked()
+    clock += 400
+    one.begin_stage()
+    assert not one.asked()
+
+
+def test_checkpoints_of_a_stage_are_taken_to_last_as_long_as_guessed_until_one_is_measured(flag):
+    one = flag(100, margin_seconds=10, save_seconds=120)
+    one.saved(5)
+    assert not one.asked()
+    one.begin_stage()
+    assert one.asked(), "the next stage may save more than a projector"
+    one.saved(5)
+    assert not one.asked()
+    one.saved(70)
+    one.begin_stage()
+    one.saved(5)
+    assert not one.asked()
+
+
 def test_a_limit_that_was_extended_counts(flag):
     one = flag(5, 5000, margin_seconds=60, save_seconds=1)
     assert not one.asked()

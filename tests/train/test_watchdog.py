@@ -130,7 +130,7 @@ def test_a_job_stuck_in_the_same_step_again_and_again_is_held(tmp_path, monkeypa
         (tmp_path / f"start-{start}" / REPORT).write_text("rank 1 ...\nstep 12\n")
     assert is_old(tmp_path, REPORT, 12) and not is_old(tmp_path, REPORT, 13)
     asked = []
-    monkeypatch.setattr(slurm, "command", lambda words: asked.append(words) or "JobState=RUNNING")
+    monkeypatch.setattr(slurm, "command", lambda words: asked.append(words) or "JobId=7 JobState=RUNNING")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert slurm.requeue(hold=True) and asked[-1] == ["scontrol", "requeuehold", "7"]
 
