@@ -107,6 +107,8 @@ def test_records_come_back_without_a_line_that_a_crash_cut_short(tmp_path):
         file.write(json.dumps({"stage": "sft"})[:9])
     found = read_anomalies(tmp_path)
     assert [(a.step, a.action, a.samples) for a in found] == [(3, "skip", ((0, 1),)), (4, "skip", ((0, 1),))]
+    write_anomaly(tmp_path, anomaly(5, "rollback"))
+    assert [a.step for a in read_anomalies(tmp_path)] == [3, 4, 5], "the next one is not lost with it"
 
 
 @pytest.mark.parametrize(("bad", "limit"), [(math.nan, math.inf), (9.0, 5.0)])

@@ -1,6 +1,7 @@
 """One optimizer step: accumulation, ranks of rows, metrics, and what stops a run."""
 
 from itertools import repeat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def make(tmp_path):
             budget=BadSampleBudget({"a": 100, "b": 100}, {"a": share, "b": 1.0}, []),
             preempted=flag,
             heart=Heart(),
-            save=lambda **_: (saved if saved is not None else []).append(1),
+            save=lambda wait=True: (saved if saved is not None else []).append(wait),
             save_every=100,
             log_every=1,
         )
@@ -163,7 +164,7 @@ def test_a_nan_loss_saves_and_names_the_samples(make):
     with pytest.raises(NonFiniteLossError, match="a/0, b/1") as error:
         trainer.train_step([tiny_row(SAMPLES)], Throughput())
     assert "step 0 of stage sft" in str(error.value)
-    assert saved == [1] and trainer.state.step == 0
+    assert saved == [True] and trainer.state.step == 0
     assert all(torch.equal(v, before[n]) for n, v in weights(trainer).items() if n != "llm.lm_head.weight")
 
 
@@ -180,7 +181,7 @@ def test_bad_samples_over_the_share_save_and_stop_with_the_list(make):
     with pytest.raises(TooManyBadSamples, match="2 of 100 samples are bad") as error:
         trainer.train_step([row(1)], Throughput())
     assert "a/bad0" in str(error.value) and "a/bad1" in str(error.value)
-    assert saved == [1]
+    assert saved == [True]
 
 
 def test_a_gradient_that_is_not_finite_updates_nothing_saves_and_names_the_samples(make):
@@ -190,7 +191,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing_saves_and_names_the_sampl
     before = weights(trainer)
     with pytest.raises(NonFiniteLossError, match=r"step 0 .* gradient norm is (inf|nan).*a/0, b/1"):
         trainer.train_step([tiny_row(SAMPLES)], Throughput())
-    assert saved == [1] and all(torch.equal(v, before[n]) for n, v in weights(trainer).items())
+    assert saved == [True] and all(torch.equal(v, before[n]) for n, v in weights(trainer).items())
 
 
 def test_a_step_of_which_every_sample_is_bad_is_passed_over(make):
@@ -237,7 +238,25 @@ def test_a_signal_ends_the_stage_after_saving(make):
     trainer = make(1, batches=repeat(tiny_row(SAMPLES)), saved=saved)
     trainer.preempted.signal = 15
     assert not trainer.fit()
-    assert trainer.state.step == 1 and saved == [1]
+    assert trainer.state.step == 1 and saved == [True]
+
+
+def test_a_stage_logs_and_saves_when_due_and_waits_for_its_last_checkpoint(make):
+    saved, logged, polled = [], [], []
+    trainer = make(1, batches=[tiny_row(SAMPLES, number=number) for number in range(4)], saved=saved)
+    trainer.save_every = trainer.log_every = 3
+    trainer.tracker = SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics)))
+    trainer.poll = lambda: polled.append(trainer.state.step)
+    trainer.state.global_step = 10
+    assert trainer.fit()
+    assert saved == [False, True] and polled == [1, 2, 3, 4]
+    assert [(step, metrics["stage_step"]) for step, metrics in logged] == [(13, 3), (14, 4)]
+    tokens = trainer.state.tokens_seen // 4
+    assert tokens == tiny_row(SAMPLES).num_tokens
+    for (_, metrics), left, done in zip(logged, (1, 0), (3, 4), strict=True):
+        assert metrics["time/eta_seconds"] == pytest.approx(left * metrics["time/step_seconds"])
+        assert metrics["data/fill"] == pytest.approx(tokens / 256) and metrics["train/tokens_seen"] == done * tokens
+        assert 0 < metrics["time/data_wait_share"] < 1 and metrics["time/images_per_second"] > 0
 
 
 def test_clipping_limits_the_update(make):
