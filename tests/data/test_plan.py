@@ -1,17 +1,23 @@
 """The plan: a pure function, every sample exactly as often as its repeat says, the same on any cluster."""
 
+import hashlib
+import json
 import pickle
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from eagle_train.data.balance import CostModel
 from eagle_train.data.index import index_stem
 from eagle_train.data.layout import layout_path
 from eagle_train.data.mixing import asked_shares, epoch_pieces, piece_rows, repeats
-from eagle_train.data.plan import count_rows, epoch_windows, plan_window
+from eagle_train.data.plan import PLAN_VERSION, count_rows, epoch_windows, plan_window
+from eagle_train.data.shuffle import splitmix64
 from eagle_train.data.stream import Cursor, count_steps, find_row, steps
 from tests.catalogs import made_up_catalog, plan_config
+
+PINNED_PLAN = (2, "aa425d931d2c7825", 73)
 
 
 def rows_of(steps_made):
@@ -75,6 +81,16 @@ def test_equal_arguments_give_equal_rows_and_another_seed_gives_others(tmp_path)
     assert one[: len(one) // 2] != one[len(one) // 2 :], "another order in another epoch"
 
 
+def test_the_plan_is_fixed_for_ever(tmp_path):
+    # A run goes on with the rows of its plan: whoever makes others raises PLAN_VERSION, and pins them here.
+    lengths = 20 + (splitmix64(np.arange(420)) % np.uint64(280)).astype(np.int64)
+    catalog = made_up_catalog(tmp_path, repeats=(1.0, 0.7), bad=(3, 77), lengths=lengths)
+    cost = CostModel(per_token=1e3, per_token_squared=2.0, per_tile=3e4, per_tile_pair=2e4)
+    made = list(steps(catalog, plan_config(catalog, num_epochs=3, rows_per_step=5, seed=7, cost=cost)))
+    pin = hashlib.sha256(json.dumps(rows_of(made)).encode()).hexdigest()[:16]
+    assert (PLAN_VERSION, pin, len(made)) == PINNED_PLAN
+
+
 def test_fewer_steps_are_the_first_of_more_and_run_through_epochs(tmp_path):
     catalog = made_up_catalog(tmp_path)
     config = plan_config(catalog, num_epochs=None)
@@ -111,6 +127,8 @@ def test_the_window_of_a_row_is_found(tmp_path):
         cursor = find_row(catalog, config, row, passed.append)
         assert cursor.first_row == max(first for first in firsts if first <= row)
         assert sum(passed) == cursor.first_row or row == 10**6
+    across = next(step for step in whole if step.first_row < step.after.first_row)
+    assert find_row(catalog, config, across.first_row + 3) == across.after, "a step stands where its last row does"
     number = firsts[2] // config.rows_per_step
     cursor = find_row(catalog, config, number * config.rows_per_step)
     assert rows_of(steps(catalog, config, first=number, cursor=cursor)) == rows_of(whole[number:])
@@ -134,6 +152,7 @@ def test_totals_are_those_of_the_rows(tmp_path):
     made = list(steps(catalog, config))
     totals = count_rows(catalog, config)
     assert totals == count_steps(catalog, config, 10_000)
+    assert count_steps(catalog, config, 3).samples == len(samples_of(made[:3]))
     assert (totals.rows, totals.samples) == (len(rows_of(made)), len(samples_of(made)))
     assert totals.tiles == 2 * (140 - 1)
 
@@ -159,6 +178,13 @@ def test_weights_give_the_asked_shares_in_what_they_count(tmp_path):
         assert size[numbers].sum() == pytest.approx(4 * size.sum(), rel=0.02), (
             "an epoch is as long as one pass over all"
         )
+
+
+def test_a_source_that_weighs_nothing_gives_nothing_even_where_it_has_nothing(tmp_path):
+    catalog = made_up_catalog(tmp_path, weights=(2.0, 0.0), bad=range(300, 420))
+    assert repeats(catalog.sources, catalog.source_summaries(), "samples") == [1, 0]
+    catalog = made_up_catalog(tmp_path, repeats=(0.5, 0.0))
+    assert repeats(catalog.sources, catalog.source_summaries(), "samples") == [Fraction(1, 2), 0]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from eagle_train import dist
 from eagle_train.train.checkpoint import CheckpointDir, LostCheckpointsError, step_of
-from eagle_train.train.manifest import problem
+from eagle_train.train.manifest import problem, problem_of_ranks
 from eagle_train.train.retention import Best, Retention
 from eagle_train.train.tensor_file import write_bytes
 
@@ -145,6 +146,28 @@ def test_a_flipped_bit_is_seen_by_the_hash_alone(checkpoints):
     flip(checkpoints.path(3) / "first")
     assert problem(checkpoints.path(3)) is None and checkpoints.latest(thorough=False) == checkpoints.path(3)
     assert checkpoints.latest() == checkpoints.path(2)
+
+
+def test_a_file_that_cannot_be_read_is_damaged_and_ranks_read_every_file_between_them(checkpoints, monkeypatch):
+    read = []
+
+    def fail(path):
+        read.append(path.name)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eagle_train.train.manifest.hash_of_file", fail)
+        said = problem_of_ranks(checkpoints.path(3), thorough=True)
+        assert said.count("cannot be read ([Errno 5] Input/output error)") == 2 and "part/second cannot" in said
+        for rank in range(2):
+            read.clear()
+            patch.setattr(dist, "rank", lambda rank=rank: rank)
+            patch.setattr(dist, "world_size", lambda: 2)
+            patch.setattr(dist, "broadcast_object", lambda told: None)
+            patch.setattr(dist, "gather_objects", lambda told: [told])
+            assert problem_of_ranks(checkpoints.path(3), thorough=True)
+            assert read == [["first"], ["second"]][rank], "the largest first"
+    assert problem_of_ranks(checkpoints.path(3), thorough=True) is None
 
 
 def test_a_run_never_starts_anew_in_silence_when_all_its_checkpoints_are_damaged(checkpoints):

@@ -65,6 +65,7 @@ def test_position_ids_of_several_kinds_are_cut_along_the_row():
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_sums_by_source_of_parts_add_up_to_those_of_the_row(size):
     row = booked(tiny_row(SAMPLES))
+    row = grown(row, loss_weights=torch.rand(len(row.input_ids)) + 0.5)  # those at the ends of samples count too
     losses = torch.rand(len(row.input_ids)) * row.loss_weights
     expected = sums_by_source(row, losses, ["a", "b", "c"])
     of = [range(*bounds) for bounds in pairwise(row.cu_seqlens.tolist())]

@@ -17,6 +17,7 @@ from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.projector import MlpProjector
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Trackers
+from eagle_train.train.anomalies import AnomalyGuard, AnomalyPolicy, RollBack
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.engine import PlainEngine
 from eagle_train.train.heartbeat import Heart
@@ -157,15 +158,53 @@ def test_loss_is_the_weighted_mean_and_source_losses_add_up(make):
 
 
 def test_a_nan_loss_saves_and_names_the_samples(make):
-    saved = []
+    saved, found = [], []
     trainer = make(1, saved=saved)
+    trainer.record = found.append
     trainer.engine.model.llm.lm_head.weight.data[3] = float("nan")
     before = weights(trainer)
     with pytest.raises(NonFiniteLossError, match="a/0, b/1") as error:
         trainer.train_step([tiny_row(SAMPLES)], Throughput())
     assert "step 0 of stage sft" in str(error.value)
+    assert [(each.kind, each.action, each.limit) for each in found] == [("loss", "stop", None)]
     assert saved == [True] and trainer.state.step == 0
     assert all(torch.equal(v, before[n]) for n, v in weights(trainer).items() if n != "llm.lm_head.weight")
+
+
+def test_a_skipped_spike_leaves_weights_and_moments_as_they_were_and_the_next_one_goes_back(make):
+    saved, found, told = [], [], []
+    policy = AnomalyPolicy(spike_deviations=6.0, window=8, skips=1, rollbacks=1)
+    spiky, calm = make(1, saved=saved), make(1)
+    spiky.guard = AnomalyGuard(policy=policy, stage="sft", losses=[1e9] * 8)
+    spiky.record, spiky.can_return = found.append, lambda: True
+    rows = [tiny_row(SAMPLES[i : i + 2]) for i in (0, 2, 4)]
+    for trainer in (spiky, calm):
+        trainer.train_step(rows[:1], Throughput())
+    before = weights(spiky)
+    spiky.guard.losses[:] = [0.5] * 8
+    spiky.proof = SimpleNamespace(forget=lambda: told.append("forget"), check=lambda: told.append("check"))
+    _, metrics = spiky.train_step(rows[1:2], Throughput())
+    assert metrics["train/anomaly"] == 1.0 and "train/grad_norm" not in metrics and told == ["forget"]
+    assert all(torch.equal(value, before[name]) for name, value in weights(spiky).items())
+    with pytest.raises(RollBack):
+        spiky.train_step(rows[1:2], Throughput())
+    assert [(each.step, each.kind, each.action, each.keys) for each in found] == [
+        (1, "spike", "skip", ("a/2", "b/3")),
+        (2, "spike", "rollback", ("a/2", "b/3")),
+    ]
+    assert all(0.5 < each.limit < each.loss and each.grad_norm is None for each in found) and not saved
+    spiky.__post_init__()  # as when the stage goes on after the return
+    spiky.state.step = 1
+    _, metrics = spiky.train_step(rows[1:2], Throughput())
+    assert not {"train/anomaly", "train/grad_norm"} & set(metrics), "passed over"
+    assert all(torch.equal(value, before[name]) for name, value in weights(spiky).items())
+    spiky.guard.losses[:] = [1e9] * 8
+    spiky.state.step = calm.state.step = 3
+    for trainer in (spiky, calm):
+        trainer.train_step(rows[2:], Throughput())
+    assert told == ["forget", "forget", "check"] and spiky.proof is None
+    assert all(torch.equal(value, weights(calm)[name]) for name, value in weights(spiky).items())
+    assert spiky.flush_losses() == calm.flush_losses(), "what was left out is in no mean"
 
 
 def test_bad_samples_over_the_share_save_and_stop_with_the_list(make):
@@ -214,8 +253,9 @@ def test_logged_losses_are_means_since_the_last_log(make):
         trainer.train_step([row], Throughput())
     sums = [float(row.loss_weights.sum()) for row in rows]
     expected = sum(a * b for a, b in zip(single, sums, strict=True)) / sum(sums)
+    assert sum(weight for _, weight in trainer.state.loss_sums.values()) == pytest.approx(sum(sums))
     assert trainer.flush_losses()["train/loss"] == pytest.approx(expected, rel=1e-5)
-    assert trainer.flush_losses() == {}
+    assert trainer.flush_losses() == trainer.state.loss_sums == {}
 
 
 def test_the_ledger_holds_what_each_step_used_and_dropped(make, tmp_path):
