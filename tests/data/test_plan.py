@@ -116,6 +116,15 @@ def test_any_step_follows_from_its_cursor_alone(tmp_path):
     assert rows_of(steps(catalog, config, first=7)) == rows_of(whole[7:]), "without a cursor, from the beginning"
 
 
+def test_a_window_of_short_samples_closes_at_a_number_of_them(tmp_path, monkeypatch):
+    catalog = made_up_catalog(tmp_path)
+    monkeypatch.setattr("eagle_train.data.plan.MAX_WINDOW_SAMPLES", 100)
+    windows = epoch_windows(catalog, plan_config(catalog, window_rows=10**6), 0)
+    counts = [[piece.count for piece in window] for window in windows]
+    assert sum(map(sum, counts)) == 420 and len(counts) > 3
+    assert all(sum(window[:-1]) < 100 <= sum(window) for window in counts[:-1])
+
+
 def test_the_window_of_a_row_is_found(tmp_path):
     catalog = made_up_catalog(tmp_path)
     config = plan_config(catalog, num_epochs=2)

@@ -3,9 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from eagle_train import dist
-from eagle_train.train.checkpoint import CheckpointDir, LostCheckpointsError, step_of
+from eagle_train.train.checkpoint import (
+    CheckpointDir,
+    LostCheckpointsError,
+    TrainState,
+    read_plan,
+    read_state,
+    restore_random_states,
+    state_files,
+    step_of,
+)
 from eagle_train.train.manifest import problem, problem_of_ranks
 from eagle_train.train.retention import Best, Retention
 from eagle_train.train.tensor_file import write_bytes
@@ -199,6 +209,26 @@ def test_pruning_counts_and_deletes_whole_checkpoints_only(tmp_path):
             (checkpoints.path(0) / "first").write_bytes(b"torn")
         checkpoints.prune()
     assert [p.name for p in checkpoints.published()] == ["step-00000000", "step-00000002", "step-00000003"]
+
+
+def test_the_small_files_of_a_checkpoint_bring_back_state_plan_and_random_numbers(tmp_path, monkeypatch):
+    state = TrainState(stage="sft", step=3, cursor={"window": 2}, loss_sums={"a": [1.5, 2.0]}, recent_losses=[0.25])
+    torch.manual_seed(3)
+    for name, data in state_files(state, "a: 1\n", {"rows": 7}).items():
+        (tmp_path / name).write_bytes(data)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    restore_random_states(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    assert read_state(tmp_path) == state and read_plan(tmp_path) == {"rows": 7}
+    assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
+    monkeypatch.setattr(dist, "rank", lambda: 1)
+    assert [*state_files(state, "", {})] == ["rng-00001.safetensors"], "the others are rank 0's to write"
+    torch.manual_seed(4)
+    restore_random_states(tmp_path)
+    found = torch.rand(3)
+    torch.manual_seed(4)
+    assert torch.equal(found, torch.rand(3)), "a rank that was not there keeps its own"
 
 
 def test_every_nth_checkpoint_stays_for_ever():
