@@ -11,7 +11,7 @@ import pytest
 from eagle_train.data.balance import CostModel
 from eagle_train.data.index import index_stem
 from eagle_train.data.layout import layout_path
-from eagle_train.data.mixing import asked_shares, epoch_pieces, piece_rows, repeats
+from eagle_train.data.mixing import Piece, asked_shares, epoch_pieces, piece_rows, repeats
 from eagle_train.data.plan import PLAN_VERSION, count_rows, epoch_windows, plan_window
 from eagle_train.data.shuffle import splitmix64
 from eagle_train.data.stream import Cursor, count_steps, find_row, steps
@@ -123,6 +123,16 @@ def test_a_window_of_short_samples_closes_at_a_number_of_them(tmp_path, monkeypa
     counts = [[piece.count for piece in window] for window in windows]
     assert sum(map(sum, counts)) == 420 and len(counts) > 3
     assert all(sum(window[:-1]) < 100 <= sum(window) for window in counts[:-1])
+
+
+def test_a_window_without_a_good_sample_has_no_row(tmp_path):
+    catalog = made_up_catalog(tmp_path, bad=range(50))
+    window = plan_window(catalog, plan_config(catalog), [Piece(0, 0, 50)], 0, 0)
+    assert len(window) == 0 and window.offsets.tolist() == [0]
+    columns = (window.samples, window.num_tokens, window.num_tiles, window.costs)
+    assert all(column.shape == (0,) and column.dtype == np.int64 for column in columns)
+    both = plan_window(catalog, plan_config(catalog), [Piece(0, 0, 50), Piece(1, 0, 50)], 0, 0)
+    assert sorted(both.samples.tolist()) == list(range(50, 100))
 
 
 def test_the_window_of_a_row_is_found(tmp_path):
