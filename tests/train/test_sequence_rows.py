@@ -33,6 +33,7 @@ def test_the_parts_of_a_row_are_the_row(samples, size):
     assert max(lengths) - min(lengths) <= 1
     positions = [part.image_positions + part.part.begin for part in parts]
     assert torch.equal(torch.cat(positions), row.image_positions)
+    assert all(0 <= place < len(part.input_ids) for part in parts for place in part.image_positions.tolist())
     seen = [part.pixels for part in parts if part.num_images]
     assert sum(part.num_images for part in parts) == row.num_images
     assert row.num_images == 0 or torch.equal(torch.cat(seen), row.pixels)
