@@ -120,6 +120,13 @@ def test_a_step_has_a_row_and_a_row_two_tokens(given):
         Stage(**values | given)
 
 
+@pytest.mark.parametrize("norm", [0, -1.0])
+def test_gradients_are_not_clipped_to_nothing(norm):
+    with pytest.raises(ValueError, match=rf"max_grad_norm is {norm}; .* null"):
+        stage({}, max_grad_norm=norm)
+    assert stage({}, max_grad_norm=None).max_grad_norm is None
+
+
 @pytest.mark.parametrize("given", [{"num_steps": None}, {"num_epochs": 1}])
 def test_a_stage_has_steps_or_epochs(given):
     values = {"recipe": "x", "learning_rates": {}, "max_length": 8, "rows_per_step": 1, "num_steps": 3} | given
