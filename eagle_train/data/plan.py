@@ -98,8 +98,8 @@ def plan_window(catalog: Catalog, config: PlanConfig, pieces: Sequence[Piece], e
     numbers, lengths, tiles = numbers[order], lengths[order].astype(np.int64), tiles[order].astype(np.int64)
     costs = config.cost.sample_costs(lengths, tiles, pairs[order], targets[order])
     order, offsets = pack_rows(lengths, costs, config.max_length)
-    sums = [np.add.reduceat(column[order], offsets[:-1]) for column in (lengths, tiles, costs)] if len(order) else ()
-    return Window(numbers[order], offsets, *(sums or [lengths[:0], tiles[:0], costs[:0]]))
+    sums = [np.add.reduceat(column[order], offsets[:-1]) for column in (lengths, tiles, costs)]
+    return Window(numbers[order], offsets, *sums)
 
 
 def read_pieces(catalog: Catalog, pieces: Sequence[Piece], seed: int) -> Iterator[tuple[np.ndarray, ...]]:

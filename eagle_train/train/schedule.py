@@ -30,7 +30,7 @@ class Stage:
         weight_decay: of matrices, one for all or by module name, the longest prefix counts; norms and biases have
             none.
         betas, eps: of AdamW.
-        max_grad_norm: global gradient norm is clipped to it; null: not clipped.
+        max_grad_norm: global gradient norm is clipped to it, above 0; null: not clipped.
         seed: of the plan's shuffles, and of the aligner's weights.
         chat_template, tiling, degrade: of this stage; null: those of the run, which its evaluation and its exports,
             so `chat` too, have in any case.
@@ -75,6 +75,8 @@ class Stage:
             object.__setattr__(self, "rows_per_step", rows)  # rows of a plan are full, so a step is a number of rows
         if self.rows_per_step < 1 or self.max_length < 2:
             raise ValueError(f"rows_per_step {self.rows_per_step} and max_length {self.max_length} are too small")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; give one above 0, or null for no clipping")
         if self.align is not None:
             self.check_aligned()
 

@@ -35,8 +35,9 @@ def test_every_source_has_its_own_share():
     budget.add([error(0)])
     budget.check()  # the same sample again
     budget.add([error(2)])
-    with pytest.raises(TooManyBadSamples, match=r"source a: 3 of 100 .*max_bad_share=0\.02"):
+    with pytest.raises(TooManyBadSamples, match=r"source a: 3 of 100 .*max_bad_share=0\.02") as caught:
         budget.check()
+    assert [each.key for each in caught.value.errors] == ["a/x/0", "a/x/1", "a/x/2"]
     strict = BadSampleBudget({"a": 100, "b": 100}, {"a": 1.0, "b": 0.0}, [error(0), error(0, "b")])
     with pytest.raises(TooManyBadSamples, match=r"source b: 1 of 100 .*max_bad_share=0"):
         strict.check()

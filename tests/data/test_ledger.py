@@ -106,6 +106,17 @@ def test_bad_samples_keep_key_and_detail_beside_their_record(tmp_path):
     assert len(read_bad(tmp_path, "x")) == 2
 
 
+def test_a_synced_ledger_holds_what_was_recorded_while_it_is_open(tmp_path):
+    ledger = Ledger(tmp_path, "x", 0, 0, SHARDS)
+    ledger.record(0, row(0, use(index=1), use(index=2)))
+    ledger.sync()
+    assert read_ledger(tmp_path, "x").records["index"].tolist() == [1, 2]
+    ledger.record(1, row(1, use(index=3)))
+    ledger.flush()
+    assert read_ledger(tmp_path, "x").records["index"].tolist() == [1, 2, 3]
+    ledger.close()
+
+
 def test_an_attempt_is_written_once(tmp_path):
     write(tmp_path, 0, 0, {0: [row(0, use())]})
     with pytest.raises(ValueError, match=r"is there already: attempt 0 of this run .*restore attempts\.jsonl"):

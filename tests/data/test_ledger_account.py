@@ -12,8 +12,8 @@ from tests.data.ledgers import SHARDS, random_use, row, use, write
 
 def test_a_stage_without_a_ledger_is_empty(tmp_path):
     assert len(read_ledger(tmp_path, "x")) == 0 and read_bad(tmp_path, "x") == []
-    entry = account(tmp_path, "x", 5, {"a": 0}, {"a": {}})["a"]
-    assert entry["used"] == entry["tokens"] == 0
+    entry = account(tmp_path, "x", 5, {}, {"a": {}})["a"]
+    assert entry["read"] == entry["used"] == entry["tokens"] == 0
 
 
 def test_books_balance_in_the_middle_of_a_stage(tmp_path):

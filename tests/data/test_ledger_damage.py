@@ -20,13 +20,13 @@ def test_a_file_cut_anywhere_gives_its_whole_records(left, tmp_path):
 
 
 def test_zeros_that_a_power_cut_left_at_the_end_are_no_records(tmp_path):
-    write(tmp_path, 0, 0, {0: [row(0, use())]})
+    write(tmp_path, 0, 0, {step: [row(2 * step, use(index=step))] for step in range(3)})
     with records_path(tmp_path, "x", 0, 0).open("ab") as file:
         file.write(bytes(4096))
     write(tmp_path, 1, 0, {0: [row(1, use(index=1))]})
     path = records_path(tmp_path, "x", 1, 0)
     path.write_bytes(bytes(path.stat().st_size))
-    assert read_ledger(tmp_path, "x").records["index"].tolist() == [0]
+    assert read_ledger(tmp_path, "x").records["index"].tolist() == [0, 1, 2]
 
 
 def test_a_full_disk_stops_with_the_reason_and_later_closes_in_peace(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
     ],
 )
 def test_a_damaged_file_is_named(damage, said, tmp_path):
-    write(tmp_path, 0, 0, {0: [row(0, use())]})
+    write(tmp_path, 0, 0, {0: [row(0, use(), use(index=1), use(index=2))]})
     path = records_path(tmp_path, "x", 0, 0)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=f"{path.name} .*{said}"):

@@ -166,6 +166,25 @@ def test_long_samples_do_not_share_a_row_while_there_are_rows_for_all():
     assert [(lengths[row] == 400).sum() for row in np.split(samples, offsets[1:-1])] == [1] * 10
 
 
+def test_what_is_spread_knows_the_room_that_the_longest_samples_left():
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate([rng.integers(500, 900, 41), rng.integers(10, 60, 3000)])
+    sizes, fewest = np.sort(lengths)[::-1], -(-int(lengths.sum()) // 1000)
+    assert 0 < spread_part(sizes, 2.0, fewest)[0] <= 41, "the longest are placed before anything is spread"
+    tokens, _ = checked(lengths, lengths, 1000)
+    assert len(tokens) == fewest and tokens.min() > 900
+
+
+def test_many_alike_samples_are_spread_no_further_than_costs_no_rows():
+    # Ten or so to a row: spread over all rows, hardly any row has room for one more in the end.
+    for seed in range(3):
+        lengths = np.random.default_rng(seed).integers(33, 50, 700)
+        sizes, fewest = np.sort(lengths)[::-1], -(-int(lengths.sum()) // 406)
+        _, offsets = pack_rows(lengths, lengths, 406)
+        _, spread_rows = place(sizes, sizes, 406, fewest, spread_part(sizes, 2.0, fewest))
+        assert len(offsets) - 1 <= len(best_fit_decreasing(lengths, 406)) and len(offsets) - 1 < spread_rows
+
+
 def test_costs_beyond_tokens_are_spread_too():
     lengths = np.array([100] * 400)
     costs = np.array([1, 0, 0, 0] * 100) * 1e12

@@ -1,5 +1,7 @@
 """The plan: a pure function, every sample exactly as often as its repeat says, the same on any cluster."""
 
+import hashlib
+import json
 import pickle
 from fractions import Fraction
 
@@ -9,10 +11,13 @@ import pytest
 from eagle_train.data.balance import CostModel
 from eagle_train.data.index import index_stem
 from eagle_train.data.layout import layout_path
-from eagle_train.data.mixing import asked_shares, epoch_pieces, piece_rows, repeats
-from eagle_train.data.plan import count_rows, epoch_windows, plan_window
+from eagle_train.data.mixing import Piece, asked_shares, epoch_pieces, piece_rows, repeats
+from eagle_train.data.plan import PLAN_VERSION, count_rows, epoch_windows, plan_window
+from eagle_train.data.shuffle import splitmix64
 from eagle_train.data.stream import Cursor, count_steps, find_row, steps
 from tests.catalogs import made_up_catalog, plan_config
+
+PINNED_PLAN = (2, "aa425d931d2c7825", 73)
 
 
 def rows_of(steps_made):
@@ -76,6 +81,16 @@ def test_equal_arguments_give_equal_rows_and_another_seed_gives_others(tmp_path)
     assert one[: len(one) // 2] != one[len(one) // 2 :], "another order in another epoch"
 
 
+def test_the_plan_is_fixed_for_ever(tmp_path):
+    # A run goes on with the rows of its plan: whoever makes others raises PLAN_VERSION, and pins them here.
+    lengths = 20 + (splitmix64(np.arange(420)) % np.uint64(280)).astype(np.int64)
+    catalog = made_up_catalog(tmp_path, repeats=(1.0, 0.7), bad=(3, 77), lengths=lengths)
+    cost = CostModel(per_token=1e3, per_token_squared=2.0, per_tile=3e4, per_tile_pair=2e4)
+    made = list(steps(catalog, plan_config(catalog, num_epochs=3, rows_per_step=5, seed=7, cost=cost)))
+    pin = hashlib.sha256(json.dumps(rows_of(made)).encode()).hexdigest()[:16]
+    assert (PLAN_VERSION, pin, len(made)) == PINNED_PLAN
+
+
 def test_fewer_steps_are_the_first_of_more_and_run_through_epochs(tmp_path):
     catalog = made_up_catalog(tmp_path)
     config = plan_config(catalog, num_epochs=None)
@@ -101,6 +116,25 @@ def test_any_step_follows_from_its_cursor_alone(tmp_path):
     assert rows_of(steps(catalog, config, first=7)) == rows_of(whole[7:]), "without a cursor, from the beginning"
 
 
+def test_a_window_of_short_samples_closes_at_a_number_of_them(tmp_path, monkeypatch):
+    catalog = made_up_catalog(tmp_path)
+    monkeypatch.setattr("eagle_train.data.plan.MAX_WINDOW_SAMPLES", 100)
+    windows = epoch_windows(catalog, plan_config(catalog, window_rows=10**6), 0)
+    counts = [[piece.count for piece in window] for window in windows]
+    assert sum(map(sum, counts)) == 420 and len(counts) > 3
+    assert all(sum(window[:-1]) < 100 <= sum(window) for window in counts[:-1])
+
+
+def test_a_window_without_a_good_sample_has_no_row(tmp_path):
+    catalog = made_up_catalog(tmp_path, bad=range(50))
+    window = plan_window(catalog, plan_config(catalog), [Piece(0, 0, 50)], 0, 0)
+    assert len(window) == 0 and window.offsets.tolist() == [0]
+    columns = (window.samples, window.num_tokens, window.num_tiles, window.costs)
+    assert all(column.shape == (0,) and column.dtype == np.int64 for column in columns)
+    both = plan_window(catalog, plan_config(catalog), [Piece(0, 0, 50), Piece(1, 0, 50)], 0, 0)
+    assert sorted(both.samples.tolist()) == list(range(50, 100))
+
+
 def test_the_window_of_a_row_is_found(tmp_path):
     catalog = made_up_catalog(tmp_path)
     config = plan_config(catalog, num_epochs=2)
@@ -112,6 +146,8 @@ def test_the_window_of_a_row_is_found(tmp_path):
         cursor = find_row(catalog, config, row, passed.append)
         assert cursor.first_row == max(first for first in firsts if first <= row)
         assert sum(passed) == min(row, sum(len(step.rows) for step in whole)), "as many as were asked for, if there are"
+    across = next(step for step in whole if step.first_row < step.after.first_row)
+    assert find_row(catalog, config, across.first_row + 3) == across.after, "a step stands where its last row does"
     number = firsts[2] // config.rows_per_step
     cursor = find_row(catalog, config, number * config.rows_per_step)
     assert rows_of(steps(catalog, config, first=number, cursor=cursor)) == rows_of(whole[number:])
@@ -135,6 +171,7 @@ def test_totals_are_those_of_the_rows(tmp_path):
     made = list(steps(catalog, config))
     totals = count_rows(catalog, config)
     assert totals == count_steps(catalog, config, 10_000)
+    assert count_steps(catalog, config, 3).samples == len(samples_of(made[:3]))
     assert (totals.rows, totals.samples) == (len(rows_of(made)), len(samples_of(made)))
     assert totals.tiles == 2 * (140 - 1)
 
@@ -172,6 +209,13 @@ def test_weights_give_the_asked_shares_in_what_they_count(tmp_path):
         assert size[numbers].sum() == pytest.approx(4 * size.sum(), rel=0.02), (
             "an epoch is as long as one pass over all"
         )
+
+
+def test_a_source_that_weighs_nothing_gives_nothing_even_where_it_has_nothing(tmp_path):
+    catalog = made_up_catalog(tmp_path, weights=(2.0, 0.0), bad=range(300, 420))
+    assert repeats(catalog.sources, catalog.source_summaries(), "samples") == [1, 0]
+    catalog = made_up_catalog(tmp_path, repeats=(0.5, 0.0))
+    assert repeats(catalog.sources, catalog.source_summaries(), "samples") == [Fraction(1, 2), 0]
 
 
 @pytest.mark.parametrize(

@@ -76,5 +76,7 @@ def test_pictures_that_do_not_stand_together_are_refused():
         multimodal_rotary(8, np.array([1, 2, 4, 5]), [(1, 2, 2)])
     with pytest.raises(ValueError, match="2 are left"):
         multimodal_rotary(8, np.array([1, 2]), [(1, 2, 2)])
+    with pytest.raises(ValueError, match="0 are left"):
+        multimodal_rotary(8, np.arange(4), [(1, 2, 2), (1, 1, 1)])
     with pytest.raises(ValueError, match="have 4 tiles, there are 5 visual tokens"):
         multimodal_rotary(8, np.arange(5), [(1, 2, 2)])

@@ -77,6 +77,8 @@ def test_records_may_ask_for_bounds_or_a_size():
     assert tiling.of(Media(kind="image", max_pixels=50_176)).plan(800, 600) == MediaPlan(rows=6, cols=9)
     assert tiling.of(Media(kind="image", min_pixels=1_003_520)).plan(80, 60).num_tiles >= 1280
     asked = tiling.of(Media(kind="image", resized_width=280, resized_height=400))
+    for half in (Media(kind="image", resized_width=280), Media(kind="image", resized_height=400)):
+        assert tiling.of(half).plan(640, 480) == tiling.plan(640, 480), "one side alone asks for nothing"
     assert asked.plan(800, 600) == MediaPlan(rows=14, cols=10)
     assert asked.plan(800, 600, max_tiles=35).num_tiles <= 35
 

@@ -157,6 +157,8 @@ def test_a_preempted_run_that_saved_loses_nothing(begin, clock, tmp_path):
     clock.pass_(50.0)
     second = begin()
     second.resumed(2)
+    found = second.seconds()
+    assert (found["training"], found["down"]) == (6.0, 50.0), "the start before counts while the run goes on too"
     second.close()
     assert seconds_of(tmp_path / "goodput.jsonl") == {
         "training": 6.0,

@@ -82,14 +82,19 @@ def test_the_default_stops_at_once_without_reading_a_checkpoint():
 
 
 def test_a_step_that_is_run_again_after_a_restart_counts_once():
+    past = [anomaly(2, "skip"), anomaly(3, "skip"), anomaly(3, "skip")]
+    assert guard(SPIKY, past).decide(3, can_return=lambda: False) == "skip"
     past = [anomaly(3, "skip"), anomaly(3, "skip"), anomaly(3, "skip")]
     assert guard(SPIKY, past).decide(3, can_return=lambda: False) == "skip"
     assert guard(SPIKY, past).decide(4, can_return=lambda: False) == "skip"
 
 
 def test_skips_that_are_long_ago_or_of_another_stage_do_not_count():
-    past = [anomaly(1, "skip"), anomaly(2, "skip"), anomaly(40, "skip", stage="pretrain")]
+    past = [anomaly(1, "skip"), anomaly(2, "skip")]
+    past += [anomaly(step, action, stage="pretrain") for step, action in ((38, "rollback"), (39, "skip"), (40, "skip"))]
     assert guard(SPIKY, past).decide(41, can_return=lambda: False) == "skip"
+    past += [anomaly(35, "skip"), anomaly(36, "skip")]
+    assert guard(SPIKY, past).decide(41, can_return=lambda: True) == "rollback", "the first of this stage"
 
 
 def test_after_a_return_what_was_wrong_is_passed_over_or_its_samples_left_out():
@@ -107,6 +112,8 @@ def test_records_come_back_without_a_line_that_a_crash_cut_short(tmp_path):
         file.write(json.dumps({"stage": "sft"})[:9])
     found = read_anomalies(tmp_path)
     assert [(a.step, a.action, a.samples) for a in found] == [(3, "skip", ((0, 1),)), (4, "skip", ((0, 1),))]
+    write_anomaly(tmp_path, anomaly(5, "rollback"))
+    assert [a.step for a in read_anomalies(tmp_path)] == [3, 4, 5], "the next one is not lost with it"
 
 
 @pytest.mark.parametrize(("bad", "limit"), [(math.nan, math.inf), (9.0, 5.0)])
@@ -118,10 +125,10 @@ def test_suspects_are_the_samples_whose_own_loss_is_wrong(bad, limit):
         for shard, gone in ((0, None), (1, error), (2, None), (3, None))
     ]
     row = replace(tiny_row(samples), uses=tuple(uses))
+    row = replace(row, loss_weights=torch.rand(len(row.input_ids)) + 0.5)  # at the ends of samples too
     losses = 2.0 * row.loss_weights
     start, end = row.cu_seqlens.tolist()[1:3]
     losses[start:end] = bad * row.loss_weights[start:end]
-    losses = torch.where(row.loss_weights > 0, losses, 0.0)
     assert suspects(row, losses, limit) == [(row.keys[1], (2, 4))]
     assert suspects(row, 2.0 * row.loss_weights, limit) == []
 

@@ -3,9 +3,20 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from eagle_train.train.checkpoint import CheckpointDir, LostCheckpointsError, step_of
-from eagle_train.train.manifest import problem
+from eagle_train import dist
+from eagle_train.train.checkpoint import (
+    CheckpointDir,
+    LostCheckpointsError,
+    TrainState,
+    read_plan,
+    read_state,
+    restore_random_states,
+    state_files,
+    step_of,
+)
+from eagle_train.train.manifest import problem, problem_of_ranks
 from eagle_train.train.retention import Best, Retention
 from eagle_train.train.tensor_file import write_bytes
 
@@ -147,6 +158,28 @@ def test_a_flipped_bit_is_seen_by_the_hash_alone(checkpoints):
     assert checkpoints.latest() == checkpoints.path(2)
 
 
+def test_a_file_that_cannot_be_read_is_damaged_and_ranks_read_every_file_between_them(checkpoints, monkeypatch):
+    read = []
+
+    def fail(path):
+        read.append(path.name)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eagle_train.train.manifest.hash_of_file", fail)
+        said = problem_of_ranks(checkpoints.path(3), thorough=True)
+        assert said.count("cannot be read ([Errno 5] Input/output error)") == 2 and "part/second cannot" in said
+        for rank in range(2):
+            read.clear()
+            patch.setattr(dist, "rank", lambda rank=rank: rank)
+            patch.setattr(dist, "world_size", lambda: 2)
+            patch.setattr(dist, "broadcast_object", lambda told: None)
+            patch.setattr(dist, "gather_objects", lambda told: [told])
+            assert problem_of_ranks(checkpoints.path(3), thorough=True)
+            assert read == [["first"], ["second"]][rank], "the largest first"
+    assert problem_of_ranks(checkpoints.path(3), thorough=True) is None
+
+
 def test_a_run_never_starts_anew_in_silence_when_all_its_checkpoints_are_damaged(checkpoints):
     flip(checkpoints.path(1) / "first")
     (checkpoints.path(2) / "first").unlink()
@@ -176,6 +209,26 @@ def test_pruning_counts_and_deletes_whole_checkpoints_only(tmp_path):
             (checkpoints.path(0) / "first").write_bytes(b"torn")
         checkpoints.prune()
     assert [p.name for p in checkpoints.published()] == ["step-00000000", "step-00000002", "step-00000003"]
+
+
+def test_the_small_files_of_a_checkpoint_bring_back_state_plan_and_random_numbers(tmp_path, monkeypatch):
+    state = TrainState(stage="sft", step=3, cursor={"window": 2}, loss_sums={"a": [1.5, 2.0]}, recent_losses=[0.25])
+    torch.manual_seed(3)
+    for name, data in state_files(state, "a: 1\n", {"rows": 7}).items():
+        (tmp_path / name).write_bytes(data)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    restore_random_states(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    assert read_state(tmp_path) == state and read_plan(tmp_path) == {"rows": 7}
+    assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
+    monkeypatch.setattr(dist, "rank", lambda: 1)
+    assert [*state_files(state, "", {})] == ["rng-00001.safetensors"], "the others are rank 0's to write"
+    torch.manual_seed(4)
+    restore_random_states(tmp_path)
+    found = torch.rand(3)
+    torch.manual_seed(4)
+    assert torch.equal(found, torch.rand(3)), "a rank that was not there keeps its own"
 
 
 def test_every_nth_checkpoint_stays_for_ever():

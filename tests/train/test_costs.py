@@ -17,7 +17,8 @@ FLOPS = ForwardFlops(
     per_token_squared=50.0,
     per_target=3e5,
     encoders={"vit": 7_000_000, "convnext": 5_000_000},
-    fusion=11,
+    fusion=1_000_000,
+    encoder_pairs={"vit": 1000},
 )
 
 
@@ -53,13 +54,16 @@ def test_costs_are_the_flops_of_the_passes():
 
 def test_what_is_frozen_has_no_backward_pass_and_what_is_passed_through_half_of_it():
     full = cost_model(FLOPS, stage(mixture=1.0, projector=1.0, llm=1.0))
-    assert (full.per_token, full.per_token_squared, full.per_tile) == (6e6, 150.0, 3.6e7)
+    assert (full.per_token, full.per_token_squared, full.per_tile) == (6e6, 150.0, 3.9e7)
     assert full.per_target == 9e5
     first = cost_model(FLOPS, stage(mixture=None, projector=1.0, llm=None))
-    assert (first.per_token, first.per_token_squared, first.per_tile) == (4e6, 150.0, 1.2e7)
+    assert (first.per_token, first.per_token_squared, first.per_tile) == (4e6, 150.0, 1.5e7)
     assert first.per_target == 6e5
     part = cost_model(FLOPS, stage(**{"mixture": 1.0, "mixture.encoders.vit": None, "projector": 1.0, "llm": 1.0}))
-    assert part.per_tile == 2.2e7
+    assert (full.per_tile_pair, part.per_tile_pair) == (3000, 1000)
+    one = cost_model(FLOPS, replace(stage(mixture=None, aligner=1.0, llm=None), align="convnext"))
+    assert (one.per_tile, one.per_tile_pair) == (8e6, 0), "the other encoder does not run"
+    assert part.per_tile == 2.5e7
 
 
 def test_weights_below_adapters_have_no_gradients():
@@ -71,7 +75,8 @@ def test_weights_below_adapters_have_no_gradients():
     assert cost.per_token == pytest.approx(2 * flops.per_token, rel=1e-3)
     assert cost.per_token_squared == pytest.approx(3 * flops.per_token_squared, rel=1e-3)
     adapted = replace(FLOPS, adapted=frozenset({"mixture.encoders.vit"}))
-    assert cost_model(adapted, stage(mixture=1.0, projector=1.0, llm=1.0)).per_tile == 2.9e7
+    cost = cost_model(adapted, stage(mixture=1.0, projector=1.0, llm=1.0))
+    assert (cost.per_tile, cost.per_tile_pair) == (3.2e7, 3000), "attention scores have no weights"
 
 
 @pytest.mark.parametrize(

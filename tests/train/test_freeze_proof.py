@@ -52,6 +52,19 @@ def test_a_gradient_that_is_not_finite_is_found(engine):
         proof.check()
 
 
+def test_one_of_several_rows_is_enough_for_a_bad_gradient_and_for_one_that_is_not_zero(engine):
+    freeze(engine.model, RATES | {"llm": None})
+    row = tiny_row([tiny_sample(0, tiles=1)])
+    for scale in (0.0, float("nan")):
+        proof = FreezeProof(engine.model, engine.placement)
+        engine.backward((engine.forward(row) * row.loss_weights).sum() * scale, last=False)
+        step(engine)
+        if scale == 0.0:
+            assert proof.check().zero == ()
+    with pytest.raises(FreezeError, match=r"4 trained but with a gradient that is not finite"):
+        proof.check()
+
+
 def test_a_step_that_was_left_out_proves_nothing(engine):
     freeze(engine.model, RATES | {"llm": None})
     proof = FreezeProof(engine.model, engine.placement)

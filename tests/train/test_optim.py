@@ -107,6 +107,26 @@ def test_the_freeze_table_counts_every_parameter():
     assert rows["llm"].trainable == 0 and rows["llm"].learning_rate is None and rows["llm"].dtype == "float32"
 
 
+def test_the_noise_of_a_row_is_seeded_by_its_stage_and_number():
+    seeds = {stage({}, seed=seed).row_seed(row) for seed in (0, 1) for row in (-1, 0, 10**9)}
+    assert len(seeds) == 6 and min(seeds) == 0
+
+
+@pytest.mark.parametrize("given", [{"rows_per_step": 0}, {"max_length": 1}])
+def test_a_step_has_a_row_and_a_row_two_tokens(given):
+    values = {"recipe": "x", "learning_rates": {}, "max_length": 2, "rows_per_step": 1, "num_steps": 3}
+    assert Stage(**values).rows_per_step == 1
+    with pytest.raises(ValueError, match="are too small"):
+        Stage(**values | given)
+
+
+@pytest.mark.parametrize("norm", [0, -1.0])
+def test_gradients_are_not_clipped_to_nothing(norm):
+    with pytest.raises(ValueError, match=rf"max_grad_norm is {norm}; .* null"):
+        stage({}, max_grad_norm=norm)
+    assert stage({}, max_grad_norm=None).max_grad_norm is None
+
+
 @pytest.mark.parametrize("given", [{"num_steps": None}, {"num_epochs": 1}])
 def test_a_stage_has_steps_or_epochs(given):
     values = {"recipe": "x", "learning_rates": {}, "max_length": 8, "rows_per_step": 1, "num_steps": 3} | given

@@ -172,10 +172,12 @@ def test_the_next_save_finishes_the_one_before(tmp_path, engine, held):
 
 
 def test_a_save_that_is_waited_for_is_published_when_the_call_returns(tmp_path, engine):
-    saver = Saver(CheckpointDir(tmp_path), background=True)
-    report = saver.save(engine, 1, FILES)
-    assert report.published and not report.background and saver.checkpoints.latest() == saver.checkpoints.path(1)
-    assert report.seconds == report.stall_seconds >= report.write_seconds > 0
+    saver = Saver(CheckpointDir(tmp_path, Retention(last=1)), background=True)
+    for step in (1, 2):
+        report = saver.save(engine, step, FILES)
+        assert report.published and not report.background and saver.checkpoints.latest() == saver.checkpoints.path(step)
+        assert report.seconds == report.stall_seconds >= report.write_seconds > 0
+    assert saver.checkpoints.published() == [saver.checkpoints.path(2)], "what the retention does not keep is gone"
 
 
 @pytest.mark.parametrize(("free", "background"), [(1 << 40, True), (0, False)])

@@ -1,5 +1,7 @@
 """A row cut for a group of ranks: nothing lost, nothing counted twice."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from eagle_train.train.sequence.group import SequenceGroup
 from eagle_train.train.sequence.rows import RowGroups, even_bounds, overlaps, own_part
 from eagle_train.train.sequence.spread import check_group
 from eagle_train.train.source_losses import sums_by_source
-from eagle_train.types import RowPart, SampleError
+from eagle_train.types import IGNORE_INDEX, RowPart, SampleError
 from tests.toys import booked, grown, tiny_model, tiny_row, tiny_sample
 
 SAMPLES = [
@@ -31,6 +33,7 @@ def test_the_parts_of_a_row_are_the_row(samples, size):
     assert max(lengths) - min(lengths) <= 1
     positions = [part.image_positions + part.part.begin for part in parts]
     assert torch.equal(torch.cat(positions), row.image_positions)
+    assert all(0 <= place < len(part.input_ids) for part in parts for place in part.image_positions.tolist())
     seen = [part.pixels for part in parts if part.num_images]
     assert sum(part.num_images for part in parts) == row.num_images
     assert row.num_images == 0 or torch.equal(torch.cat(seen), row.pixels)
@@ -47,8 +50,9 @@ def test_a_row_of_fewer_tokens_than_ranks_gets_tokens_that_weigh_nothing():
     assert [len(part.input_ids) for part in parts] == [1] * 4
     assert [part.num_tokens for part in parts] == [0] * 4
     assert all(part.segment_lengths == (1, 3) and part.cu_seqlens.tolist() == [0, 1, 4] for part in parts)
+    assert all(part.max_seqlen == 3 and part.loss_weights.tolist() == [0] for part in parts)
+    assert [part.labels.tolist() for part in parts] == [[IGNORE_INDEX]] * 4
     assert torch.cat([part.position_ids for part in parts]).tolist() == [0, 0, 1, 2]
-    assert sum(float(part.loss_weights.sum()) for part in parts) == 0
 
 
 def test_position_ids_of_several_kinds_are_cut_along_the_row():
@@ -63,9 +67,13 @@ def test_position_ids_of_several_kinds_are_cut_along_the_row():
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_sums_by_source_of_parts_add_up_to_those_of_the_row(size):
     row = booked(tiny_row(SAMPLES))
+    row = grown(row, loss_weights=torch.rand(len(row.input_ids)) + 0.5)  # those at the ends of samples count too
     losses = torch.rand(len(row.input_ids)) * row.loss_weights
     expected = sums_by_source(row, losses, ["a", "b", "c"])
-    assert (expected[:2] > 0).all() and (expected[2] == 0).all()
+    of = [range(*bounds) for bounds in pairwise(row.cu_seqlens.tolist())]
+    a, b = [*of[0], *of[2]], [*of[1]]
+    sums = [[float(each[places].double().sum()) for each in (losses, row.loss_weights)] for places in (a, b)]
+    assert torch.allclose(expected, torch.tensor([*sums, [0, 0]], dtype=torch.float64)) and min(map(min, sums)) > 0
     found = torch.zeros_like(expected)
     for index in range(size):
         part = own_part(row, index, size)
@@ -94,6 +102,12 @@ def test_ranks_next_to_each_other_read_the_same_rows():
     assert [group.data_rank for group in groups] == [0, 0, 0, 1, 1, 1]
     assert [group.index for group in groups] == [0, 1, 2, 0, 1, 2]
     assert groups[0].data_world_size == 2
+    row = booked(tiny_row(SAMPLES))
+    ((step, parts),) = groups[4].own_parts([("step", [row, row])])
+    assert step == "step" and [part.part.index for part in parts] == [1, 1]
+    assert torch.equal(parts[1].input_ids, own_part(row, 1, 3).input_ids)
+    alone = RowGroups(rank=2, world_size=6, size=1)
+    assert (alone.data_rank, alone.index) == (2, 0) and next(alone.own_parts([("step", [row])]))[1][0] is row
 
 
 @pytest.mark.parametrize("size", [0, 4])
@@ -158,5 +172,6 @@ def test_pictures_of_native_resolution_are_shared_by_frames():
     assert all(sum(t * h * w for t, h, w in part.grids) == len(part.pixels) for part in parts)
     none = grown(tiny_row([]), pixels=row.pixels[:1], grids=((1, 1, 1),))
     assert own_part(none, 1, 2).grids == ((1, 1, 1),)
-    few = own_part(grown(row, grids=((1, 4, 5),)), 1, 3)
-    assert few.num_images in (0, 20) and sum(t * h * w for t, h, w in few.grids) == len(few.pixels)
+    few = [own_part(grown(row, grids=((1, 4, 5),)), index, 3) for index in range(3)]
+    assert [(part.num_images, part.grids) for part in few] == [(0, ((1, 1, 1),)), (20, ((1, 4, 5),)), (0, ((1, 1, 1),))]
+    assert [len(part.pixels) for part in few] == [1, 20, 1]

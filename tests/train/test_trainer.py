@@ -1,6 +1,7 @@
 """One optimizer step: accumulation, ranks of rows, metrics, and what stops a run."""
 
 from itertools import repeat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.projector import MlpProjector
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Trackers
+from eagle_train.train.anomalies import AnomalyGuard, AnomalyPolicy, RollBack
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.engine import PlainEngine
 from eagle_train.train.heartbeat import Heart
@@ -67,7 +69,7 @@ def make(tmp_path):
             budget=BadSampleBudget({"a": 100, "b": 100}, {"a": share, "b": 1.0}, []),
             preempted=flag,
             heart=Heart(),
-            save=lambda **_: (saved if saved is not None else []).append(1),
+            save=lambda wait=True: (saved if saved is not None else []).append(wait),
             save_every=100,
             log_every=1,
         )
@@ -156,15 +158,53 @@ def test_loss_is_the_weighted_mean_and_source_losses_add_up(make):
 
 
 def test_a_nan_loss_saves_and_names_the_samples(make):
-    saved = []
+    saved, found = [], []
     trainer = make(1, saved=saved)
+    trainer.record = found.append
     trainer.engine.model.llm.lm_head.weight.data[3] = float("nan")
     before = weights(trainer)
     with pytest.raises(NonFiniteLossError, match="a/0, b/1") as error:
         trainer.train_step([tiny_row(SAMPLES)], Throughput())
     assert "step 0 of stage sft" in str(error.value)
-    assert saved == [1] and trainer.state.step == 0
+    assert [(each.kind, each.action, each.limit) for each in found] == [("loss", "stop", None)]
+    assert saved == [True] and trainer.state.step == 0
     assert all(torch.equal(v, before[n]) for n, v in weights(trainer).items() if n != "llm.lm_head.weight")
+
+
+def test_a_skipped_spike_leaves_weights_and_moments_as_they_were_and_the_next_one_goes_back(make):
+    saved, found, told = [], [], []
+    policy = AnomalyPolicy(spike_deviations=6.0, window=8, skips=1, rollbacks=1)
+    spiky, calm = make(1, saved=saved), make(1)
+    spiky.guard = AnomalyGuard(policy=policy, stage="sft", losses=[1e9] * 8)
+    spiky.record, spiky.can_return = found.append, lambda: True
+    rows = [tiny_row(SAMPLES[i : i + 2]) for i in (0, 2, 4)]
+    for trainer in (spiky, calm):
+        trainer.train_step(rows[:1], Throughput())
+    before = weights(spiky)
+    spiky.guard.losses[:] = [0.5] * 8
+    spiky.proof = SimpleNamespace(forget=lambda: told.append("forget"), check=lambda: told.append("check"))
+    _, metrics = spiky.train_step(rows[1:2], Throughput())
+    assert metrics["train/anomaly"] == 1.0 and "train/grad_norm" not in metrics and told == ["forget"]
+    assert all(torch.equal(value, before[name]) for name, value in weights(spiky).items())
+    with pytest.raises(RollBack):
+        spiky.train_step(rows[1:2], Throughput())
+    assert [(each.step, each.kind, each.action, each.keys) for each in found] == [
+        (1, "spike", "skip", ("a/2", "b/3")),
+        (2, "spike", "rollback", ("a/2", "b/3")),
+    ]
+    assert all(0.5 < each.limit < each.loss and each.grad_norm is None for each in found) and not saved
+    spiky.__post_init__()  # as when the stage goes on after the return
+    spiky.state.step = 1
+    _, metrics = spiky.train_step(rows[1:2], Throughput())
+    assert not {"train/anomaly", "train/grad_norm"} & set(metrics), "passed over"
+    assert all(torch.equal(value, before[name]) for name, value in weights(spiky).items())
+    spiky.guard.losses[:] = [1e9] * 8
+    spiky.state.step = calm.state.step = 3
+    for trainer in (spiky, calm):
+        trainer.train_step(rows[2:], Throughput())
+    assert told == ["forget", "forget", "check"] and spiky.proof is None
+    assert all(torch.equal(value, weights(calm)[name]) for name, value in weights(spiky).items())
+    assert spiky.flush_losses() == calm.flush_losses(), "what was left out is in no mean"
 
 
 def test_bad_samples_over_the_share_save_and_stop_with_the_list(make):
@@ -180,7 +220,7 @@ def test_bad_samples_over_the_share_save_and_stop_with_the_list(make):
     with pytest.raises(TooManyBadSamples, match="2 of 100 samples are bad") as error:
         trainer.train_step([row(1)], Throughput())
     assert "a/bad0" in str(error.value) and "a/bad1" in str(error.value)
-    assert saved == [1]
+    assert saved == [True]
 
 
 def test_a_gradient_that_is_not_finite_updates_nothing_saves_and_names_the_samples(make):
@@ -190,7 +230,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing_saves_and_names_the_sampl
     before = weights(trainer)
     with pytest.raises(NonFiniteLossError, match=r"step 0 .* gradient norm is (inf|nan).*a/0, b/1"):
         trainer.train_step([tiny_row(SAMPLES)], Throughput())
-    assert saved == [1] and all(torch.equal(v, before[n]) for n, v in weights(trainer).items())
+    assert saved == [True] and all(torch.equal(v, before[n]) for n, v in weights(trainer).items())
 
 
 def test_a_step_of_which_every_sample_is_bad_is_passed_over(make):
@@ -213,8 +253,9 @@ def test_logged_losses_are_means_since_the_last_log(make):
         trainer.train_step([row], Throughput())
     sums = [float(row.loss_weights.sum()) for row in rows]
     expected = sum(a * b for a, b in zip(single, sums, strict=True)) / sum(sums)
+    assert sum(weight for _, weight in trainer.state.loss_sums.values()) == pytest.approx(sum(sums))
     assert trainer.flush_losses()["train/loss"] == pytest.approx(expected, rel=1e-5)
-    assert trainer.flush_losses() == {}
+    assert trainer.flush_losses() == trainer.state.loss_sums == {}
 
 
 def test_the_ledger_holds_what_each_step_used_and_dropped(make, tmp_path):
@@ -237,7 +278,25 @@ def test_a_signal_ends_the_stage_after_saving(make):
     trainer = make(1, batches=repeat(tiny_row(SAMPLES)), saved=saved)
     trainer.preempted.signal = 15
     assert not trainer.fit()
-    assert trainer.state.step == 1 and saved == [1]
+    assert trainer.state.step == 1 and saved == [True]
+
+
+def test_a_stage_logs_and_saves_when_due_and_waits_for_its_last_checkpoint(make):
+    saved, logged, polled = [], [], []
+    trainer = make(1, batches=[tiny_row(SAMPLES, number=number) for number in range(4)], saved=saved)
+    trainer.save_every = trainer.log_every = 3
+    trainer.tracker = SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics)))
+    trainer.poll = lambda: polled.append(trainer.state.step)
+    trainer.state.global_step = 10
+    assert trainer.fit()
+    assert saved == [False, True] and polled == [1, 2, 3, 4]
+    assert [(step, metrics["stage_step"]) for step, metrics in logged] == [(13, 3), (14, 4)]
+    tokens = trainer.state.tokens_seen // 4
+    assert tokens == tiny_row(SAMPLES).num_tokens
+    for (_, metrics), left, done in zip(logged, (1, 0), (3, 4), strict=True):
+        assert metrics["time/eta_seconds"] == pytest.approx(left * metrics["time/step_seconds"])
+        assert metrics["data/fill"] == pytest.approx(tokens / 256) and metrics["train/tokens_seen"] == done * tokens
+        assert 0 < metrics["time/data_wait_share"] < 1 and metrics["time/images_per_second"] > 0
 
 
 def test_clipping_limits_the_update(make):

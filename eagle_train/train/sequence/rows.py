@@ -132,7 +132,7 @@ def tile_bounds(row: PackedBatch, size: int) -> list[int]:
     if not row.grids:
         return bounds
     ends = [0, *accumulate(rows * cols for steps, rows, cols in row.grids for _ in range(steps))]
-    return [min(ends, key=lambda end: abs(end - bound)) if row.num_images else 0 for bound in bounds]
+    return [min(ends, key=lambda end: abs(end - bound)) for bound in bounds]
 
 
 def grids_within(grids: Sequence[Grid], begin: int, end: int) -> tuple[Grid, ...]:
