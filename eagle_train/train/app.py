@@ -114,15 +114,18 @@ def run_stages(run: Run) -> bool:
             finish(run)
         return True
     finally:
-        run.trackers.close()
-        if run.profiler is not None:
-            run.profiler.close()
+        with run.goodput.phase("other"), ExitStack() as stack:
+            if run.profiler is not None:
+                stack.callback(run.profiler.close)
+            stack.callback(run.trackers.close)
         if dist.rank() == 0:
             log.warning(in_words(run.goodput.seconds()))
 
 
 def roll_back(run: Run) -> None:
     """Makes the run go on from its newest checkpoint, as if it had been started again; all ranks call it."""
+    if run.profiler is not None:
+        run.profiler.close()
     latest = run.saver.checkpoints.latest()
     run.resume_from, run.state = latest, replace(read_state(latest), config_hash=run.state.config_hash)
     run.goodput.resumed(run.state.global_step)

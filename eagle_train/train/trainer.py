@@ -118,13 +118,16 @@ class Trainer:
             waited = time.perf_counter() - started
             preempted, metrics = self.train_step(rows, self.meter)
             self.book(step)
-            self.poll()
             self.goodput.reach(self.state.global_step)
             self.meter.update(
                 capacity=self.stage.rows_per_step * self.stage.max_length,
                 data_wait_seconds=waited,
                 step_seconds=time.perf_counter() - started,
             )
+            if self.profiler is not None:
+                with self.goodput.phase("other"):
+                    self.profiler.done(self.state.global_step)
+            self.poll()
             self.heart.beat("log", self.state.global_step)
             if self.due(self.log_every):
                 speed = self.meter.flush() | self.goodput.metrics()
