@@ -94,7 +94,7 @@ class Chart:
     bands: list[Band]
     legend: list[Legend]
     hover: dict
-    """For the pointer: `left`, `right` in pixels, `x0`, `x1` in steps, and the points of each line."""
+    """For the pointer: `left`, `right` in pixels, `x0`, `x1` in what `x` says, and the points of each line."""
 
 
 def line_chart(
@@ -107,6 +107,7 @@ def line_chart(
     note: str = "",
     unit: str = "",
     from_zero: bool = False,
+    x: str = "step",
 ) -> Chart | None:
     """Returns a chart of `lines` over the steps of `stages`, or None if they hold no point.
 
@@ -116,6 +117,7 @@ def line_chart(
         note: said beside the title.
         unit: written after values.
         from_zero: whether the y axis begins at 0; if not, it is logarithmic where that shows more.
+        x: what the x axis counts, in the singular.
     """
     size = -(-max((len(s) for line in lines for s in line.stretches), default=0) // MAX_POINTS)
     if size == 0:
@@ -151,7 +153,8 @@ def line_chart(
         y_ticks=[Tick(at=y_px(y), label=short(y, digits_apart(marks, log)) + unit) for y in marks],
         bands=_bands(stages, x_px),
         legend=[Legend(name=n.name, css=_css(n), last=short(n.stretches[-1][-1][1]) + unit) for n in named],
-        hover={"x0": x0, "x1": x1, "left": LEFT, "right": right, "unit": unit, "lines": [*map(_hover_line, named)]},
+        hover={"x": x, "x0": x0, "x1": x1, "left": LEFT, "right": right, "unit": unit}
+        | {"lines": [*map(_hover_line, named)]},
     )
 
 
