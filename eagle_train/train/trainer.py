@@ -179,8 +179,8 @@ class Trainer:
         return stop > 0, metrics | {"train/tokens_seen": self.state.tokens_seen}
 
     def count_flops(self, rows: list[PackedBatch]) -> tuple[float, float]:
-        """Returns the useful and the executed FLOPs of this rank's rows, see `StepFlops`; 0 where they are unknown."""
-        counted = [(0.0, 0.0) if self.flops is None else self.flops.of(row) for row in rows]
+        """Returns the useful and the executed FLOPs of this rank's rows, see `StepFlops`; 0 if unknown or not run."""
+        counted = [self.flops.of(row) for row in rows if self.flops and self.state.step not in self.passed_over]
         return sum(useful for useful, _ in counted), sum(executed for _, executed in counted)
 
     def book(self, step: Step) -> None:

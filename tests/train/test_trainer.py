@@ -1,6 +1,7 @@
 """One optimizer step: accumulation, ranks of rows, metrics, and what stops a run."""
 
 from itertools import repeat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,3 +281,12 @@ def test_publishing_a_checkpoint_is_no_part_of_a_steps_seconds_and_what_is_profi
     trainer.meter, trainer.profiler, trainer.poll = Meter(), Window(), lambda: done.append("published")
     assert trainer.fit()
     assert done == [part for n in range(4) for part in (f"begins {n}", "measured", f"ends {n + 1}", "published")]
+
+
+def test_a_step_that_is_passed_over_has_no_flops(make):
+    trainer = make()
+    row = tiny_row(SAMPLES)
+    trainer.flops = SimpleNamespace(of=lambda row: (2.0, 3.0))
+    assert trainer.count_flops([row, row]) == (4.0, 6.0)
+    trainer.passed_over = {0}
+    assert trainer.count_flops([row, row]) == (0, 0)
