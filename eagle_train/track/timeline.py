@@ -13,7 +13,7 @@ PHASES = {
     "training": "training",
     "startup": "start-up",
     "data": "index and plan of the data",
-    "resume": "loading weights and checkpoints",
+    "resume": "loading checkpoints",
     "data_wait": "waiting for rows",
     "checkpoint": "checkpoint stall",
     "evaluation": "evaluation",

@@ -131,10 +131,10 @@ class Trainer:
             self.heart.beat("log", self.state.global_step)
             if self.due(self.log_every):
                 speed = self.meter.flush() | self.goodput.metrics()
-                left = (self.num_steps - self.state.step) * speed["time/step_seconds"]
-                self.tracker.log(
-                    metrics | self.flush_losses() | speed | {"time/eta_seconds": left}, self.state.global_step
-                )
+                speed["time/eta_seconds"] = (self.num_steps - self.state.step) * speed["time/step_seconds"]
+                self.tracker.log(metrics | self.flush_losses() | speed, self.state.global_step)
+            elif "train/anomaly" in metrics:  # it is told also where no record is due
+                self.tracker.log(metrics, self.state.global_step)
             if preempted or self.due(self.save_every):
                 self.heart.beat("save", self.state.global_step)
                 self.save(wait=preempted or self.state.step == self.num_steps)

@@ -17,6 +17,7 @@ from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.projector import MlpProjector
 from eagle_train.track.throughput import Throughput
 from eagle_train.track.tracker import Trackers
+from eagle_train.train.anomalies import AnomalyGuard, AnomalyPolicy
 from eagle_train.train.checkpoint import TrainState
 from eagle_train.train.engine import PlainEngine
 from eagle_train.train.heartbeat import Heart
@@ -290,3 +291,17 @@ def test_a_step_that_is_passed_over_has_no_flops(make):
     assert trainer.count_flops([row, row]) == (4.0, 6.0)
     trainer.passed_over = {0}
     assert trainer.count_flops([row, row]) == (0, 0)
+
+
+def test_a_step_that_is_skipped_between_two_records_is_told(make):
+    logged = []
+    trainer = make(batches=[tiny_row(SAMPLES, number=n) for n in range(4)])
+    trainer.log_every = 100
+    trainer.tracker = SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics)))
+    trainer.guard = AnomalyGuard(policy=AnomalyPolicy(skips=1), stage="sft", losses=[])
+    trainer.guard.judge = lambda loss: "spike" if trainer.state.step == 1 else None
+    assert trainer.fit()
+    assert [(step, "train/anomaly" in metrics, "train/loss" in metrics) for step, metrics in logged] == [
+        (2, True, False),
+        (4, False, True),
+    ]
