@@ -118,7 +118,8 @@ def read_timeline(path: Path) -> Timeline:
             record = json.loads(line)
         except ValueError:
             continue
-        timeline.add(record)
+        if timeline.starts or "start" in record:  # else the line of the first start is damaged
+            timeline.add(record)
     return timeline
 
 

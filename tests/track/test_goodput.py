@@ -250,6 +250,15 @@ def test_of_two_processes_that_run_it_at_once_the_later_one_writes(begin, clock,
     assert caplog.text.count("another start of this run writes") == 1
 
 
+def test_a_damaged_first_line_keeps_no_run_from_starting(begin, clock, tmp_path):
+    path = tmp_path / "goodput.jsonl"
+    path.write_text('\0\0\0\n{"step": 3, "seconds": {"training": 9.0}}\n')
+    begin()
+    clock.pass_(2.0)
+    begin().close()
+    assert read_timeline(path).begin == 1000.0
+
+
 def test_a_full_disk_is_said_once(begin, caplog, monkeypatch):
     goodput = begin()
     full = SimpleNamespace(write=lambda data: os.write(-1, data), fileno=goodput._file.fileno, name="f", closed=False)
