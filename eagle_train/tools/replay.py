@@ -21,6 +21,7 @@ from eagle_train.train.replay import (
     recorded_losses,
     stage_dataset,
     step_losses,
+    steps_on_record,
     weights_before,
 )
 
@@ -92,7 +93,7 @@ def replay(run: Path, step: int, checkpoint: Path | None = None) -> dict[str, An
         weights = str(checkpoint) if checkpoint else "those the run began with"
         loss = compare(made, recorded_losses(run, config, place), engine.bf16) | {"weights": weights}
     else:
-        loss = {"verdict": not_checked(step, there, config)}
+        loss = {"verdict": not_checked(step, there, config, steps_on_record(run, config))}
     return found | {"loss": loss, "equal": not differences and loss.get("equal", True)}
 
 
@@ -131,9 +132,14 @@ def compare(made: Mapping[str, float], recorded: Mapping[str, float], bf16: bool
     return found | {"verdict": verdict, "equal": False}
 
 
-def not_checked(step: int, there: Mapping[int, Path], config: Mapping[str, Any]) -> str:
-    """Returns why the loss is not computed, and what would help."""
-    steps = ", ".join(str(after + 1) for after in sorted({0, *there}))
+def not_checked(step: int, there: Mapping[int, Path], config: Mapping[str, Any], last: int) -> str:
+    """Returns why the loss is not computed, and what would help.
+
+    Args:
+        there: checkpoints by the step after which they were written.
+        last: global step on record.
+    """
+    steps = ", ".join(str(after + 1) for after in sorted({0, *there}) if after < last)
     return (
         f"not computed: no checkpoint holds the weights before step {step}. Steps whose loss can be checked: {steps}; "
         f"this run saves every {config['save_every']} steps and keeps {config['keep_last']}: a smaller save_every and "

@@ -19,6 +19,10 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 14, 27, 26
 """Pixels around the plot: for the labels of y, nothing, the names of stages, the labels of x."""
 LOG_RATIO = 25.0
 """Largest over smallest value from which a logarithmic axis shows more than a linear one."""
+MAX_DECADES = 8
+"""Ticks of a logarithmic axis; of more powers of ten, every second or third has one."""
+FLAT = 1e-8
+"""Share of a value that the rounding of means may reach; an axis does not show what is less."""
 LETTER = 6.6
 """Pixels of one letter of a label, about."""
 
@@ -90,7 +94,7 @@ class Chart:
     bands: list[Band]
     legend: list[Legend]
     hover: dict
-    """For the pointer: `left`, `right` in pixels, `x0`, `x1` in steps, and the points of each line."""
+    """For the pointer: `left`, `right` in pixels, `x0`, `x1` in what `x` says, and the points of each line."""
 
 
 def line_chart(
@@ -103,6 +107,7 @@ def line_chart(
     note: str = "",
     unit: str = "",
     from_zero: bool = False,
+    x: str = "step",
 ) -> Chart | None:
     """Returns a chart of `lines` over the steps of `stages`, or None if they hold no point.
 
@@ -112,6 +117,7 @@ def line_chart(
         note: said beside the title.
         unit: written after values.
         from_zero: whether the y axis begins at 0; if not, it is logarithmic where that shows more.
+        x: what the x axis counts, in the singular.
     """
     size = -(-max((len(s) for line in lines for s in line.stretches), default=0) // MAX_POINTS)
     if size == 0:
@@ -128,7 +134,8 @@ def line_chart(
         return round(LEFT + (x - x0) / (x1 - x0) * (right - LEFT), 1)
 
     def y_px(y: float) -> float:
-        share = math.log(y / low) / math.log(high / low) if log else (y - low) / (high - low)
+        first, last, here = map(math.log, (low, high, y)) if log else (low, high, y)
+        share = (here - first) / (last - first)
         return round(bottom - share * (bottom - TOP), 1)
 
     named = [line for line in thinned if line.style != "raw" and line.stretches]
@@ -143,10 +150,11 @@ def line_chart(
         bottom=bottom,
         paths=[_path(line, x_px, y_px) for line in thinned],
         x_ticks=[Tick(at=x_px(x), label=short(x)) for x in nice_ticks(x0, x1, max(3, width // 110)) if x0 <= x <= x1],
-        y_ticks=[Tick(at=y_px(y), label=short(y) + unit) for y in marks],
+        y_ticks=[Tick(at=y_px(y), label=short(y, digits_apart(marks, log)) + unit) for y in marks],
         bands=_bands(stages, x_px),
         legend=[Legend(name=n.name, css=_css(n), last=short(n.stretches[-1][-1][1]) + unit) for n in named],
-        hover={"x0": x0, "x1": x1, "left": LEFT, "right": right, "unit": unit, "lines": [*map(_hover_line, named)]},
+        hover={"x": x, "x0": x0, "x1": x1, "left": LEFT, "right": right, "unit": unit}
+        | {"lines": [*map(_hover_line, named)]},
     )
 
 
@@ -199,12 +207,16 @@ def y_axis(low: float, high: float, log: bool) -> tuple[float, float, list[float
     """Returns the ends of an axis that holds `low` to `high`, and its ticks."""
     if log:
         low, high = low / 1.1, high * 1.1
-        marks = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        marks = [10.0**k for k in range(first, last + 1, 1 + (last - first) // MAX_DECADES)]
         if sum(low <= mark <= high for mark in marks) <= 2:
             marks = [mark * factor for mark in marks for factor in (1, 2, 5)]
         return low, high, [mark for mark in marks if low <= mark <= high]
-    if high <= low:
-        low, high = low - 0.05 * abs(low) - 1e-9, high + 0.05 * abs(high) + 1e-9
+    largest = max(abs(low), abs(high))
+    if largest == 0:
+        low, high = 0.0, 1.0
+    elif high - low <= FLAT * largest:  # the last bits of a mean: no ticks lie between them
+        low, high = low - 0.05 * largest, high + 0.05 * largest
     marks = nice_ticks(low, high, 5)
     return marks[0], marks[-1], marks
 
@@ -218,10 +230,25 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
 
 
-def short(value: float) -> str:
-    """Returns a number in at most four digits: `1.2k`, `35M`, `0.012`, `3e-05`."""
+def digits_apart(marks: Sequence[float], log: bool) -> int:
+    """Returns how many digits of an axis' ticks tell them apart: 99.85 and 99.9 need four."""
+    if log or len(marks) < 2:
+        return 3
+    largest, step = max(map(abs, marks)), (marks[-1] - marks[0]) / (len(marks) - 1)
+    return 1 + math.floor(math.log10(largest)) - math.floor(math.log10(step) + 1e-9)
+
+
+def short(value: float, digits: int = 3) -> str:
+    """Returns a number in at most four digits: `1.2k`, `35M`, `0.012`, `3e-05`.
+
+    Args:
+        digits: that are kept at least, more where a label needs them.
+    """
+    digits = max(3, digits)
+    kept = max(4, digits) if 1000 <= abs(value) < 1e4 else digits
+    value = float(f"{value:.{kept}g}")  # before a letter is chosen: 999,999 is 1M, not 1e+03k
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             scale = 1e3 if letter == "k" else limit
-            return f"{value / scale:.3g}{letter}"
-    return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3g}"
+            return f"{value / scale:.{digits}g}{letter}"
+    return f"{value:.{max(4, digits)}g}" if abs(value) >= 1000 else f"{value:.{digits}g}"

@@ -107,9 +107,8 @@ def frames_chart(scores: Mapping[str, float]) -> Chart | None:
     counts = [x for points in by_type.values() for x, _ in points]
     span = [("", min(counts), max(counts))]
     note = "at most so many frames of each video"
-    return line_chart(
-        "Accuracy by number of frames", lines, span, width=WIDE[0], height=WIDE[1], unit="%", from_zero=True, note=note
-    )
+    options = {"width": WIDE[0], "height": WIDE[1], "unit": "%", "from_zero": True, "x": "frame"}
+    return line_chart("Accuracy by number of frames", lines, span, note=note, **options)
 
 
 def stage_spans(records: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:

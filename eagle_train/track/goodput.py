@@ -4,13 +4,15 @@ Rank 0 appends to it. `{"start": time}` begins a start of the run. Each line aft
 since the line before, and the global step reached; they come every few seconds and at every checkpoint.
 `{"resumed": step}` says that all steps after `step` are done again. So a killed run loses at most its last few seconds,
 which then count as time that it was down, and all phases of all starts add up to the time from the first start to the
-last line.
+last line. Of two processes that run it at once, as after a requeue from a node that is not quite gone, the later one
+writes.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -62,6 +64,9 @@ class Goodput:
         self._step = self._timeline.step
         self._lock = threading.RLock()
         self._unwritten = b""
+        self._size: int | None = None
+        """Of the file after our last line; None before the first."""
+        self._failing = False
         self._file = None if path is None else open_whole(path)
         self._append({"start": started})
         self._stopped = threading.Event()
@@ -141,9 +146,16 @@ class Goodput:
             return
         self._unwritten += json.dumps(record).encode() + b"\n"
         try:
+            if self._size is not None and os.fstat(self._file.fileno()).st_size > self._size:
+                log.warning("another start of this run writes %s: this one leaves it to that", self._file.name)
+                self._file.close()
+                return
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            self._size, self._failing = os.fstat(self._file.fileno()).st_size, False
         except OSError as error:  # a full disk: the run's own files say more; what is kept here is written later
-            log.warning("cannot write %s: %s", self._file.name, error)
+            if not self._failing:
+                log.warning("cannot write %s: %s", self._file.name, error)
+            self._failing = True
 
     def _beat(self, every_seconds: float) -> None:
         while not self._stopped.wait(every_seconds):

@@ -65,14 +65,22 @@ class Profiler:
         self.running: profile | None = None
 
     def at(self, step: int) -> None:
-        """Begins or ends the window where it is due.
+        """Begins the window where it is due, before a step.
 
         Args:
             step: global steps done.
         """
         if self.mine and step == self.start_step:
+            self.close()  # one that the run came back from
             self._begin()
-        elif self.running is not None and step >= self.end_step:
+
+    def done(self, step: int) -> None:
+        """Ends the window where it is due, right after a step: what follows the last one is no part of it.
+
+        Args:
+            step: global steps done.
+        """
+        if step >= self.end_step:
             self.close()
 
     def _begin(self) -> None:
@@ -91,11 +99,22 @@ class Profiler:
         self.running.start()
 
     def close(self) -> None:
-        """Ends a window that is open, and writes its files."""
+        """Ends a window that is open, and writes its files; where they cannot be written, a warning says so."""
         if self.running is None:
             return
         running, self.running = self.running, None
         running.stop()
+        try:
+            self._write(running)
+        except OSError as error:
+            log.warning("the profile cannot be written: %s", error)
+        else:
+            log.warning("profiled steps are written to %s.*", self.path)
+        finally:
+            if self.memory:
+                torch.cuda.memory._record_memory_history(enabled=None)
+
+    def _write(self, running: profile) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         running.export_chrome_trace(f"{self.path}.trace.json.gz")
         order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
@@ -103,5 +122,3 @@ class Profiler:
         Path(f"{self.path}.operations.txt").write_text(table, encoding="utf-8")
         if self.memory:
             torch.cuda.memory._dump_snapshot(f"{self.path}.memory.pickle")
-            torch.cuda.memory._record_memory_history(enabled=None)
-        log.warning("profiled steps are written to %s.*", self.path)

@@ -17,7 +17,7 @@ for (const figure of document.querySelectorAll("figure[data-hover]")) {
     cursor.setAttribute("x1", at);
     cursor.setAttribute("x2", at);
     cursor.style.visibility = "visible";
-    tip.replaceChildren(Object.assign(document.createElement("div"), { textContent: `step ${Math.round(step)}` }));
+    tip.replaceChildren(Object.assign(document.createElement("div"), { textContent: `${data.x} ${Math.round(step)}` }));
     const slack = 0.03 * (data.x1 - data.x0); // a line that has no point near the pointer is not listed
     for (const line of data.lines) {
       const [x, y] = nearest(line.points, step);

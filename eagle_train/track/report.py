@@ -172,6 +172,8 @@ class MixtureRow:
 
     stage: str
     source: str
+    of: str
+    """What it is a share of: samples, tokens or supervised tokens."""
     asked: float
     realized: float
 
@@ -179,7 +181,13 @@ class MixtureRow:
 def mixture_rows(run: RunFolder) -> list[MixtureRow]:
     """Returns the shares of all sources of all stages."""
     return [
-        MixtureRow(stage=stage, source=source, asked=shares["asked"], realized=shares["realized"])
+        MixtureRow(
+            stage=stage,
+            source=source,
+            of=str(shares.get("of", "samples")).replace("_", " "),
+            asked=shares["asked"],
+            realized=shares["realized"],
+        )
         for stage, sources in run.mixture.items()
         for source, shares in sources.items()
     ]

@@ -13,7 +13,7 @@ PHASES = {
     "training": "training",
     "startup": "start-up",
     "data": "index and plan of the data",
-    "resume": "loading weights and checkpoints",
+    "resume": "loading checkpoints",
     "data_wait": "waiting for rows",
     "checkpoint": "checkpoint stall",
     "evaluation": "evaluation",
@@ -118,7 +118,8 @@ def read_timeline(path: Path) -> Timeline:
             record = json.loads(line)
         except ValueError:
             continue
-        timeline.add(record)
+        if timeline.starts or "start" in record:  # else the line of the first start is damaged
+            timeline.add(record)
     return timeline
 
 

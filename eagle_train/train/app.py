@@ -114,9 +114,10 @@ def run_stages(run: Run) -> bool:
             finish(run)
         return True
     finally:
-        run.trackers.close()
-        if run.profiler is not None:
-            run.profiler.close()
+        with run.goodput.phase("other"), ExitStack() as stack:
+            if run.profiler is not None:
+                stack.callback(run.profiler.close)
+            stack.callback(run.trackers.close)
         if dist.rank() == 0:
             log.warning(in_words(run.goodput.seconds()))
 
@@ -126,6 +127,8 @@ def roll_back(run: Run) -> None:
 
     All ranks call it.
     """
+    if run.profiler is not None:
+        run.profiler.close()
     run.state = replace(read_state(run.resume_from), config_hash=run.state.config_hash)
     run.goodput.resumed(run.state.global_step)
     attempt = record_attempt(run.folder, run.text, run.state.run_id, run.resume_from) if dist.rank() == 0 else None

@@ -76,6 +76,11 @@ def find_step(run: Path, config: Mapping[str, Any], global_step: int) -> Place:
     raise ValueError(f"{run} has no step {global_step} on record; its steps, as in metrics.jsonl: {steps}")
 
 
+def steps_on_record(run: Path, config: Mapping[str, Any]) -> int:
+    """Returns how many global steps the ledger holds: those that `find_step` finds."""
+    return sum(last_step(open_files(run / "ledger", stage)) + 1 for stage in config["schedule"])
+
+
 def config_of_run(run: Path) -> dict[str, Any]:
     """Returns the config of a run's newest start.
 

@@ -25,7 +25,9 @@ def record_attempt(folder: Path, config: str, run_id: str, resumed_from: Path | 
         ValueError: if an earlier line is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config)
+    aside = folder / "config.yaml.partial"
+    aside.write_text(config)
+    aside.replace(folder / "config.yaml")  # a full disk or a kill leaves that of the start before
     attempt = len(read_attempts(folder))
     line = {
         "attempt": attempt,

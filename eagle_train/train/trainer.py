@@ -118,20 +118,23 @@ class Trainer:
             waited = time.perf_counter() - started
             preempted, metrics = self.train_step(rows, self.meter)
             self.book(step)
-            self.poll()
             self.goodput.reach(self.state.global_step)
             self.meter.update(
                 capacity=self.stage.rows_per_step * self.stage.max_length,
                 data_wait_seconds=waited,
                 step_seconds=time.perf_counter() - started,
             )
+            if self.profiler is not None:
+                with self.goodput.phase("other"):
+                    self.profiler.done(self.state.global_step)
+            self.poll()
             self.heart.beat("log", self.state.global_step)
             if self.due(self.log_every):
                 speed = self.meter.flush() | self.goodput.metrics()
-                left = (self.num_steps - self.state.step) * speed["time/step_seconds"]
-                self.tracker.log(
-                    metrics | self.flush_losses() | speed | {"time/eta_seconds": left}, self.state.global_step
-                )
+                speed["time/eta_seconds"] = (self.num_steps - self.state.step) * speed["time/step_seconds"]
+                self.tracker.log(metrics | self.flush_losses() | speed, self.state.global_step)
+            elif "train/anomaly" in metrics:  # it is told also where no record is due
+                self.tracker.log(metrics, self.state.global_step)
             if preempted or self.due(self.save_every):
                 self.heart.beat("save", self.state.global_step)
                 self.save(wait=preempted or self.state.step == self.num_steps)
@@ -176,8 +179,8 @@ class Trainer:
         return stop > 0, metrics | {"train/tokens_seen": self.state.tokens_seen}
 
     def count_flops(self, rows: list[PackedBatch]) -> tuple[float, float]:
-        """Returns the useful and the executed FLOPs of this rank's rows, see `StepFlops`; 0 where they are unknown."""
-        counted = [(0.0, 0.0) if self.flops is None else self.flops.of(row) for row in rows]
+        """Returns the useful and the executed FLOPs of this rank's rows, see `StepFlops`; 0 if unknown or not run."""
+        counted = [self.flops.of(row) for row in rows if self.flops and self.state.step not in self.passed_over]
         return sum(useful for useful, _ in counted), sum(executed for _, executed in counted)
 
     def book(self, step: Step) -> None:

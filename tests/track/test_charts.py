@@ -1,5 +1,6 @@
 """Charts: points at the right pixels, ticks that enclose them, averages that neither lag nor mix stages."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -67,7 +68,38 @@ def test_ticks_enclose_the_values_and_are_few(low, high):
 
 def test_numbers_are_short():
     values = [0, 0.1234, 7.23e-9, 999.6, 1234, 12345, 1.72e6, 3.5e9, -25000]
-    assert [short(v) for v in values] == ["0", "0.123", "7.23e-09", "1e+03", "1234", "12.3k", "1.72M", "3.5G", "-25k"]
+    assert [short(v) for v in values] == ["0", "0.123", "7.23e-09", "1000", "1234", "12.3k", "1.72M", "3.5G", "-25k"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(999_999, "1M"), (9999.7, "10k"), (999.96e6, "1G"), (-999_999, "-1M"), (99_949, "99.9k")]
+)
+def test_a_number_just_below_a_letters_limit_takes_that_letter(value, said):
+    assert short(value) == said
+
+
+def test_ticks_that_are_close_have_labels_that_differ():
+    labels = [tick.label for tick in chart([(0, 99.81), (100, 99.94)], unit="%").y_ticks]
+    assert labels == ["99.8%", "99.85%", "99.9%", "99.95%"]
+
+
+@pytest.mark.parametrize("value", [1.0, 99.9, 1e6])
+def test_means_that_differ_in_their_last_bits_are_drawn_as_constant(value):
+    drawn = chart([(0, value), (100, math.nextafter(value, math.inf))])
+    assert all(drawn.top <= y <= drawn.bottom for _, y in pixels(drawn.paths[0]))
+    labels = [tick.label for tick in drawn.y_ticks]
+    assert len(set(labels)) == len(labels) >= 2
+
+
+def test_a_line_at_zero_has_an_axis_that_is_not_below_it():
+    assert next(tick.label for tick in chart([(0, 0.0), (100, 0.0)], from_zero=True).y_ticks) == "0"
+
+
+@pytest.mark.parametrize("least", [1e-30, 5e-324])
+def test_a_log_axis_over_many_powers_of_ten_has_few_ticks(least):
+    drawn = chart([(0, least), (100, 1.0)])
+    assert 4 <= len(drawn.y_ticks) <= 10
+    assert all(drawn.top <= y <= drawn.bottom for _, y in pixels(drawn.paths[0]))
 
 
 def test_thinning_keeps_means_and_ends_with_the_rest():

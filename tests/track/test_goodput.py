@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -217,6 +218,9 @@ def test_a_line_that_could_not_be_written_is_written_later(begin, clock, tmp_pat
             written, self.room = self.file.write(data[: self.room]), 0
             return written
 
+        def fileno(self):
+            return self.file.fileno()
+
     goodput = begin()
     real = goodput._file
     goodput._file = Full(real)
@@ -227,6 +231,44 @@ def test_a_line_that_could_not_be_written_is_written_later(begin, clock, tmp_pat
     clock.pass_(4.0)
     goodput.close()
     assert seconds_of(tmp_path / "goodput.jsonl") == {"startup": 7.0}
+
+
+def test_of_two_processes_that_run_it_at_once_the_later_one_writes(begin, clock, tmp_path, caplog):
+    """Otherwise the same seconds count twice."""
+    first = begin()
+    first.resumed(0)
+    train(first, clock, 0, 1)
+    first.saved()
+    second = begin()
+    second.resumed(1)
+    train(second, clock, 1, 3)
+    train(first, clock, 1, 2)  # at the same time, which counts as that of the second
+    first.saved()
+    second.close()
+    first.close()
+    timeline = read_timeline(tmp_path / "goodput.jsonl")
+    assert sum(timeline.totals().values()) == timeline.end - timeline.begin == clock.now
+    assert seconds_of(tmp_path / "goodput.jsonl")["training"] == 3 * 3.0
+    assert caplog.text.count("another start of this run writes") == 1
+
+
+def test_a_damaged_first_line_keeps_no_run_from_starting(begin, clock, tmp_path):
+    path = tmp_path / "goodput.jsonl"
+    path.write_text('\0\0\0\n{"step": 3, "seconds": {"training": 9.0}}\n')
+    begin()
+    clock.pass_(2.0)
+    begin().close()
+    assert read_timeline(path).begin == 1000.0
+
+
+def test_a_full_disk_is_said_once(begin, caplog, monkeypatch):
+    goodput = begin()
+    full = SimpleNamespace(write=lambda data: os.write(-1, data), fileno=goodput._file.fileno, name="f", closed=False)
+    real, goodput._file = goodput._file, full
+    for _ in range(3):
+        goodput.saved()
+    assert caplog.text.count("cannot write f") == 1
+    goodput._file = real
 
 
 def test_clocks_of_nodes_that_disagree_do_not_make_time_negative(begin, clock, tmp_path):

@@ -201,8 +201,16 @@ def test_accuracy_over_frames_is_drawn_and_shuffled_frames_have_a_column(run_dir
         file.write(json.dumps({"step": 60, "time": 1.7e9} | scores) + "\n")
     chart = frames_chart(read_run(run_dir).scores)
     assert [line["points"] for line in chart.hover["lines"]] == [[[1, 12.5], [2, 25.0], [8, 100.0]]]
+    assert chart.hover["x"] == "frame", "what the pointer is at is no step"
     text = text_of(read_page(write_report(run_dir)))
     assert "Accuracy by number of frames" in text and "51.2%" in text
+
+
+def test_what_the_shares_of_a_mixture_are_of_is_said(run_dir):
+    assert "sft samples pages" in " ".join(text_of(read_page(write_report(run_dir))).split())
+    share = {"asked": 0.75, "realized": 0.7321, "of": "supervised_tokens"}
+    (run_dir / "mixture.json").write_text(json.dumps({"sft": {"pages": share}}))
+    assert "sft supervised tokens pages" in " ".join(text_of(read_page(write_report(run_dir))).split())
 
 
 def test_gallery_images_are_inlined_and_small(run_dir):

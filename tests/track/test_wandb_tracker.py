@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from eagle_train.track.wandb_tracker import choose_mode, logged_in, new_run_id
+from eagle_train.track.wandb_tracker import MISSED, SENT_AGAIN, choose_mode, logged_in, new_run_id, points_to_send
 
 SCRIPT = """
 import os, signal, sys, time
@@ -32,12 +32,16 @@ def clean_env(tmp_path):
     return kept | {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def history(folder):
-    """The logged points of an offline run's folder."""
+def records(folder):
+    """What an offline run's folder holds."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_env(folder)).stdout
-    records = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
-    return [record["history"]["item"] for record in records if record["type"] == "history"]
+    return [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+
+
+def history(folder):
+    """The logged points of an offline run's folder."""
+    return [record["history"]["item"] for record in records(folder) if record["type"] == "history"]
 
 
 @pytest.mark.slow
@@ -57,16 +61,21 @@ def test_an_offline_run_survives_a_kill_and_goes_on_under_its_id(tmp_path):
     assert [point["global_step"] for point in points] == list(range(36, 51))
     assert [point["_step"] for point in points] == list(range(36, 51))
     assert points[-1]["eval/exact_match/simple"] == 0.5 and points[-1]["train/loss"] == 1 / 50
+    # The server passes over points of steps that it has, as is the last one's after a resume: scores go there twice.
+    updates = [record["summary"]["update"] for record in records(second) if record["type"] == "summary"]
+    assert {"eval/exact_match/simple": 0.5} in updates
 
 
 DIES = """
 import logging, signal, sys, psutil
 from pathlib import Path
+from eagle_train.track import wandb_tracker
 from eagle_train.track.jsonl import JsonlTracker
 from eagle_train.track.wandb_tracker import WandbTracker
 
 logging.basicConfig()
 run, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+wandb_tracker.SENT_AGAIN = 2  # fewer than W&B misses
 lines = JsonlTracker(run / "metrics.jsonl")
 tracker = WandbTracker(run, project="p", name="n", run_id="abcd1234", config={})
 for step in range(first, last):
@@ -88,10 +97,31 @@ def test_the_death_of_wandbs_process_ends_no_run_and_the_next_start_sends_what_i
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_env(tmp_path))
         assert done.returncode == 0 and done.stdout == "closed\n", done.stderr
         assert ("W&B is gone" in done.stderr) == (steps[0] == "1")
+        assert (tmp_path / "run" / "wandb" / MISSED).exists() == (steps[0] == "1")
     _, second = sorted((tmp_path / "run" / "wandb").glob("offline-run-*-abcd1234"))
     assert [(point["global_step"], point["train/loss"]) for point in history(second)] == [
         (step, 1 / step) for step in range(1, 8)
     ]
+
+
+def test_what_wandb_missed_is_sent_with_some_points_before_it():
+    records = [{"step": step} for step in range(1, 1001)]
+    assert points_to_send(records, None) == records[-SENT_AGAIN:]
+    assert points_to_send(records, 1001) == records[-SENT_AGAIN:]
+    assert points_to_send(records, 500) == records[499 - SENT_AGAIN :]
+    assert points_to_send(records, 5) == points_to_send(records, 0) == records
+    assert points_to_send([], 3) == []
+
+
+@pytest.mark.slow
+def test_a_start_that_cannot_reach_wandb_is_offline_and_ends_no_run(tmp_path):
+    away = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), "1", "4", "close"]
+    env = clean_env(tmp_path) | away
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0 and "W&B cannot be reached" in done.stderr, done.stderr
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*-abcd1234")
+    assert [point["global_step"] for point in history(folder)] == [1, 2, 3]
 
 
 def test_the_import_of_wandb_waits_for_a_tracker(tmp_path):

@@ -1,6 +1,8 @@
 """The records of a run's starts."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,23 @@ def test_the_first_start_begins_the_record(tmp_path, left):
     assert record_attempt(tmp_path, "a: 1", "first", None) == 0
     (start,) = map(json.loads, (tmp_path / ATTEMPTS).read_text().splitlines())
     assert start["run_id"] == "first" and (tmp_path / "config.yaml").read_text() == "a: 1"
+
+
+def test_a_start_that_cannot_write_leaves_the_config_of_the_one_before(tmp_path, monkeypatch):
+    record_attempt(tmp_path, "a: 1", "first", None)
+    with monkeypatch.context() as patch:
+
+        def full(path, text):
+            path.write_bytes(b"")  # as `write_text` does: it opens, and then there is no room
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            record_attempt(tmp_path, "a: 2", "first", None)
+    assert (tmp_path / "config.yaml").read_text() == "a: 1" and len(read_attempts(tmp_path)) == 1
+    record_attempt(tmp_path, "a: 2", "first", None)
+    assert (tmp_path / "config.yaml").read_text() == "a: 2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ATTEMPTS, "config.yaml"]
 
 
 def test_a_record_that_is_damaged_elsewhere_is_refused_with_its_line(tmp_path):

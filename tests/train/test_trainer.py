@@ -317,3 +317,48 @@ def test_a_step_without_supervised_tokens_is_refused(make):
     sample = grown(SAMPLES[0], loss_weights=torch.zeros_like(SAMPLES[0].loss_weights))
     with pytest.raises(ValueError, match="no supervised token"):
         make(1).train_step([tiny_row([sample])], Throughput())
+
+
+def test_publishing_a_checkpoint_is_no_part_of_a_steps_seconds_and_what_is_profiled_ends_before_it(make):
+    """As the convention of MFU says; a large checkpoint that is deleted can take minutes."""
+    done = []
+
+    class Meter(Throughput):
+        def update(self, **counts):
+            done.extend(["measured"] if "step_seconds" in counts else [])
+            super().update(**counts)
+
+    class Window:
+        def at(self, step):
+            done.append(f"begins {step}")
+
+        def done(self, step):
+            done.append(f"ends {step}")
+
+    trainer = make(batches=[tiny_row(SAMPLES, number=n) for n in range(4)], num_steps=4)
+    trainer.meter, trainer.profiler, trainer.poll = Meter(), Window(), lambda: done.append("published")
+    assert trainer.fit()
+    assert done == [part for n in range(4) for part in (f"begins {n}", "measured", f"ends {n + 1}", "published")]
+
+
+def test_a_step_that_is_passed_over_has_no_flops(make):
+    trainer = make()
+    row = tiny_row(SAMPLES)
+    trainer.flops = SimpleNamespace(of=lambda row: (2.0, 3.0))
+    assert trainer.count_flops([row, row]) == (4.0, 6.0)
+    trainer.passed_over = {0}
+    assert trainer.count_flops([row, row]) == (0, 0)
+
+
+def test_a_step_that_is_skipped_between_two_records_is_told(make):
+    logged = []
+    trainer = make(batches=[tiny_row(SAMPLES, number=n) for n in range(4)])
+    trainer.log_every = 100
+    trainer.tracker = SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics)))
+    trainer.guard = AnomalyGuard(policy=AnomalyPolicy(skips=1), stage="sft", losses=[])
+    trainer.guard.judge = lambda loss: "spike" if trainer.state.step == 1 else None
+    assert trainer.fit()
+    assert [(step, "train/anomaly" in metrics, "train/loss" in metrics) for step, metrics in logged] == [
+        (2, True, False),
+        (4, False, True),
+    ]
