@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from eagle_train.model.checkpoints import internlm2
-from eagle_train.model.checkpoints.files import WEIGHT_FILES, listed, read_weights
+from eagle_train.model.checkpoints.files import WEIGHT_FILES, listed, read_weights, same
 from eagle_train.model.embeddings import TABLES, Vocabulary, fit_rows, tell
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_vocabulary
@@ -100,7 +100,11 @@ def random_start(component: str, module: nn.Module) -> Start:
 
 
 def load_llm(llm: nn.Module, vocabulary: Vocabulary, *, put: Put = copy) -> Start:
-    """Loads an LLM's weights, its tables of tokens fitted to the tokenizer, see `fit_rows`."""
+    """Loads an LLM's weights, its tables of tokens fitted to the tokenizer, see `fit_rows`.
+
+    Raises:
+        ValueError: if they do not fit; also if the LLM ties its head to the embeddings, and the source has another.
+    """
     source = llm.config.name_or_path
     if not source:
         return random_start("llm", llm)
@@ -109,9 +113,17 @@ def load_llm(llm: nn.Module, vocabulary: Vocabulary, *, put: Put = copy) -> Star
         state = internlm2.to_llama(state, llm.config.num_attention_heads, llm.config.num_key_value_heads)
     notes = []
     table, head = TABLES
-    if head not in state and table in state and not llm.config.tie_word_embeddings:
+    tied = llm.config.tie_word_embeddings
+    if head not in state and table in state and not tied:
         state = dict(state) | {head: state[table]}
         notes.append(f"{head}: the embeddings, to which the source ties it")
+    if tied and {table, head} <= state.keys():
+        if not same(state[head], state[table]):
+            raise ValueError(
+                f"llm: {source} has a {head} of its own, and the config ties it to {table}; "
+                f"set llm.tie_word_embeddings=false"
+            )
+        state = {name: tensor for name, tensor in state.items() if name != head}  # a second copy of the same
     own = llm.state_dict()
     tensors = {name: tensor for name, tensor in state.items() if name in own}
     for name in TABLES:
