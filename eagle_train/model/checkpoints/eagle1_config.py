@@ -112,7 +112,8 @@ def write_config(
         max_length: tokens of a sample, visual ones counted.
         original: the `config.json` that the model was imported with, if it was; it keeps what is not known here.
     """
-    pad = llm["eos_token_id"] if llm["pad_token_id"] is None else llm["pad_token_id"]
+    ends = llm["eos_token_id"]  # one or several
+    pad = (ends[0] if isinstance(ends, list) else ends) if llm["pad_token_id"] is None else llm["pad_token_id"]
     config = NEUTRAL | {"pad_token_id": pad, "tokenizer_model_max_length": max_length} | dict(original)
     config |= {name: llm[name] for name in LLM_FIELDS}
     return config | {
