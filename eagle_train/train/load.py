@@ -249,8 +249,7 @@ def export_adapter(run: Path, out: Path, *, step: int | None = None) -> Path:
         ValueError: if the LLM has none, or `out` is not empty.
     """
     config = read_config(run)
-    found = adapters(config)
-    if "llm" not in found:
+    if "llm" not in (found := adapters(config)):
         raise ValueError(f"{run} has no adapters of its LLM; its lora has {sorted(found)}")
     check_empty(out)
     weights = read_checkpoint_weights(newest_checkpoint(run, step=step, thorough=True))
