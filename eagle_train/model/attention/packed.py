@@ -8,6 +8,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from eagle_train.model.attention.backend import AttentionBackend, Segments
+from eagle_train.model.long_rope import check_part
 from eagle_train.types import PackedBatch
 
 PACKED = "eagle_packed"
@@ -27,7 +28,12 @@ def packed_hidden(
         embeddings: (T, H).
         batch: the row.
         backend: of all layers' attention.
+
+    Raises:
+        ValueError: for a part of a row that cannot be computed by itself, see `check_part`.
     """
+    if batch.part is not None:
+        check_part(llm, batch.max_seqlen)
     segments = Segments(batch.cu_seqlens, batch.segment_lengths, batch.max_seqlen)
     return llm(
         inputs_embeds=embeddings[None],
