@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,11 @@ from eagle_train.model.checkpoints import internlm2
 from eagle_train.model.checkpoints.files import WEIGHT_FILES, listed, read_weights, same
 from eagle_train.model.embeddings import TABLES, Vocabulary, fit_rows, tell
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.train.assemble import build_vocabulary
+from eagle_train.train.assemble import build_vocabulary, load_tokenizer
+from eagle_train.train.config import ConfigError
 from eagle_train.train.load import Put, copy, load_weights, read_config, read_model_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +49,38 @@ def load_run_start(
 
     Args:
         tokenizer: of the run, with its new tokens.
+
+    Raises:
+        ValueError: as `load_start` and `check_tokens`.
     """
+    if config["init_from"] is not None:
+        check_tokens(config["init_from"], tokenizer)
     return load_start(model, config["init_from"], build_vocabulary(config, tokenizer), put=put, reads=reads)
+
+
+def check_tokens(init_from: str, tokenizer) -> None:
+    """Refuses a tokenizer that gives tokens of a trained model other ids: they would take the rows of others.
+
+    Args:
+        init_from: run or export; one whose tokenizer is gone is not compared.
+        tokenizer: of the new run.
+
+    Raises:
+        ValueError: with the first of these tokens and both ids.
+    """
+    theirs = read_config(Path(init_from))
+    try:
+        known = load_tokenizer(theirs["tokenizer"], theirs["new_tokens"]).get_vocab()
+    except ConfigError as error:
+        log.warning("init_from=%s: its tokens are not compared with the run's: %s", init_from, error)
+        return
+    ours = tokenizer.get_vocab()
+    if moved := sorted((index, token) for token, index in known.items() if ours.get(token, index) != index):
+        told = ", ".join(f"{token!r} is {index} there and {ours[token]} here" for index, token in moved[:3])
+        raise ValueError(
+            f"init_from={init_from} has other ids for {len(moved)} tokens: {told}; "
+            f"set tokenizer={theirs['tokenizer']}, and new_tokens in the order {theirs['new_tokens']}"
+        )
 
 
 def load_start(
