@@ -100,6 +100,17 @@ def test_the_adapter_alone_is_exported_for_peft(run, tmp_path):
     assert torch.equal(tensors[f"base_model.model.{name}.weight"], trained[f"llm.{name}.default.weight"])
 
 
+def test_adapters_of_another_models_llm_name_no_published_base(data, run, tmp_path):
+    """Their weights are those of `init_from`; what `llm.pretrained` names was never read."""
+    made = lora_config(
+        data, tmp_path / "run", f"init_from={run}", "+llm.pretrained=some/llm", "schedule.sft.num_steps=1"
+    )
+    assert train(made | {"schedule": {"sft": made["schedule"]["sft"]}})
+    assert export.main([str(tmp_path / "run"), "--adapter"]) == 0
+    settings = json.loads((tmp_path / "run" / "export-adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] is None
+
+
 @pytest.mark.slow
 def test_plain_torch_and_zero_2_give_the_same_losses(data, tmp_path):
     for engine in ("plain", "zero2"):

@@ -1,4 +1,4 @@
-"""LongRoPE of packed rows: each sample is turned by the factors of its own length."""
+"""Rotary embeddings that depend on length, in packed rows: each sample is turned as its own length says."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-LONG_ROPE = "longrope"
-"""Type of a config's `rope_parameters`: Phi-3's with a context of 128K."""
+LONG_ROPE, DYNAMIC_ROPE = "longrope", "dynamic"
+"""Types of a config's `rope_parameters`: Phi-3's with a context of 128K; InternLM2.5's, which is NTK-aware scaling."""
 
 
 class SampleLongRope(nn.Module):
@@ -50,6 +50,39 @@ class SampleLongRope(nn.Module):
         return (angles.cos() * self.scale).to(x.dtype), (angles.sin() * self.scale).to(x.dtype)
 
 
+class SampleDynamicRope(nn.Module):
+    """Rotary embedding whose base grows with a sample's length, from the model's context on.
+
+        base(L) = base * (factor L / context - factor + 1) ** (D / (D - 2))        L tokens, D rotated channels
+
+    transformers' own takes the largest position of a call for all of it, and keeps the base of the longest call for
+    later ones that are beyond the context too: a sample's loss would depend on what came before. Samples within the
+    context are turned by the same bits as there. See `SampleLongRope` for where a sample begins.
+
+    Args:
+        config: of an LLM whose `rope_parameters` are of type `dynamic`.
+
+    Source: transformers, `_compute_dynamic_ntk_parameters`.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.context: int = config.max_position_embeddings
+        self.factor: float = config.rope_parameters["factor"]
+        frequencies, self.scale = ROPE_INIT_FUNCTIONS[DYNAMIC_ROPE](config, seq_len=self.context)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns cosines and sines (B, T, D), see `SampleLongRope`."""
+        grown = (self.factor * lengths(position_ids).float() / self.context - (self.factor - 1.0)).clamp(min=1.0)
+        channels = torch.arange(0, 2 * len(self.frequencies), 2, device=grown.device)  # 0, 2, ... D - 2
+        frequencies = self.frequencies.float() * grown[..., None] ** (-channels / channels[-1])
+        angles = position_ids[..., None].float() * frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        return (angles.cos() * self.scale).to(x.dtype), (angles.sin() * self.scale).to(x.dtype)
+
+
 def lengths(position_ids: torch.Tensor) -> torch.Tensor:
     """Returns of each token the length of its sample, (B, T), by the largest position in it.
 
@@ -62,11 +95,30 @@ def lengths(position_ids: torch.Tensor) -> torch.Tensor:
 
 
 def turn_each_sample(llm: PreTrainedModel) -> None:
-    """Gives a causal LM whose rotary embedding is LongRoPE one that tells the samples of a row apart."""
-    if (llm.config.to_dict().get("rope_parameters") or {}).get("rope_type") == LONG_ROPE:
-        llm.model.rotary_emb = SampleLongRope(llm.config)
+    """Gives a causal LM whose rotary embedding depends on length one that tells the samples of a row apart."""
+    kinds = {LONG_ROPE: SampleLongRope, DYNAMIC_ROPE: SampleDynamicRope}
+    kind = (llm.config.to_dict().get("rope_parameters") or {}).get("rope_type")
+    if kind in kinds:
+        llm.model.rotary_emb = kinds[kind](llm.config)
 
 
 def has_long_rope(module: nn.Module) -> bool:
-    """Returns whether a module turns samples by their length, which takes the whole row."""
+    """Returns whether a module turns samples by their length, whatever it is, which takes the whole row."""
     return any(isinstance(part, SampleLongRope) for part in module.modules())
+
+
+def check_part(module: nn.Module, longest: int) -> None:
+    """Refuses a part of a row whose samples are turned by a length that the part does not tell.
+
+    Args:
+        longest: tokens of the row's longest sample.
+
+    Raises:
+        ValueError: with the context, within which samples are turned alike.
+    """
+    for part in module.modules():
+        if isinstance(part, SampleDynamicRope) and longest > part.context:
+            raise ValueError(
+                f"a sample of {longest} tokens is turned by all of its length, being longer than the LLM's context of "
+                f"{part.context}; set engine.sequence_parallel=1 or shorten max_length"
+            )

@@ -149,7 +149,7 @@ def write_adapter(out: Path, module: str, lora: Lora, weights: Mapping[str, torc
         out: where there is nothing yet.
         module: whose adapters they are.
         weights: of the whole model, by name.
-        base: hub id or folder of the weights that the adapters belong to.
+        base: hub id or folder of the weights that the adapters belong to; None: no LLM alone was published with them.
     """
     own = [name for name in weights if name.startswith(f"{module}.") and is_adapter(name)]
     tensors = {

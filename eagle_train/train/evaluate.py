@@ -72,8 +72,8 @@ class Question:
 
     @property
     def answer(self) -> str:
-        """The right answer."""
-        return "".join(part for part in self.sample.messages[-1].content if isinstance(part, str))
+        """The right answer, without spaces around it, as the model's are compared."""
+        return "".join(part for part in self.sample.messages[-1].content if isinstance(part, str)).strip()
 
     @property
     def has_video(self) -> bool:

@@ -21,7 +21,7 @@ from eagle_train.model.checkpoints.statistics import IMAGENET, Statistics, renor
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_encoder, meta_model
 from eagle_train.train.load import check_empty, read_config, read_model_weights
-from eagle_train.train.released import CONFIG, PREPROCESSOR, Carried, copy_code, read_carried, write_json
+from eagle_train.train.released import CONFIG, GENERATION, PREPROCESSOR, Carried, copy_code, read_carried, write_json
 from eagle_train.train.released_eagle2 import LAYOUT, own_weights, released_layout, with_untouched
 
 PATCH_EMBEDDING = f"mixture.encoders.{SIGLIP.name}.vit.embeddings.patch_embedding"
@@ -132,7 +132,7 @@ def write_files(exported: Exported, out: Path, *, pooling_head: bool) -> None:
     tokenizer = encoder.tokenizer
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     generation = eagle2_files.generation_config(encoder.template.stop_ids(tokenizer), ids)
-    write_json(out / "generation_config.json", carried.read_json("generation_config.json") | generation)
+    write_json(out / GENERATION, carried.read_json(GENERATION) | generation)
     jinja = to_jinja(encoder.template, PLACEHOLDER)
     (out / "chat_template.jinja").write_text(jinja)
     if config["model_type"] == eagle2_config.NEW:  # the older generation has no processor

@@ -25,11 +25,10 @@ from eagle_train.train.assemble import build_encoder, meta_model
 from eagle_train.train.config import build, load_choice
 from eagle_train.train.export_eagle2 import check_tokens, tiles_of
 from eagle_train.train.load import check_empty, read_config, read_model_weights
-from eagle_train.train.released import CONFIG, PREPROCESSOR, Carried, copy_code, read_carried, write_json
+from eagle_train.train.released import CONFIG, GENERATION, PREPROCESSOR, Carried, copy_code, read_carried, write_json
 from eagle_train.train.released_eagle2 import own_weights, with_untouched
 from eagle_train.train.released_internvl import check_layout
 
-GENERATION = "generation_config.json"
 PLACEHOLDER = "<image>"
 """What the original code replaces by an image's tokens, start and end."""
 

@@ -249,12 +249,12 @@ def export_adapter(run: Path, out: Path, *, step: int | None = None) -> Path:
         ValueError: if the LLM has none, or `out` is not empty.
     """
     config = read_config(run)
-    found = adapters(config)
-    if "llm" not in found:
+    if "llm" not in (found := adapters(config)):
         raise ValueError(f"{run} has no adapters of its LLM; its lora has {sorted(found)}")
     check_empty(out)
     weights = read_checkpoint_weights(newest_checkpoint(run, step=step, thorough=True))
-    write_adapter(out, "llm", found["llm"], weights, config["llm"].get("pretrained"))
+    base = None if config.get("init_from") else config["llm"].get("pretrained")  # no LLM alone has those of `init_from`
+    write_adapter(out, "llm", found["llm"], weights, base)
     return out
 
 

@@ -66,16 +66,22 @@ def freeze(model: nn.Module, rates: Mapping[str, float | None], adapted: Iterabl
         adapted: names of modules with adapters, of which these alone are trained.
 
     Raises:
-        ValueError: for a parameter without a rate, or a rate that matches no parameter.
+        ValueError: for a parameter without a rate, a rate that matches no parameter, or one that matches none but
+            weights below adapters.
     """
-    used = set()
+    trains = {}
     for name, parameter in model.named_parameters():
         key = rate_name(name, rates)
-        used.add(key)
         parameter.requires_grad_(is_trained(name, rates, adapted))
-    if unused := set(rates) - used:
+        trains[key] = trains.get(key, False) or parameter.requires_grad
+    if unused := set(rates) - trains.keys():
         modules = module_names(name for name, _ in model.named_parameters())
         raise ValueError(f"learning_rates names {sorted(unused)}, which match nothing; modules are {modules}")
+    if idle := [name for name, trained in trains.items() if rates[name] is not None and not trained]:
+        raise ValueError(
+            f"learning_rates gives {idle} a rate, and lora freezes what they match: of {', '.join(adapted)} the "
+            f"adapters alone are trained; leave them out of learning_rates, or leave out their module's lora"
+        )
 
 
 def parameter_groups(model: nn.Module, stage: Stage, shapes: Mapping[str, torch.Size] | None = None) -> list[dict]:

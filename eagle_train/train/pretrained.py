@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ from rich.table import Table
 from torch import nn
 
 from eagle_train.model.checkpoints import internlm2
-from eagle_train.model.checkpoints.files import WEIGHT_FILES, listed, read_weights
+from eagle_train.model.checkpoints.files import WEIGHT_FILES, listed, read_weights, same
 from eagle_train.model.embeddings import TABLES, Vocabulary, fit_rows, tell
 from eagle_train.model.vlm import VisionLanguageModel
-from eagle_train.train.assemble import build_vocabulary
+from eagle_train.train.assemble import build_vocabulary, load_tokenizer
+from eagle_train.train.config import ConfigError
 from eagle_train.train.load import Put, copy, load_weights, read_config, read_model_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +49,38 @@ def load_run_start(
 
     Args:
         tokenizer: of the run, with its new tokens.
+
+    Raises:
+        ValueError: as `load_start` and `check_tokens`.
     """
+    if config["init_from"] is not None:
+        check_tokens(config["init_from"], tokenizer)
     return load_start(model, config["init_from"], build_vocabulary(config, tokenizer), put=put, reads=reads)
+
+
+def check_tokens(init_from: str, tokenizer) -> None:
+    """Refuses a tokenizer that gives tokens of a trained model other ids: they would take the rows of others.
+
+    Args:
+        init_from: run or export; one whose tokenizer is gone is not compared.
+        tokenizer: of the new run.
+
+    Raises:
+        ValueError: with the first of these tokens and both ids.
+    """
+    theirs = read_config(Path(init_from))
+    try:
+        known = load_tokenizer(theirs["tokenizer"], theirs["new_tokens"]).get_vocab()
+    except ConfigError as error:
+        log.warning("init_from=%s: its tokens are not compared with the run's: %s", init_from, error)
+        return
+    ours = tokenizer.get_vocab()
+    if moved := sorted((index, token) for token, index in known.items() if ours.get(token, index) != index):
+        told = ", ".join(f"{token!r} is {index} there and {ours[token]} here" for index, token in moved[:3])
+        raise ValueError(
+            f"init_from={init_from} has other ids for {len(moved)} tokens: {told}; "
+            f"set tokenizer={theirs['tokenizer']}, and new_tokens in the order {theirs['new_tokens']}"
+        )
 
 
 def load_start(
@@ -100,7 +134,11 @@ def random_start(component: str, module: nn.Module) -> Start:
 
 
 def load_llm(llm: nn.Module, vocabulary: Vocabulary, *, put: Put = copy) -> Start:
-    """Loads an LLM's weights, its tables of tokens fitted to the tokenizer, see `fit_rows`."""
+    """Loads an LLM's weights, its tables of tokens fitted to the tokenizer, see `fit_rows`.
+
+    Raises:
+        ValueError: if they do not fit; also if the LLM ties its head to the embeddings, and the source has another.
+    """
     source = llm.config.name_or_path
     if not source:
         return random_start("llm", llm)
@@ -109,9 +147,17 @@ def load_llm(llm: nn.Module, vocabulary: Vocabulary, *, put: Put = copy) -> Star
         state = internlm2.to_llama(state, llm.config.num_attention_heads, llm.config.num_key_value_heads)
     notes = []
     table, head = TABLES
-    if head not in state and table in state and not llm.config.tie_word_embeddings:
+    tied = llm.config.tie_word_embeddings
+    if head not in state and table in state and not tied:
         state = dict(state) | {head: state[table]}
         notes.append(f"{head}: the embeddings, to which the source ties it")
+    if tied and {table, head} <= state.keys():
+        if not same(state[head], state[table]):
+            raise ValueError(
+                f"llm: {source} has a {head} of its own, and the config ties it to {table}; "
+                f"set llm.tie_word_embeddings=false"
+            )
+        state = {name: tensor for name, tensor in state.items() if name != head}  # a second copy of the same
     own = llm.state_dict()
     tensors = {name: tensor for name, tensor in state.items() if name in own}
     for name in TABLES:

@@ -15,8 +15,8 @@ from eagle_train.model.checkpoints.files import read_weights, stray_files, write
 from eagle_train.model.checkpoints.names import Match
 from eagle_train.train.load import CARRIED, check_empty, write_export
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-KEPT = (CONFIG, "generation_config.json", PREPROCESSOR, "processor_config.json", "*.py")
+CONFIG, GENERATION, PREPROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
+KEPT = (CONFIG, GENERATION, PREPROCESSOR, "processor_config.json", "*.py")
 """Files of a release, besides weights and tokenizer, that an import keeps: configs and the code that they name."""
 
 

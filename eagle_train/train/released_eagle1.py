@@ -27,6 +27,7 @@ from eagle_train.train.config import load_config
 from eagle_train.train.load import check_empty, read_config, read_model_weights
 from eagle_train.train.released import (
     CONFIG,
+    GENERATION,
     Imported,
     read_carried,
     read_original,
@@ -116,6 +117,8 @@ def export_released(path: Path, out: Path) -> list[str]:
     write_tokenizer(config["tokenizer"], config["new_tokens"], out)
     dtype = weights["lm_head.weight"].dtype
     write_json(out / CONFIG, describe(model, towers, dtype, config, carried.read_json(CONFIG)))
+    if generation := carried.read_json(GENERATION):  # without one, transformers makes it of `config.json`
+        write_json(out / GENERATION, generation)
     return differences(model, towers)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from eagle_train.data.chat import ChatTemplate
 from eagle_train.data.encode import Encoder
 from eagle_train.data.positions import multimodal_rotary
 from eagle_train.data.smart_resize import SmartResize
@@ -22,10 +23,11 @@ from eagle_train.model.projector import PatchMerger
 from eagle_train.model.qwen2_vl_llm import Qwen2VLCausalLM
 from eagle_train.model.vlm import VisionLanguageModel
 from eagle_train.train.assemble import build_encoder, meta_model
-from eagle_train.train.config import load_config
+from eagle_train.train.config import build, load_choice, load_config
 from eagle_train.train.load import check_empty, read_config, read_model_weights
 from eagle_train.train.released import (
     CONFIG,
+    GENERATION,
     PREPROCESSOR,
     Carried,
     Imported,
@@ -34,8 +36,11 @@ from eagle_train.train.released import (
     write_import,
     write_json,
 )
+from eagle_train.types import Message
 
 TIED_HEAD = "llm.lm_head.weight"
+TEMPLATE = "qwen2_vl"
+"""Our chat template whose prompts are those of `CHAT_TEMPLATE`."""
 PARTS = ("mixture=qwen2_vl", "projector=qwen2_vl", "llm=qwen2_vl_2b", "data=qwen2_vl", "degrade=frames_then_pixels")
 
 
@@ -63,7 +68,8 @@ def import_config(folder: Path, experiment: str | None = None) -> dict[str, Any]
         side = encoder["patch_size"] * encoder["merge"]
         tiling = {"tile_size": side, "tile_depth": encoder["frames"]} | qwen2_vl_config.read_bounds(preprocessor)
         data = data | {"tile_size": side, "tiling": data["tiling"] | tiling}
-    llm = qwen2_vl_config.read_llm(original, len(weights[EMBEDDINGS]), tied=HEAD not in weights)
+    tied = qwen2_vl.is_tied(weights, qwen2_vl_config.is_tied(original))
+    llm = qwen2_vl_config.read_llm(original, len(weights[EMBEDDINGS]), tied=tied)
     return config | {
         "name": folder.resolve().name,
         "tokenizer": str(folder),
@@ -120,7 +126,11 @@ def export_released(path: Path, out: Path) -> list[str]:
         raise ValueError(f"the tokenizer lacks {missing}, which the released layout needs; list them in new_tokens")
     tied = model.llm.config.tie_word_embeddings
     ours = {name: t for name, t in read_model_weights(path).items() if not (tied and name == TIED_HEAD)}
-    write_weights(out, {qwen2_vl.to_released(name): tensor for name, tensor in ours.items()} | carried.weights)
+    written = {qwen2_vl.to_released(name): tensor for name, tensor in ours.items()}
+    kept = dict(carried.weights)
+    if tied and HEAD in kept:  # a second copy of the embeddings is made anew: they may have been trained
+        kept[HEAD] = written[EMBEDDINGS].clone()
+    write_weights(out, written | kept)
     write_tokenizer(config["tokenizer"], config["new_tokens"], out)
     dtype = ours["llm.model.embed_tokens.weight"].dtype
     write_files(Exported(model=model, encoder=encoder, carried=carried, dtype=dtype), out)
@@ -165,7 +175,7 @@ def write_files(exported: Exported, out: Path) -> None:
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     generation = {"eos_token_id": encoder.template.stop_ids(tokenizer)}
     generation |= {name: token for name, token in ids.items() if token is not None}
-    write_json(out / "generation_config.json", carried.read_json("generation_config.json") | generation)
+    write_json(out / GENERATION, carried.read_json(GENERATION) | generation)
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
@@ -194,6 +204,16 @@ def differences(encoder: Encoder) -> Iterator[str]:
         yield "pictures are of native resolution with positions of time, rows and columns there"
     elif encoder.tiling.resample != "bicubic":
         yield f"pictures are resized bicubic there, {encoder.tiling.resample} here"
-    media = encoder.template.media
+    template, media = encoder.template, encoder.template.media
+    if spoken(template) != spoken(build(load_choice("chat_template", TEMPLATE))):
+        yield f"prompts are those of chat_template={TEMPLATE} there, others here"
     if media.images.partition("{number}")[0] not in ("", "Picture "):
         yield f"images are numbered as Picture 1 there, if at all; here by {media.images!r}"
+
+
+def spoken(template: ChatTemplate) -> list[str | int]:
+    """Returns a conversation about an image as a template writes it, whatever of it is learnt."""
+    turns = (("user", ("See", 0, "?")), ("assistant", ("So.",)), ("user", ("Why?",)), ("assistant", ("So.",)))
+    items = template.render([Message(role=role, content=content) for role, content in turns])
+    ends = [template.media.prefix, template.media.suffix]
+    return [item if isinstance(item, int) else "".join(text for text, _ in item) for item in items] + ends

@@ -77,6 +77,11 @@ class Stage:
             raise ValueError(f"rows_per_step {self.rows_per_step} and max_length {self.max_length} are too small")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}; give one above 0, or null for no clipping")
+        if not (0 <= self.warmup_ratio <= 1 and 0 <= self.min_lr_ratio <= 1 and (self.warmup_steps or 0) >= 0):
+            raise ValueError(
+                f"warmup_ratio {self.warmup_ratio} and min_lr_ratio {self.min_lr_ratio} are shares, from 0 to 1; "
+                f"warmup_steps {self.warmup_steps} a number of steps, from 0"
+            )
         if self.align is not None:
             self.check_aligned()
 

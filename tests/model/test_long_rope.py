@@ -1,17 +1,19 @@
-"""Phi-3 with LongRoPE in packed rows: each sample is turned as transformers turns it alone."""
+"""LongRoPE and dynamic NTK scaling in packed rows: each sample is turned as transformers turns it alone."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import Phi3ForCausalLM
+from transformers import LlamaForCausalLM, Phi3ForCausalLM
 
 from eagle_train.model.attention.backend import Segments
-from eagle_train.model.attention.packed import PACKED, packed_arguments
+from eagle_train.model.attention.packed import PACKED, packed_arguments, packed_hidden
 from eagle_train.model.attention.segments import SegmentAttention
-from eagle_train.model.long_rope import SampleLongRope, lengths
+from eagle_train.model.long_rope import SampleDynamicRope, SampleLongRope, lengths
 from eagle_train.train.sequence.spread import check_group
+from eagle_train.types import RowPart
 from tests.toys import gradients, tiny_model, tiny_row, tiny_sample
 
 ORIGINAL = 32
@@ -31,6 +33,10 @@ PHI3 = {
         "long_factor": [1.1, 2.0, 5.0, 9.0],
     },
 }
+DYNAMIC = {
+    "max_position_embeddings": ORIGINAL,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0},
+}
 # At the border, beyond it, within it; the row is longer than the original context whatever its samples are.
 SAMPLES = [
     tiny_sample(1, tiles=0, text=ORIGINAL),
@@ -42,7 +48,8 @@ SAMPLES = [
 
 def theirs(llm):
     """transformers' own class with the weights of ours."""
-    own = Phi3ForCausalLM._from_config(deepcopy(llm.config), attn_implementation="eager")
+    kind = {"phi3": Phi3ForCausalLM, "llama": LlamaForCausalLM}[llm.config.model_type]
+    own = kind._from_config(deepcopy(llm.config), attn_implementation="eager")
     own.load_state_dict(dict(llm.state_dict()))
     return own.eval()
 
@@ -50,7 +57,9 @@ def theirs(llm):
 def separate_losses(model, llm):
     """Losses of the samples, weighted, by transformers' own forward pass, one call each."""
     found = []
+    rotary = llm.model.rotary_emb
     for sample in SAMPLES:
+        llm.model.rotary_emb = deepcopy(rotary)  # it remembers the longest sample
         row = tiny_row([sample])
         embeddings = model.embed(row.input_ids, row.image_positions, row.pixels)
         logits = llm(inputs_embeds=embeddings[None], use_cache=False).logits[0]
@@ -58,8 +67,9 @@ def separate_losses(model, llm):
     return found
 
 
-def test_samples_of_a_row_have_the_losses_and_gradients_that_transformers_gives_them_alone():
-    model = tiny_model(**PHI3)
+@pytest.mark.parametrize("kind", [PHI3, DYNAMIC], ids=["longrope", "dynamic"])
+def test_samples_of_a_row_have_the_losses_and_gradients_that_transformers_gives_them_alone(kind):
+    model = tiny_model(**kind)
     llm = theirs(model.llm)
     row = tiny_row(SAMPLES)
     packed = (model(row) * row.loss_weights).split(list(row.segment_lengths))
@@ -93,6 +103,28 @@ def test_transformers_own_embedding_turns_short_samples_by_the_longest_of_the_ro
         found.append(hidden.last_hidden_state[0].split(list(row.segment_lengths)))
     apart = [float((ours - own).abs().max()) for ours, own in zip(*found, strict=True)]
     assert apart[0] > 1e-2 and apart[2] > 1e-3 and max(apart[1], apart[3]) < 1e-5
+
+
+@torch.no_grad()
+def test_within_the_context_dynamic_scaling_turns_by_the_bits_of_transformers():
+    llm = tiny_model(**DYNAMIC).llm
+    assert isinstance(llm.model.rotary_emb, SampleDynamicRope)
+    positions = torch.arange(ORIGINAL)[None]
+    ours, own = (one.model.rotary_emb(torch.ones(1), positions) for one in (llm, theirs(llm)))
+    assert all(torch.equal(a, b) for a, b in zip(ours, own, strict=True))
+
+
+def test_ranks_share_rows_of_dynamic_scaling_within_the_context_alone():
+    model = tiny_model(**DYNAMIC)
+    check_group(model, 2)
+    for text in (ORIGINAL, ORIGINAL + 1):
+        row = tiny_row([tiny_sample(1, tiles=0, text=text)])
+        part = replace(row, part=RowPart(index=0, begin=0, made=(0, 0, 0), placed=(0, 0, 0)))
+        if text == ORIGINAL:
+            packed_hidden(model.llm.model, torch.zeros(text, 32), part, SegmentAttention())
+            continue
+        with pytest.raises(ValueError, match=r"33 tokens .* context of 32; set engine.sequence_parallel=1"):
+            packed_hidden(model.llm.model, torch.zeros(text, 32), part, SegmentAttention())
 
 
 def test_lengths_are_those_of_the_samples():

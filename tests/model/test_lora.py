@@ -82,6 +82,13 @@ def test_only_adapters_of_an_adapted_module_are_trained():
     assert found.keys() == expected and all(found[name].any() for name in expected if is_adapter(name))
 
 
+def test_a_rate_of_weights_below_adapters_is_refused():
+    rates = {"mixture": None, "projector": 1e-3, "llm": 2e-3, "llm.model.norm": 1e-5}
+    with pytest.raises(ValueError, match=r"gives \['llm.model.norm'\] a rate, and lora freezes what they match"):
+        freeze(adapted(trained=False), rates, ADAPTERS)
+    freeze(adapted(trained=False), rates | {"llm.model.norm": None}, ADAPTERS)
+
+
 def test_the_freeze_table_shows_adapters():
     model = adapted(trained=False)
     rates = {"mixture": None, "projector": 1e-3, "llm": 2e-3}

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle_train.__main__ import main
+from eagle_train.model.checkpoints.eagle1_config import write_config
 from eagle_train.model.checkpoints.files import read_weights, same, write_weights
 from eagle_train.model.embeddings import Vocabulary
 from eagle_train.train import released_eagle1
@@ -84,6 +85,22 @@ def test_import_and_export_give_back_every_bit(release, tmp_path):
     sizes = TINY_LLM.keys() | {"mm_hidden_size"}  # the release claims those of the full model
     assert {k: written[k] for k in original if k not in sizes} == {k: v for k, v in original.items() if k not in sizes}
     assert (tmp_path / "back/tokenizer.json").read_bytes() == (release / "tokenizer.json").read_bytes()
+
+
+def test_the_generation_config_comes_back(x4, tmp_path):
+    """It may tell more than the `config.json` that transformers would make one of."""
+    generation = {"bos_token_id": 1, "eos_token_id": [2, 3], "temperature": 0.2, "pad_token_id": 0}
+    (x4 / "generation_config.json").write_text(json.dumps(generation))
+    import_released(x4, tmp_path / "ours", tiny_config(x4))
+    export_released(tmp_path / "ours", tmp_path / "back")
+    assert json.loads((tmp_path / "back/generation_config.json").read_text()) == generation
+
+
+def test_several_end_tokens_leave_one_padding_token():
+    llm = LlamaConfig(**TINY_LLM, eos_token_id=[7, 8]).to_dict()
+    written = write_config(llm, {}, depth=2, dtype="bfloat16", max_length=64, original={})
+    assert (written["pad_token_id"], written["eos_token_id"]) == (7, [7, 8])
+    LlamaConfig.from_dict(written | {"model_type": "llama"})
 
 
 @pytest.mark.slow

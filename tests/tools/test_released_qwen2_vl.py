@@ -1,11 +1,14 @@
 """A released Qwen2-VL is imported, used, and exported to the same bits and files that transformers loads."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from eagle_train.__main__ import main
@@ -92,6 +95,35 @@ def test_import_and_export_give_back_every_bit_and_field(release, ours, tmp_path
         before = {key: value for key, value in before.items() if key not in ("vision_config", "text_config")}
         changed = {key for key in before if after.get(key) != before[key]}
         assert changed <= {"transformers_version", "torch_dtype", "dtype", "architectures"}, name
+
+
+def test_a_second_copy_of_tied_embeddings_stays_one(release, tmp_path):
+    """Some training codes write it: trained on as a table of its own, the head would part from the embeddings."""
+    theirs, config = tmp_path / "theirs", json.loads((release / "config.json").read_text())
+    shutil.copytree(release, theirs)
+    weights = read_weights(release)
+    save_file(weights | {HEAD: weights[EMBEDDINGS].clone()}, theirs / "model.safetensors")
+    (theirs / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    import_released(theirs, tmp_path / "ours", made := import_config(theirs))
+    assert made["llm"]["tie_word_embeddings"] and "llm.lm_head.weight" not in read_weights(tmp_path / "ours")
+    trained = {name: tensor.clone() for name, tensor in read_weights(tmp_path / "ours").items()}
+    trained["llm.model.embed_tokens.weight"] += 1
+    save_file(trained, tmp_path / "ours/model.safetensors")
+    export_released(tmp_path / "ours", tmp_path / "back")
+    back = read_weights(tmp_path / "back")
+    assert torch.equal(back[HEAD], back[EMBEDDINGS]) and torch.equal(back[HEAD], weights[EMBEDDINGS] + 1)
+
+
+def test_other_prompts_than_those_of_the_layout_are_told(ours, tmp_path):
+    """Its chat template is fixed."""
+    path = tmp_path / "ours"
+    shutil.copytree(ours, path)
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    config["chat_template"]["system"] = "Answer in one word."
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert export_released(path, tmp_path / "back") == [
+        "prompts are those of chat_template=qwen2_vl there, others here"
+    ]
 
 
 @torch.no_grad()

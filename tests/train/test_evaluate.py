@@ -13,7 +13,7 @@ from eagle_train.data.loader import RowDataset
 from eagle_train.data.shards import write_shards
 from eagle_train.model.generate import Prompt
 from eagle_train.train.evaluate import Question, grey, read_question, read_questions, shuffled, views
-from eagle_train.types import Media, MediaPlan, Sample
+from eagle_train.types import Media, MediaPlan, Message, Sample
 from tests.catalogs import read_catalog
 from tests.data.loads import tiny_encoder
 from tests.data.test_bad_samples import corrupt
@@ -37,6 +37,13 @@ def test_shuffled_frames_are_those_of_their_own_video_and_images_stay():
     assert order[6:10] == [6, 7, 8, 9]
     assert sorted(order[10:]) == list(range(10, 16)) and order[10:] != list(range(10, 16))
     assert order == shuffled(question).prompt.pixels[:, 0, 0, 0].tolist()  # the same whenever it is asked
+
+
+def test_spaces_around_an_answer_do_not_make_it_wrong():
+    """What the model says is compared without them."""
+    question = question_about(["image"], [MediaPlan()])
+    messages = (Message(role="user", content=(0, "Why?")), Message(role="assistant", content=(" So.\n",)))
+    assert replace(question, sample=replace(question.sample, messages=messages)).answer == "So."
 
 
 def test_grey_images_show_nothing():

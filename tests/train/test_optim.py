@@ -132,3 +132,14 @@ def test_a_stage_has_steps_or_epochs(given):
     values = {"recipe": "x", "learning_rates": {}, "max_length": 8, "rows_per_step": 1, "num_steps": 3} | given
     with pytest.raises(ValueError, match="num_steps"):
         Stage(**values)
+
+
+@pytest.mark.parametrize(
+    "given", [{"warmup_ratio": 3}, {"warmup_ratio": -0.1}, {"min_lr_ratio": 10}, {"warmup_steps": -1}]
+)
+def test_shares_of_a_schedule_are_shares(given):
+    """A warm-up of 3, meant as percent or steps, would end beyond the last step."""
+    values = {"recipe": "x", "learning_rates": {}, "max_length": 8, "rows_per_step": 1, "num_steps": 3}
+    Stage(**values, warmup_ratio=1, min_lr_ratio=1, warmup_steps=0)
+    with pytest.raises(ValueError, match="are shares, from 0 to 1"):
+        Stage(**values, **given)

@@ -107,6 +107,9 @@ def test_sams_new_neck_is_listed_as_new(tmp_path):
         assert torch.equal(sam.sam.neck.conv1.weight, theirs.sam.neck.conv1.weight) == pretrained_neck
 
 
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
 def grown_llm(tmp_path, **fields):
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2} | fields
     theirs = build_llm(model_type="llama", vocab_size=VOCAB, **shape)
@@ -128,6 +131,24 @@ def test_added_tokens_start_as_the_mean_of_the_others(tmp_path, tied):
         torch.testing.assert_close(ours[VOCAB:], source.mean(0).expand(3, -1))
     assert f"model.embed_tokens.weight: 3 rows added to {VOCAB}; new rows start as the mean" in start.note
     assert ("lm_head.weight" in start.note) != tied
+
+
+@pytest.mark.parametrize("order", [("model.", "lm_head"), ("lm_head", "model.")])
+def test_a_head_of_its_own_is_not_tied_silently(tmp_path, order):
+    """Whichever table came last in the files would have been the embeddings."""
+    theirs, _ = grown_llm(tmp_path, tie_word_embeddings=False)
+    (tmp_path / "llm/model.safetensors").unlink()
+    state = {name: t.clone() for start in order for name, t in theirs.state_dict().items() if name.startswith(start)}
+    torch.save(state, tmp_path / "llm/pytorch_model.bin")
+    fields = theirs.config.to_dict() | {"tie_word_embeddings": True}
+    model = tiny_model(**{name: fields[name] for name in SHAPE}, tie_word_embeddings=True)
+    model.llm.config.name_or_path = str(tmp_path / "llm")
+    with pytest.raises(ValueError, match=r"lm_head.weight of its own, .*; set llm.tie_word_embeddings=false"):
+        start_from(model, None)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    torch.save(state, tmp_path / "llm/pytorch_model.bin")
+    assert start_from(model, None)[-1].loaded == len(state) - 1
+    assert torch.equal(model.llm.lm_head.weight, theirs.model.embed_tokens.weight)
 
 
 def test_a_table_is_cut_only_where_no_token_has_a_row(tmp_path):

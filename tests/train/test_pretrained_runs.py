@@ -104,6 +104,22 @@ def test_init_from_refuses_another_order_of_encoders(data, export, tmp_path):
         begin(changed)
 
 
+def test_init_from_refuses_other_ids_for_its_tokens(data, tmp_path, caplog):
+    """The same tokens in another order would take each other's rows."""
+    known = len(load_tokenizer(str(data / "tokenizer")))
+    short = [f"llm.vocab_size={known + 3}", "schedule.pretrain.num_steps=1", "schedule.sft.num_steps=1"]
+    shutil.copytree(data / "tokenizer", tmp_path / "tokenizer")
+    first = ["new_tokens=[NEW_0,NEW_1]", f"tokenizer={tmp_path / 'tokenizer'}"]
+    assert train(config(data, tmp_path / "first", *short, *first))
+    again = [*short, f"init_from={tmp_path / 'first'}"]
+    with pytest.raises(ValueError, match=rf"for 2 tokens: 'NEW_0' is {known} there and {known + 1} here"):
+        begin(config(data, tmp_path / "run", *again, "new_tokens=[NEW_1,NEW_0]"))
+    begin(config(data, tmp_path / "run", *again, "new_tokens=[NEW_0,NEW_1,NEW_2]")).trackers.close()
+    shutil.rmtree(tmp_path / "tokenizer")
+    begin(config(data, tmp_path / "other", *again, "new_tokens=[NEW_1,NEW_0]")).trackers.close()
+    assert "its tokens are not compared with the run's" in caplog.text
+
+
 def test_a_missing_source_stops_the_command_before_anything_is_written(data, tmp_path, capsys):
     assert main([*overrides(data, tmp_path / "run"), "+llm.pretrained=/nowhere/vicuna"]) == 1
     assert "llm.pretrained=FOLDER" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from eagle_train.model.attention.backend import AttentionBackend, Segments
+from eagle_train.model.long_rope import check_part
 from eagle_train.types import PackedBatch
 
 PACKED = "eagle_packed"
@@ -33,7 +34,12 @@ def packed_hidden(
         backend: of all layers' attention.
         wanted: (P,) int64, the tokens whose states are used; those of others are not finished, where that saves
             something, see `token_mlp`. None: all.
+
+    Raises:
+        ValueError: for a part of a row that cannot be computed by itself, see `check_part`.
     """
+    if batch.part is not None:
+        check_part(llm, batch.max_seqlen)
     segments = Segments(batch.cu_seqlens, batch.segment_lengths, batch.max_seqlen)
     return llm(
         inputs_embeds=embeddings[None],

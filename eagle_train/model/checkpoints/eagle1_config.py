@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eagle_train.model.checkpoints.eagle1 import TOWERS, Tower
+from eagle_train.model.checkpoints.eagle2_config import read_rope
 
 LLM_FIELDS = (
     "vocab_size",
@@ -87,10 +88,11 @@ def read_llm(config: Mapping[str, Any]) -> dict[str, Any]:
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if missing := [name for name in sizes if name not in config]:
         raise ValueError(f"config.json lacks {missing}")
-    if config.get("rope_scaling"):
-        raise ValueError(f"rope_scaling {config['rope_scaling']} is not supported")
+    rope = read_rope(config)
+    if rope["rope_type"] != "default":
+        scaling = {name: config[name] for name in ("rope_scaling", "rope_parameters") if config.get(name)}
+        raise ValueError(f"the scaled rotary embedding {scaling} is not supported")
     fields = {name: config[name] for name in LLM_FIELDS if config.get(name) is not None}
-    rope = {"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)}
     return {"model_type": "llama", "tie_word_embeddings": False} | fields | {"rope_parameters": rope}
 
 
@@ -112,7 +114,8 @@ def write_config(
         max_length: tokens of a sample, visual ones counted.
         original: the `config.json` that the model was imported with, if it was; it keeps what is not known here.
     """
-    pad = llm["eos_token_id"] if llm["pad_token_id"] is None else llm["pad_token_id"]
+    ends = llm["eos_token_id"]  # one or several
+    pad = (ends[0] if isinstance(ends, list) else ends) if llm["pad_token_id"] is None else llm["pad_token_id"]
     config = NEUTRAL | {"pad_token_id": pad, "tokenizer_model_max_length": max_length} | dict(original)
     config |= {name: llm[name] for name in LLM_FIELDS}
     return config | {

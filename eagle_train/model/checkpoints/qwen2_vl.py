@@ -6,8 +6,8 @@
     visual.merger.{ln_q,mlp}.*        projector.{norm,layers}.*
     model.*, lm_head.weight           llm.model.*, llm.lm_head.weight
 
-A tied LM head is absent from a release. `state_dict()` of transformers 5 has other names than its files; these are the
-files'.
+A tied LM head is absent from a release, or a second copy of the embeddings that some training codes write.
+`state_dict()` of transformers 5 has other names than its files; these are the files'.
 
 Source: Qwen/Qwen2-VL-2B-Instruct and -7B-Instruct, as transformers reads and writes them.
 """
@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 import torch
 
+from eagle_train.model.checkpoints.files import same
 from eagle_train.model.checkpoints.names import OLD_BUFFERS, Match, compare, matches_any, rename, reversed_renames
 
 ENCODER = "qwen2_vit"
@@ -32,6 +33,11 @@ RENAMES = (
 )
 HEAD = "lm_head.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
+
+
+def is_tied(weights: Mapping[str, torch.Tensor], declared: bool) -> bool:
+    """Returns whether the LM head of a checkpoint is its table of embeddings: it is absent, or the same as declared."""
+    return HEAD not in weights or (declared and same(weights[HEAD], weights[EMBEDDINGS]))
 
 
 def match(released: Mapping[str, torch.Size], ours: Mapping[str, torch.Size], *, tied: bool) -> Match:

@@ -81,6 +81,11 @@ def read_llm(original: Mapping[str, Any], vocab_size: int, *, tied: bool) -> dic
     return fields | {"vocab_size": vocab_size, "tie_word_embeddings": tied, "rope_parameters": rope}
 
 
+def is_tied(original: Mapping[str, Any]) -> bool:
+    """Returns whether a `config.json` says that the LM head is the table of embeddings."""
+    return bool(parse(original).tie_word_embeddings)
+
+
 def read_encoder(original: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the vision transformer's arguments.
 

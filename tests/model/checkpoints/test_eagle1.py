@@ -175,6 +175,16 @@ def test_towers_that_cannot_be_are_refused(change, said):
 def test_scaled_rotary_embeddings_and_other_projectors_are_refused():
     with pytest.raises(ValueError, match="rope_scaling"):
         read_llm(released_config(X5, VICUNA_13B) | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+
+
+def test_the_rotary_base_is_read_as_either_transformers_writes_it():
+    old = {name: value for name, value in released_config(X5, VICUNA_13B).items() if name != "rope_scaling"}
+    new = {name: value for name, value in old.items() if name != "rope_theta"}
+    rope = {"rope_type": "default", "rope_theta": 500000.0}
+    for config in (old | {"rope_theta": 500000.0}, new | {"rope_parameters": rope}):
+        assert read_llm(config)["rope_parameters"] == rope
+    with pytest.raises(ValueError, match="'rope_type': 'llama3'"):
+        read_llm(new | {"rope_parameters": rope | {"rope_type": "llama3", "factor": 8.0}})
     with pytest.raises(ValueError, match="'linear' is not supported"):
         read_projector_depth(released_config(X5, VICUNA_13B) | {"mm_projector_type": "linear"})
     with pytest.raises(ValueError, match=r"lacks \['vocab_size'\]"):
