@@ -91,8 +91,9 @@ class ConsoleTracker:
             place = f"{self._stage} {stage_step}/{self._num_steps} (step {step})"
             self._console.print("  ".join([place, *describe(metrics)]), soft_wrap=True, highlight=False, markup=False)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Takes the bar down; its last state stays on the terminal."""
+        del failed
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -44,8 +44,9 @@ class JsonlTracker:
         self._file.write(_line(record))
         self._file.flush()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Closes the file."""
+        del failed
         self._file.close()
 
 

@@ -22,8 +22,12 @@ class Tracker(Protocol):
     def log(self, metrics: Metrics, step: int) -> None:
         """Records the metrics of global step `step`."""
 
-    def close(self) -> None:
-        """Writes what is left; nothing may be logged afterwards."""
+    def close(self, *, failed: bool = False) -> None:
+        """Writes what is left; nothing may be logged afterwards.
+
+        Args:
+            failed: whether an error ended the run.
+        """
 
 
 class Trackers(list[Tracker]):
@@ -39,8 +43,8 @@ class Trackers(list[Tracker]):
         for tracker in self:
             tracker.log(metrics, step)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Closes all of them, also those after one that fails, and then raises its error."""
         with ExitStack() as stack:
             for tracker in reversed(self):
-                stack.callback(tracker.close)
+                stack.callback(tracker.close, failed=failed)

@@ -123,9 +123,9 @@ class WandbTracker:
         if scores:
             self._try(lambda: self._run.summary.update(scores), step)
 
-    def close(self) -> None:
-        """Writes or uploads what is left."""
-        self._try(self._run.finish)
+    def close(self, *, failed: bool = False) -> None:
+        """Writes or uploads what is left; W&B shows the run as failed or as finished."""
+        self._try(partial(self._run.finish, exit_code=int(failed)))
         if not self._lost:
             self._missed.unlink(missing_ok=True)
 

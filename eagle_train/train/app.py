@@ -86,6 +86,7 @@ def train(config: Mapping[str, Any], started: float | None = None) -> bool:
 
 def run_stages(run: Run) -> bool:
     """Runs the stages that are left and the evaluation; returns False if it was asked to stop before the end."""
+    failed = False
     try:
         names = list(run.schedule)
         place = names.index(run.state.stage)
@@ -113,11 +114,14 @@ def run_stages(run: Run) -> bool:
         with run.goodput.phase("evaluation"):
             finish(run)
         return True
+    except BaseException:
+        failed = True
+        raise
     finally:
         with run.goodput.phase("other"), ExitStack() as stack:
             if run.profiler is not None:
                 stack.callback(run.profiler.close)
-            stack.callback(run.trackers.close)
+            stack.callback(run.trackers.close, failed=failed)
         if dist.rank() == 0:
             log.warning(in_words(run.goodput.seconds()))
 

@@ -15,8 +15,8 @@ class Recorder:
     def log(self, metrics, step):
         self.calls.append((self.name, metrics, step))
 
-    def close(self):
-        self.calls.append((self.name, "close"))
+    def close(self, *, failed=False):
+        self.calls.append((self.name, "failed" if failed else "close"))
         if self.fails:
             raise OSError("disk full")
 
@@ -37,6 +37,12 @@ def test_a_tracker_that_fails_to_close_does_not_keep_the_others_open():
     with pytest.raises(OSError, match="disk full"):
         trackers.close()
     assert calls == [("a", "close"), ("b", "close")]
+
+
+def test_every_tracker_is_told_of_a_failure():
+    calls = []
+    Trackers([Recorder(calls, "a"), Recorder(calls, "b")]).close(failed=True)
+    assert calls == [("a", "failed"), ("b", "failed")]
 
 
 def test_no_trackers_accept_every_call():

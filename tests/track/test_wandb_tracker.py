@@ -23,7 +23,7 @@ if sys.argv[4] == "kill":
     time.sleep(2 * FLUSH_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 tracker.log({"eval/exact_match/simple": 0.5}, step)
-tracker.close()
+tracker.close(failed=sys.argv[4] == "fail")
 """
 
 
@@ -42,6 +42,12 @@ def records(folder):
 def history(folder):
     """The logged points of an offline run's folder."""
     return [record["history"]["item"] for record in records(folder) if record["type"] == "history"]
+
+
+def exit_code(folder):
+    """The code with which an offline run ended; zeros are not written."""
+    (end,) = (record for record in records(folder) if record["type"] == "exit")
+    return end["exit"].get("exit_code", 0)
 
 
 @pytest.mark.slow
@@ -64,6 +70,10 @@ def test_an_offline_run_survives_a_kill_and_goes_on_under_its_id(tmp_path):
     # The server passes over points of steps that it has, as is the last one's after a resume: scores go there twice.
     updates = [record["summary"]["update"] for record in records(second) if record["type"] == "summary"]
     assert {"eval/exact_match/simple": 0.5} in updates
+    failed = start("51", "52", "fail")
+    assert (failed.returncode, failed.stderr) == (0, "")
+    (third,) = set((tmp_path / "run" / "wandb").glob("offline-run-*-abcd1234")) - {first, second}
+    assert [exit_code(folder) for folder in (second, third)] == [0, 1]
 
 
 DIES = """
