@@ -8,6 +8,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from eagle_train.data.collate import pack
 from eagle_train.data.positions import multimodal_rotary
+from eagle_train.model.attention.packed import packed_hidden
 from eagle_train.model.checkpoints.qwen2_vl import ENCODER, to_released
 from eagle_train.model.encoders.qwen2_vit import Qwen2Vit
 from eagle_train.model.loss import ChunkedCrossEntropy
@@ -131,3 +132,9 @@ def their_inputs(model: VisionLanguageModel, one: EncodedSample) -> dict[str, to
 def firsts(grids: tuple[Picture, ...]) -> list[int]:
     """Returns the first tile of each picture."""
     return np.cumsum([0, *(int(np.prod(grid)) for grid in grids)])[:-1].tolist()
+
+
+def logits_of(model, batch):
+    """Returns the logits (T, V) of all tokens of a row, also of those without a label."""
+    embeddings = model.embed(batch.input_ids, batch.image_positions, batch.pixels, batch.grids)
+    return model.llm.lm_head(packed_hidden(model.llm.model, embeddings, batch, model.attention))

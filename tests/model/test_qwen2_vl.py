@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from eagle_train.model.generate import Prompt, generate
 from eagle_train.model.memory import GpuKernels
 from eagle_train.types import IGNORE_INDEX
-from tests.qwen2_vl import IMAGE, VIDEO, reference, row, sample, their_inputs, tiny_qwen2_vl
+from tests.qwen2_vl import IMAGE, VIDEO, logits_of, reference, row, sample, their_inputs, tiny_qwen2_vl
 from tests.toys import gradients, weighted_loss
 
 CASES = {
@@ -19,15 +19,6 @@ CASES = {
     "long video": sample(6, 2, (VIDEO, (7, 2, 2)), 2, (IMAGE, (1, 2, 1)), 5),
 }
 SAMPLES = [CASES[name] for name in ("mixed", "text", "long video", "images", "video")]
-
-
-def logits_of(model, batch):
-    """Returns the logits (T, V) of a row."""
-    found = []
-    hook = model.llm.model.register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state[0]))
-    model(batch)
-    hook.remove()
-    return model.llm.lm_head(found[0])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -22,7 +22,7 @@ from eagle_train.train.released_qwen2_vl import export_released, import_config, 
 from eagle_train.types import Media, Message, Sample
 from tests.eagle1_layout import random_weights
 from tests.eagle2_layout import CASES, imported, write_release
-from tests.qwen2_vl import TEXT, VISION, row
+from tests.qwen2_vl import TEXT, VISION, logits_of, row
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", *TOKENS.values()]
 SPECIAL += [
@@ -152,11 +152,7 @@ def test_a_picture_gives_the_logits_of_transformers_from_the_exported_files(ours
     assert ids.tolist() == encoded.input_ids.tolist()
     kinds = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()[None]
     wanted = theirs(input_ids=ids[None], mm_token_type_ids=kinds, use_cache=False, **seen).logits[0]
-    batch = row([encoded])
-    found = []
-    model.llm.model.register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state[0]))
-    model(batch)
-    torch.testing.assert_close(model.llm.lm_head(found[0]), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(model, row([encoded])), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_words_of_the_command_line_do_it_too(release, tmp_path, capsys):

@@ -32,6 +32,7 @@ def run(tmp_path):
         resume_from=None,
         trackers=Trackers([]),
         goodput=Goodput(),
+        profiler=None,
     )
 
 
