@@ -27,11 +27,12 @@ TARGETS = 8
 """Positions with loss in it."""
 CONVENTION = (
     "2 FLOPs per multiply-add of matrix products and convolutions of forward and backward, as torch's FlopCounterMode"
-    " counts them. MFU: each product once; attention of packed samples is the sum of their squared lengths, halved "
-    "because it is causal; what is frozen has no products for gradients that nobody needs; the head and the last "
-    "layer's MLP count tokens with a label; placeholder tiles count nothing. HFU adds what is computed again: "
-    "checkpointed layers, logits of chunks, scores of attention kernels, and placeholder tiles. Seconds are whole "
-    "steps, waiting for data included; checkpoints and evaluation are not. Peak is dense bfloat16."
+    " counts them, but for the weight's gradient of convolutions in groups, which it takes for one without. MFU: each"
+    " product once; attention of packed samples is the sum of their squared lengths, halved because it is causal; "
+    "what is frozen has no products for gradients that nobody needs; the head and the last layer's MLP count tokens "
+    "with a label; placeholder tiles count nothing. HFU adds what is computed again: checkpointed layers, logits of "
+    "chunks, scores of attention kernels, and placeholder tiles. Seconds are whole steps, waiting for data included; "
+    "checkpoints and evaluation are not. Peak is dense bfloat16."
 )
 """What `perf/mfu` and `perf/hfu` mean; written wherever they are."""
 
