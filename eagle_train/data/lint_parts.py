@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -24,6 +25,8 @@ LINT_VERSION = 2
 """Raised when the same part gets other findings, so that none of an older version are taken."""
 ODD_FILES = frozenset({"unreadable_file", "changed_media", "empty_clip", "odd_size"})
 """Findings that go with the file, beside those that make a sample bad."""
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""Of storage that knows no locks: there, looks at the same thing are not to be under way at once."""
 LOCK = "lock"
 """In a folder of findings: whose look is under way holds it."""
 Look = Callable[[Checks, Any], Part]
@@ -94,8 +97,11 @@ def hold(folder: Path) -> int | None:
         except BlockingIOError:
             os.close(held)
             return None
-        except OSError:
-            return held  # the storage knows no locks
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(held)
+                raise
+            return held
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(held), (folder / LOCK).stat()):
                 return held

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eagle_train.model.flop_counter import FlopCounter
-from eagle_train.model.token_mlp import TokenMlp
+from eagle_train.model.token_mlp import MLP, last_parts
 
 
 def count_flops(
@@ -33,8 +33,8 @@ def target_flops(llm: PreTrainedModel) -> int:
         llm: on the meta device; of a vision-language model.
     """
     hidden = torch.zeros(1, llm.config.hidden_size, device="meta")
-    last = [module for module in llm.model.layers[-1].children() if isinstance(module, TokenMlp)]
-    return sum(count_flops(module, hidden) for module in (llm.get_output_embeddings(), *last))
+    parts = [llm.get_output_embeddings(), last_parts(llm).get(MLP)]
+    return sum(count_flops(part, hidden) for part in parts if part is not None)
 
 
 def llm_flops(llm: PreTrainedModel, length: int) -> int:

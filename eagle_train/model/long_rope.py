@@ -45,9 +45,7 @@ class SampleLongRope(nn.Module):
         """
         beyond = lengths(position_ids) > self.original_length
         frequencies = torch.where(beyond[..., None], self.long.float(), self.short.float())
-        angles = position_ids[..., None].float() * frequencies
-        angles = torch.cat([angles, angles], dim=-1)
-        return (angles.cos() * self.scale).to(x.dtype), (angles.sin() * self.scale).to(x.dtype)
+        return cosines_and_sines(position_ids, frequencies, self.scale, x.dtype)
 
 
 class SampleDynamicRope(nn.Module):
@@ -78,9 +76,16 @@ class SampleDynamicRope(nn.Module):
         grown = (self.factor * lengths(position_ids).float() / self.context - (self.factor - 1.0)).clamp(min=1.0)
         channels = torch.arange(0, 2 * len(self.frequencies), 2, device=grown.device)  # 0, 2, ... D - 2
         frequencies = self.frequencies.float() * grown[..., None] ** (-channels / channels[-1])
-        angles = position_ids[..., None].float() * frequencies
-        angles = torch.cat([angles, angles], dim=-1)
-        return (angles.cos() * self.scale).to(x.dtype), (angles.sin() * self.scale).to(x.dtype)
+        return cosines_and_sines(position_ids, frequencies, self.scale, x.dtype)
+
+
+def cosines_and_sines(
+    position_ids: torch.Tensor, frequencies: torch.Tensor, scale: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns cosines and sines (B, T, D), times `scale`, of positions (B, T) with frequencies (B, T, D / 2)."""
+    angles = position_ids[..., None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
 def lengths(position_ids: torch.Tensor) -> torch.Tensor:

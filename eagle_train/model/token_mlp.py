@@ -129,13 +129,21 @@ def pass_over_unwanted(llm: PreTrainedModel) -> None:
     """Makes the last layer's MLP pass over tokens that are not `wanted`, where the layer is told of any.
 
     No other token sees what that MLP makes of one, and of what it makes of a token without a label there is no use: so
-    losses and gradients stay what they are. Does nothing to an LLM whose last layer has no MLP by its name.
+    losses and gradients stay what they are. Does nothing to an LLM without `last_parts`.
     """
+    if parts := last_parts(llm):
+        # The layer's own hooks do not run when it is recomputed (transformers 5.23); those of its parts do.
+        mlp = by_token(llm.model.layers[-1])
+        parts[ATTENTION].register_forward_pre_hook(partial(tell_wanted, mlp), with_kwargs=True)
+
+
+def last_parts(llm: PreTrainedModel) -> dict[str, nn.Module]:
+    """Returns attention and MLP of the last layer; empty if it has none by these names, or its MLP is random."""
     layers = getattr(llm.model, "layers", None)
     parts = dict(layers[-1].named_children()) if layers else {}
-    if {ATTENTION, MLP} <= parts.keys() and not is_random(parts[MLP]):
-        # The layer's own hooks do not run when it is recomputed (transformers 5.23); those of its parts do.
-        parts[ATTENTION].register_forward_pre_hook(partial(tell_wanted, by_token(layers[-1])), with_kwargs=True)
+    if not {ATTENTION, MLP} <= parts.keys() or is_random(parts[MLP]):
+        return {}
+    return {name: parts[name] for name in (ATTENTION, MLP)}
 
 
 def tell_wanted(mlp: TokenMlp, attention: nn.Module, inputs: tuple, arguments: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from eagle_train.track.jsonl import end_torn_line
 from eagle_train.track.timeline import PHASES, Timeline, goodput_of, read_timeline
 
 log = logging.getLogger(__name__)
@@ -164,13 +165,10 @@ class Goodput:
 
 
 def open_whole(path: Path) -> FileIO:
-    """Returns a file to append to, unbuffered, after a newline where a kill left a part of a line."""
+    """Returns a file to append whole lines to, unbuffered."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
-    file = path.open("ab", buffering=0)
-    if torn:
-        file.write(b"\n")
-    return file
+    end_torn_line(path)
+    return path.open("ab", buffering=0)
 
 
 def process_started() -> float:

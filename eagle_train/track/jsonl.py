@@ -50,6 +50,13 @@ class JsonlTracker:
         self._file.close()
 
 
+def end_torn_line(path: Path) -> None:
+    """Ends a line of which a kill left a part, so that what is appended begins one of its own."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the records of a metrics file in order; a last line torn by a kill is skipped.
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from eagle_train.track.jsonl import end_torn_line
 from eagle_train.types import PackedBatch
 
 ANOMALIES = "anomalies.jsonl"
@@ -208,7 +209,6 @@ def read_anomalies(folder: Path) -> list[Anomaly]:
 
 def write_anomaly(folder: Path, anomaly: Anomaly) -> None:
     """Appends one anomaly to those of a run, on a line of its own also after one that was cut short."""
-    path = folder / ANOMALIES
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
-    with path.open("ab") as file:
-        file.write(b"\n" * torn + json.dumps(asdict(anomaly)).encode() + b"\n")
+    end_torn_line(folder / ANOMALIES)
+    with (folder / ANOMALIES).open("a") as file:
+        file.write(json.dumps(asdict(anomaly)) + "\n")

@@ -13,6 +13,7 @@ from eagle_train.data.catalog import Catalog
 from eagle_train.data.ledger import LedgerShard
 from eagle_train.data.ledger_read import account, read_bad
 from eagle_train.train.checkpoint import TrainState
+from eagle_train.train.run_folder import replace_text
 from eagle_train.train.stage_data import StageData
 from eagle_train.types import SampleError
 
@@ -41,10 +42,8 @@ def write_accounts(folder: Path, state: TrainState, data: StageData) -> None:
     for name, part in (("accounting.json", accounts), ("mixture.json", mixture)):
         path = folder / name
         content = json.loads(path.read_text()) if path.exists() else {}
-        aside = path.with_name(f"{name}.partial")
         try:
-            aside.write_text(json.dumps(content | {state.stage: part}, indent=1))
-            aside.replace(path)
+            replace_text(path, json.dumps(content | {state.stage: part}, indent=1))
         except OSError as error:  # they are made again from the ledger, and must not hide why a run stops
             log.warning("cannot write %s: %s", path, error)
 

@@ -25,9 +25,7 @@ def record_attempt(folder: Path, config: str, run_id: str, resumed_from: Path | 
         ValueError: if an earlier line is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / "config.yaml.partial"
-    aside.write_text(config)
-    aside.replace(folder / "config.yaml")  # a full disk or a kill leaves that of the start before
+    replace_text(folder / "config.yaml", config)
     attempt = len(read_attempts(folder))
     line = {
         "attempt": attempt,
@@ -41,6 +39,13 @@ def record_attempt(folder: Path, config: str, run_id: str, resumed_from: Path | 
         file.truncate(sum(map(len, file.readlines()[:attempt])))
         file.write(json.dumps(line).encode() + b"\n")
     return attempt
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole: a kill or a full disk leaves what was there before."""
+    aside = path.with_name(f"{path.name}.partial")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def first_run_id(folder: Path) -> str | None:

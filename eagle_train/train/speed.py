@@ -18,6 +18,7 @@ from eagle_train.track.peak import peak_tflops
 from eagle_train.track.throughput import Throughput
 from eagle_train.train.assemble import adapters, stage_model
 from eagle_train.train.optim import freeze
+from eagle_train.train.run_folder import replace_text
 from eagle_train.train.schedule import Stage
 
 log = logging.getLogger(__name__)
@@ -76,9 +77,7 @@ def write_speed(folder: Path, stage: str, flops: StepFlops, peak: float | None) 
     known = json.loads(path.read_text()) if path.exists() else {}
     stages = known.get("flops", {}) | {stage: asdict(flops)}
     facts = {"device": device_name(), "peak_tflops": peak, "ranks": dist.world_size(), "convention": CONVENTION}
-    aside = path.with_name(f"{FILE}.partial")
-    aside.write_text(json.dumps(facts | {"flops": stages}, indent=1))
-    aside.replace(path)
+    replace_text(path, json.dumps(facts | {"flops": stages}, indent=1))
     shown = f"{peak:g} TFLOP/s" if peak else "not known, so there is no MFU; set peak_tflops"
     convention = f"What is counted is in {path}." if known.get("flops") else CONVENTION
     return f"peak of {facts['device']}: {shown}. {convention}"

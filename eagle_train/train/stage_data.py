@@ -34,6 +34,7 @@ from eagle_train.train.assemble import DataSettings
 from eagle_train.train.config import build
 from eagle_train.train.costs import ForwardFlops, cost_model
 from eagle_train.train.preemption import Preempted
+from eagle_train.train.run_folder import replace_text
 from eagle_train.train.schedule import Stage
 
 log = logging.getLogger(__name__)
@@ -130,9 +131,7 @@ def plan_totals(catalog: Catalog, plan: PlanConfig, identity: Mapping[str, Any],
         totals = count_rows(catalog, plan, advance)
     if path and dist.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.partial")
-        aside.write_text(json.dumps(asdict(totals)))
-        aside.replace(path)
+        replace_text(path, json.dumps(asdict(totals)))
     return totals
 
 
