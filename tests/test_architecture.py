@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "eagle_train"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+OTHERS = sorted(path for name in ("scripts", "slurm", "tests") for path in (PACKAGE.parent / name).rglob("*.py"))
 
 # A layer may import itself and the layers listed here, nothing else of ours.
 MAY_IMPORT = {
@@ -84,6 +85,11 @@ def test_files_and_functions_stay_small(path):
         if isinstance(node, ast.FunctionDef):
             length = node.end_lineno - node.lineno + 1
             assert length <= 60, f"{node.name} has {length} lines"
+
+
+def test_files_of_tests_and_scripts_stay_small_too():
+    lengths = {str(path.relative_to(PACKAGE.parent)): path.read_text().count("\n") for path in OTHERS}
+    assert len(lengths) > 100 and not {path: length for path, length in lengths.items() if length > 300}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -1,92 +1,20 @@
-"""One optimizer step: accumulation, ranks of rows, metrics, and what stops a run."""
+"""One optimizer step: accumulation, ranks of rows, metrics, and what a stage records."""
 
-from itertools import repeat
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from eagle_train.data.budget import BadSampleBudget, TooManyBadSamples
 from eagle_train.data.collate import pack
-from eagle_train.data.ledger import USED, Ledger, LedgerShard
+from eagle_train.data.ledger import USED
 from eagle_train.data.ledger_read import read_bad, read_ledger
-from eagle_train.data.stream import Cursor, Step
 from eagle_train.model.encoders.intern_vit import InternVit
 from eagle_train.model.mixtures.channel_concat import ChannelConcat
 from eagle_train.model.projector import MlpProjector
 from eagle_train.track.throughput import Throughput
-from eagle_train.track.tracker import Trackers
-from eagle_train.train.anomalies import AnomalyGuard, AnomalyPolicy, RollBack
-from eagle_train.train.checkpoint import TrainState
-from eagle_train.train.engine import PlainEngine
-from eagle_train.train.heartbeat import Heart
-from eagle_train.train.optim import freeze
-from eagle_train.train.preemption import PreemptionFlag
-from eagle_train.train.schedule import Stage
-from eagle_train.train.trainer import NonFiniteLossError, Trainer
 from eagle_train.types import REASONS, SampleError
-from tests.toys import TILE, booked, grown, tiny_model, tiny_row, tiny_sample
-
-RATES = {"mixture": 1e-2, "projector": 1e-2, "llm": 1e-2}
-SHARDS = [LedgerShard(source="b", location="b/b-000000.tar", num_samples=3)]
-SAMPLES = [tiny_sample(i, tiles=i % 3, text=8 + i, source="ab"[i % 2]) for i in range(8)]
-
-
-def stage(**changes):
-    values = {"recipe": "x", "learning_rates": RATES, "max_length": 256, "rows_per_step": 1, "num_steps": 4}
-    return Stage(**values | {"warmup_ratio": 0.0} | changes)
-
-
-def step_of(row):
-    """A step of the plan that has the samples of one row, all of source b."""
-    read = np.array([0, len(row.uses)])
-    after = Cursor(epoch=0, window=row.row, first_row=0)
-    return Step(
-        number=row.row, first_row=row.row, rows=(), costs=np.zeros(1), num_tokens=0, num_tiles=0, read=read, after=after
-    )
-
-
-@pytest.fixture
-def make(tmp_path):
-    flag = PreemptionFlag()
-    ledgers = []
-
-    def trainer(rows_per_step=1, batches=(), saved=None, share=1.0, **changes):
-        model = tiny_model()
-        plan = stage(rows_per_step=rows_per_step, **changes)
-        freeze(model, plan.learning_rates)
-        ledgers.append(Ledger(tmp_path / "ledger", "sft", 0, len(ledgers), SHARDS))
-        return Trainer(
-            engine=PlainEngine(model, plan, rows_per_step),
-            steps=((step_of(row), [row]) for row in batches),
-            stage=plan,
-            num_steps=4,
-            sources=["a", "b"],
-            state=TrainState(stage="sft"),
-            tracker=Trackers([]),
-            ledger=ledgers[-1],
-            budget=BadSampleBudget({"a": 100, "b": 100}, {"a": share, "b": 1.0}, []),
-            preempted=flag,
-            heart=Heart(),
-            save=lambda wait=True: (saved if saved is not None else []).append(wait),
-            save_every=100,
-            log_every=1,
-        )
-
-    yield trainer
-    flag.close()
-    for ledger in ledgers:
-        ledger.close()
-
-
-def weights(trainer):
-    return {name: p.detach().clone() for name, p in trainer.engine.model.named_parameters()}
-
-
-def step(trainer, rows):
-    _, metrics = trainer.train_step(rows, Throughput())
-    return metrics | trainer.flush_losses()
+from tests.toys import TILE, booked, tiny_row, tiny_sample
+from tests.train.trainers import SAMPLES, step, weights
 
 
 def test_four_micro_batches_equal_one(make):
@@ -157,91 +85,6 @@ def test_loss_is_the_weighted_mean_and_source_losses_add_up(make):
     assert sum(metrics[f"train/loss/{s}"] * share[s] for s in "ab") == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_nan_loss_saves_and_names_the_samples(make):
-    saved, found = [], []
-    trainer = make(1, saved=saved)
-    trainer.record = found.append
-    trainer.engine.model.llm.lm_head.weight.data[3] = float("nan")
-    before = weights(trainer)
-    with pytest.raises(NonFiniteLossError, match="a/0, b/1") as error:
-        trainer.train_step([tiny_row(SAMPLES)], Throughput())
-    assert "step 0 of stage sft" in str(error.value)
-    assert [(each.kind, each.action, each.limit) for each in found] == [("loss", "stop", None)]
-    assert saved == [True] and trainer.state.step == 0
-    assert all(torch.equal(v, before[n]) for n, v in weights(trainer).items() if n != "llm.lm_head.weight")
-
-
-def test_a_skipped_spike_leaves_weights_and_moments_as_they_were_and_the_next_one_goes_back(make):
-    saved, found, told = [], [], []
-    policy = AnomalyPolicy(spike_deviations=6.0, window=8, skips=1, rollbacks=1)
-    spiky, calm = make(1, saved=saved), make(1)
-    spiky.guard = AnomalyGuard(policy=policy, stage="sft", losses=[1e9] * 8)
-    spiky.record, spiky.can_return = found.append, lambda: True
-    rows = [tiny_row(SAMPLES[i : i + 2]) for i in (0, 2, 4)]
-    for trainer in (spiky, calm):
-        trainer.train_step(rows[:1], Throughput())
-    before = weights(spiky)
-    spiky.guard.losses[:] = [0.5] * 8
-    spiky.proof = SimpleNamespace(forget=lambda: told.append("forget"), check=lambda: told.append("check"))
-    _, metrics = spiky.train_step(rows[1:2], Throughput())
-    assert metrics["train/anomaly"] == 1.0 and "train/grad_norm" not in metrics and told == ["forget"]
-    assert all(torch.equal(value, before[name]) for name, value in weights(spiky).items())
-    with pytest.raises(RollBack):
-        spiky.train_step(rows[1:2], Throughput())
-    assert [(each.step, each.kind, each.action, each.keys) for each in found] == [
-        (1, "spike", "skip", ("a/2", "b/3")),
-        (2, "spike", "rollback", ("a/2", "b/3")),
-    ]
-    assert all(0.5 < each.limit < each.loss and each.grad_norm is None for each in found) and not saved
-    spiky.__post_init__()  # as when the stage goes on after the return
-    spiky.state.step = 1
-    _, metrics = spiky.train_step(rows[1:2], Throughput())
-    assert not {"train/anomaly", "train/grad_norm"} & set(metrics), "passed over"
-    assert all(torch.equal(value, before[name]) for name, value in weights(spiky).items())
-    spiky.guard.losses[:] = [1e9] * 8
-    spiky.state.step = calm.state.step = 3
-    for trainer in (spiky, calm):
-        trainer.train_step(rows[2:], Throughput())
-    assert told == ["forget", "forget", "check"] and spiky.proof is None
-    assert all(torch.equal(value, weights(calm)[name]) for name, value in weights(spiky).items())
-    assert spiky.flush_losses() == calm.flush_losses(), "what was left out is in no mean"
-
-
-def test_bad_samples_over_the_share_save_and_stop_with_the_list(make):
-    saved = []
-    trainer = make(1, saved=saved, share=0.01)
-
-    def row(i):
-        error = SampleError(f"a/bad{i}", "unreadable_image", "broken")
-        return booked(pack(SAMPLES[:2], [("a", error)], filler_id=0, tile_size=TILE))
-
-    trainer.train_step([row(0)], Throughput())
-    trainer.train_step([row(0)], Throughput())  # the same sample again counts once
-    with pytest.raises(TooManyBadSamples, match="2 of 100 samples are bad") as error:
-        trainer.train_step([row(1)], Throughput())
-    assert "a/bad0" in str(error.value) and "a/bad1" in str(error.value)
-    assert saved == [True]
-
-
-def test_a_gradient_that_is_not_finite_updates_nothing_saves_and_names_the_samples(make):
-    saved = []
-    trainer = make(1, saved=saved)
-    trainer.engine.model.projector.layers[0].weight.register_hook(lambda grad: grad * float("inf"))
-    before = weights(trainer)
-    with pytest.raises(NonFiniteLossError, match=r"step 0 .* gradient norm is (inf|nan).*a/0, b/1"):
-        trainer.train_step([tiny_row(SAMPLES)], Throughput())
-    assert saved == [True] and all(torch.equal(v, before[n]) for n, v in weights(trainer).items())
-
-
-def test_a_step_of_which_every_sample_is_bad_is_passed_over(make):
-    error = SampleError("a/bad", "unreadable_image", "broken")
-    trainer = make(1)
-    before = weights(trainer)
-    metrics = step(trainer, [booked(pack([], [("a", error)], filler_id=0, tile_size=TILE))])
-    assert trainer.state.step == 1 and "train/loss" not in metrics
-    assert all(torch.equal(v, before[n]) for n, v in weights(trainer).items())
-
-
 def test_logged_losses_are_means_since_the_last_log(make):
     trainer = make(1)
     rows = [tiny_row(SAMPLES[:3]), tiny_row(SAMPLES[3:])]
@@ -271,14 +114,6 @@ def test_the_ledger_holds_what_each_step_used_and_dropped(make, tmp_path):
     assert [(bad.step, str(bad.error)) for bad in read_bad(tmp_path / "ledger", "sft")] == [
         (step, "b/x: unreadable_video: broken") for step in range(4)
     ]
-
-
-def test_a_signal_ends_the_stage_after_saving(make):
-    saved = []
-    trainer = make(1, batches=repeat(tiny_row(SAMPLES)), saved=saved)
-    trainer.preempted.signal = 15
-    assert not trainer.fit()
-    assert trainer.state.step == 1 and saved == [True]
 
 
 def test_a_stage_logs_and_saves_when_due_and_waits_for_its_last_checkpoint(make):
@@ -313,12 +148,6 @@ def test_clipping_limits_the_update(make):
     assert norms[1][0] == pytest.approx(norms[0][0], rel=1e-5) and norms[1][1] == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_step_without_supervised_tokens_is_refused(make):
-    sample = grown(SAMPLES[0], loss_weights=torch.zeros_like(SAMPLES[0].loss_weights))
-    with pytest.raises(ValueError, match="no supervised token"):
-        make(1).train_step([tiny_row([sample])], Throughput())
-
-
 def test_publishing_a_checkpoint_is_no_part_of_a_steps_seconds_and_what_is_profiled_ends_before_it(make):
     """As the convention of MFU says; a large checkpoint that is deleted can take minutes."""
     done = []
@@ -339,26 +168,3 @@ def test_publishing_a_checkpoint_is_no_part_of_a_steps_seconds_and_what_is_profi
     trainer.meter, trainer.profiler, trainer.poll = Meter(), Window(), lambda: done.append("published")
     assert trainer.fit()
     assert done == [part for n in range(4) for part in (f"begins {n}", "measured", f"ends {n + 1}", "published")]
-
-
-def test_a_step_that_is_passed_over_has_no_flops(make):
-    trainer = make()
-    row = tiny_row(SAMPLES)
-    trainer.flops = SimpleNamespace(of=lambda row: (2.0, 3.0))
-    assert trainer.count_flops([row, row]) == (4.0, 6.0)
-    trainer.passed_over = {0}
-    assert trainer.count_flops([row, row]) == (0, 0)
-
-
-def test_a_step_that_is_skipped_between_two_records_is_told(make):
-    logged = []
-    trainer = make(batches=[tiny_row(SAMPLES, number=n) for n in range(4)])
-    trainer.log_every = 100
-    trainer.tracker = SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics)))
-    trainer.guard = AnomalyGuard(policy=AnomalyPolicy(skips=1), stage="sft", losses=[])
-    trainer.guard.judge = lambda loss: "spike" if trainer.state.step == 1 else None
-    assert trainer.fit()
-    assert [(step, "train/anomaly" in metrics, "train/loss" in metrics) for step, metrics in logged] == [
-        (2, True, False),
-        (4, False, True),
-    ]
